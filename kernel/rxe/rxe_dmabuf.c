@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Soft-RoCE memory regions over dma-bufs.
+ *
+ * rxe moves bytes with the CPU, from an array that holds one struct page per
+ * page of the MR. So all there is to importing a dma-buf is to attach to it,
+ * to fill that array from its scatterlist, and to keep the attachment until
+ * the MR goes. The rest of rxe cannot tell such an MR from one over pinned
+ * user memory.
+ */
+
+#include <linux/dma-buf.h>
+#include <linux/dma-map-ops.h>
+#include <linux/overflow.h>
+#include <linux/pfn.h>
+#include <rdma/ib_umem.h>
+
+#include "rxe.h"
+#include "rxe_loc.h"
+#include "rxe_dmabuf.h"
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+MODULE_IMPORT_NS("DMA_BUF");
+#else
+MODULE_IMPORT_NS(DMA_BUF);
+#endif
+
+#ifdef CONFIG_DMABUF_DEBUG
+#error "CONFIG_DMABUF_DEBUG hides the struct pages that rxe has to copy through"
+#endif
+#ifndef CONFIG_ARCH_HAS_DMA_OPS
+#error "without CONFIG_ARCH_HAS_DMA_OPS nothing keeps mappings from being bounced"
+#endif
+
+/*
+ * DMA mapping for a device whose DMA engine is the CPU: the identity.
+ *
+ * An exporter maps its pages for the device that attaches. Left to the default
+ * operations that mapping may be bounced (swiotlb=force, memory encryption):
+ * unmapping then copies the bounce buffer over pages which rxe, that never
+ * looks at the DMA addresses, has written in the meantime. Nothing is
+ * synchronised here for the same reason: what the CPU copies is coherent with
+ * every other CPU access as it stands.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+static dma_addr_t rxe_dma_map_phys(struct device *dev, phys_addr_t phys,
+				   size_t size, enum dma_data_direction dir,
+				   unsigned long attrs)
+{
+	return phys;
+}
+#else
+static dma_addr_t rxe_dma_map_page(struct device *dev, struct page *page,
+				   unsigned long offset, size_t size,
+				   enum dma_data_direction dir,
+				   unsigned long attrs)
+{
+	return page_to_phys(page) + offset;
+}
+
+/*
+ * Exporters map memory without struct pages (a BAR) through this one. Letting
+ * it succeed leaves the refusal, and its errno, to rxe_dmabuf_fill_pages().
+ */
+static dma_addr_t rxe_dma_map_resource(struct device *dev, phys_addr_t phys,
+				       size_t size, enum dma_data_direction dir,
+				       unsigned long attrs)
+{
+	return phys;
+}
+#endif
+
+static void rxe_dma_unmap(struct device *dev, dma_addr_t addr, size_t size,
+			  enum dma_data_direction dir, unsigned long attrs)
+{
+}
+
+static int rxe_dma_map_sg(struct device *dev, struct scatterlist *sgl,
+			  int nents, enum dma_data_direction dir,
+			  unsigned long attrs)
+{
+	struct scatterlist *sg;
+	int i;
+
+	for_each_sg(sgl, sg, nents, i) {
+		sg_dma_address(sg) = sg_phys(sg);
+		sg_dma_len(sg) = sg->length;
+	}
+
+	return nents;
+}
+
+static void rxe_dma_unmap_sg(struct device *dev, struct scatterlist *sgl,
+			     int nents, enum dma_data_direction dir,
+			     unsigned long attrs)
+{
+}
+
+static const struct dma_map_ops rxe_dma_map_ops = {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+	.map_phys = rxe_dma_map_phys,
+	.unmap_phys = rxe_dma_unmap,
+#else
+	.map_page = rxe_dma_map_page,
+	.unmap_page = rxe_dma_unmap,
+	.map_resource = rxe_dma_map_resource,
+#endif
+	.map_sg = rxe_dma_map_sg,
+	.unmap_sg = rxe_dma_unmap_sg,
+};
+
+/*
+ * Make the ib_device's own struct device fit for an exporter to map for.
+ * ib_device.dma_device stays NULL, so the RDMA core and its clients go on
+ * treating rxe as a device that takes virtual addresses.
+ */
+int rxe_dmabuf_init_device(struct ib_device *ibdev)
+{
+	set_dma_ops(&ibdev->dev, &rxe_dma_map_ops);
+
+	return dma_coerce_mask_and_coherent(&ibdev->dev, DMA_BIT_MASK(64));
+}
+
+/*
+ * Attach to the dma-buf and map it, as a umem that ib_umem_release() can take
+ * apart again: unmap, detach, put. That is what rxe_mr_cleanup() calls for any
+ * user MR, once the last packet has let go of it and in a context that may
+ * sleep.
+ *
+ * The core's own ib_umem_dmabuf_get_pinned() attaches as a dynamic importer
+ * capable of peer-to-peer, which invites an exporter to leave the buffer in
+ * device memory. A static attachment makes it move the buffer to where the CPU
+ * gets at it, and keeps it there.
+ */
+static struct ib_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
+						  u64 offset, u64 length,
+						  int fd, int access)
+{
+	struct ib_umem_dmabuf *umem_dmabuf;
+	struct dma_buf *dmabuf;
+	u64 end;
+	int err;
+
+	/* First of all, since fd -1 is how applications probe for the verb. */
+	dmabuf = dma_buf_get(fd);
+	if (IS_ERR(dmabuf))
+		return ERR_CAST(dmabuf);
+
+	if (!length || check_add_overflow(offset, length, &end) ||
+	    end > dmabuf->size) {
+		err = -EINVAL;
+		goto err_put;
+	}
+
+	umem_dmabuf = kzalloc(sizeof(*umem_dmabuf), GFP_KERNEL);
+	if (!umem_dmabuf) {
+		err = -ENOMEM;
+		goto err_put;
+	}
+
+	umem_dmabuf->umem.ibdev = ibdev;
+	umem_dmabuf->umem.address = offset;
+	umem_dmabuf->umem.length = length;
+	umem_dmabuf->umem.writable = ib_access_writable(access);
+	umem_dmabuf->umem.is_dmabuf = 1;
+
+	umem_dmabuf->attach = dma_buf_attach(dmabuf, &ibdev->dev);
+	if (IS_ERR(umem_dmabuf->attach)) {
+		err = PTR_ERR(umem_dmabuf->attach);
+		goto err_free;
+	}
+
+	/*
+	 * Both ways whatever the access: it is what the release assumes. This
+	 * also waits until the exporter has finished moving the buffer. There
+	 * is no dma_buf_begin_cpu_access() around rxe's copies: it may sleep,
+	 * they may not, and an MR has no end of access to bracket. The verbs
+	 * contract already leaves ordering to the application, and caches need
+	 * no care where devices snoop them; an exporter whose device does not
+	 * is one that rxe cannot serve.
+	 */
+	umem_dmabuf->sgt = dma_buf_map_attachment_unlocked(umem_dmabuf->attach,
+							   DMA_BIDIRECTIONAL);
+	if (IS_ERR(umem_dmabuf->sgt)) {
+		err = PTR_ERR(umem_dmabuf->sgt);
+		goto err_detach;
+	}
+
+	return umem_dmabuf;
+
+err_detach:
+	dma_buf_detach(dmabuf, umem_dmabuf->attach);
+err_free:
+	kfree(umem_dmabuf);
+err_put:
+	dma_buf_put(dmabuf);
+	return ERR_PTR(err);
+}
+
+/*
+ * Enter the pages that offset .. offset + length touches.
+ *
+ * sg->offset may exceed a page: udmabuf describes page n of a huge folio as
+ * the folio's head page plus n pages of offset. The sg_page_iter family counts
+ * such an entry as n + 1 pages, hence the walk by pfn.
+ */
+static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
+				 u64 offset, u64 length)
+{
+	unsigned long skip = PFN_DOWN(offset);
+	unsigned long left = PFN_DOWN(offset + length - 1) - skip + 1;
+	struct scatterlist *sg;
+	unsigned int i;
+
+	/* One array for a huge buffer is beyond kmalloc(): 1 GiB needs 4 MiB. */
+	mr->page_info = kvcalloc(left, sizeof(*mr->page_info),
+				 GFP_KERNEL | __GFP_NOWARN);
+	if (!mr->page_info)
+		return -ENOMEM;
+
+	mr->num_buf = left;
+	mr->max_allowed_buf = left;
+
+	for_each_sgtable_sg(sgt, sg, i) {
+		unsigned long n = PFN_DOWN(sg->length);
+		struct page *page = sg_page(sg);
+		unsigned long pfn;
+
+		if (!PAGE_ALIGNED(sg->offset | sg->length))
+			return -EOPNOTSUPP;
+
+		if (skip >= n) {
+			skip -= n;
+			continue;
+		}
+
+		/* A PCI BAR, with or without struct pages, is not memory. */
+		if (!page || is_pci_p2pdma_page(page))
+			return -EOPNOTSUPP;
+
+		pfn = page_to_pfn(page) + PFN_DOWN(sg->offset) + skip;
+		n = min(n - skip, left);
+		skip = 0;
+		left -= n;
+
+		while (n--)
+			mr->page_info[mr->nbuf++].page = pfn_to_page(pfn++);
+
+		if (!left)
+			return 0;
+	}
+
+	/* The exporter mapped less than the size it declared. */
+	return -EINVAL;
+}
+
+struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
+				     u64 length, u64 iova, int fd, int access,
+				     RXE_DMAH_PARAM
+				     struct uverbs_attr_bundle *attrs)
+{
+	struct rxe_dev *rxe = to_rdev(ibpd->device);
+	struct rxe_pd *pd = to_rpd(ibpd);
+	struct ib_umem_dmabuf *umem_dmabuf;
+	struct rxe_mr *mr;
+	int err;
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+	if (dmah)
+		return ERR_PTR(-EOPNOTSUPP);
+#endif
+
+	umem_dmabuf = rxe_umem_dmabuf_get(ibpd->device, offset, length, fd,
+					  access);
+	if (IS_ERR(umem_dmabuf))
+		return ERR_CAST(umem_dmabuf);
+
+	if (iova + length < iova) {
+		err = -EINVAL;
+		goto err_release;
+	}
+
+	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
+	if (!mr) {
+		err = -ENOMEM;
+		goto err_release;
+	}
+
+	err = rxe_add_to_pool(&rxe->mr_pool, mr);
+	if (err)
+		goto err_free;
+
+	/* From here on rxe_mr_cleanup() puts the PD and releases the umem. */
+	rxe_get(pd);
+	mr->ibmr.pd = ibpd;
+	mr->ibmr.device = ibpd->device;
+	mr->umem = &umem_dmabuf->umem;
+
+	rxe_mr_init(access, mr);
+
+	err = rxe_dmabuf_fill_pages(mr, umem_dmabuf->sgt, offset, length);
+	if (err)
+		goto err_cleanup;
+
+	/* uverbs fills in these two for reg_user_mr only. */
+	mr->ibmr.iova = iova;
+	mr->ibmr.length = length;
+	mr->ibmr.type = IB_MR_TYPE_USER;
+	mr->state = RXE_MR_STATE_VALID;
+	rxe_finalize(mr);
+
+	return &mr->ibmr;
+
+err_cleanup:
+	rxe_dbg_mr(mr, "pages not usable, err = %d\n", err);
+	rxe_cleanup(mr);
+	kfree(mr);
+	return ERR_PTR(err);
+
+err_free:
+	kfree(mr);
+err_release:
+	ib_umem_release(&umem_dmabuf->umem);
+	return ERR_PTR(err);
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Soft-RoCE memory regions over dma-bufs: what the hooks in rxe call.
+ */
+
+#ifndef RXE_DMABUF_H
+#define RXE_DMABUF_H
+
+#include <linux/version.h>
+#include <rdma/ib_verbs.h>
+
+/* Linux 7 hands TLP processing hints (a "DMA handle") to every registration. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#define RXE_DMAH_PARAM	struct ib_dmah *dmah,
+#else
+#define RXE_DMAH_PARAM
+#endif
+
+int rxe_dmabuf_init_device(struct ib_device *ibdev);
+
+struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
+				     u64 length, u64 iova, int fd, int access,
+				     RXE_DMAH_PARAM
+				     struct uverbs_attr_bundle *attrs);
+
+#endif /* RXE_DMABUF_H */
