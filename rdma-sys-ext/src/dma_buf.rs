@@ -1,0 +1,164 @@
+//! Operations on a dma-buf's file descriptor: `linux/dma-buf.h`.
+//!
+//! None of these proves that a descriptor is a dma-buf; `fstatfs` and [`MAGIC`] do. On any other
+//! file the kernel answers ENOTTY.
+
+use crate::ioctl::{ioctl, own};
+use std::ffi::{CStr, c_long};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// `f_type` of `statfs` on a dma-buf: "DMAB". In `linux/magic.h` since Linux 5.3.
+#[doc(alias = "DMA_BUF_MAGIC")]
+pub const MAGIC: c_long = 0x444d_4142;
+
+/// Longest name in bytes, the closing NUL included: a name has at most 31 characters.
+#[doc(alias = "DMA_BUF_NAME_LEN")]
+pub const NAME_LEN: usize = 32;
+
+/// The CPU reads through its mapping, or a fence is about reading.
+#[doc(alias = "DMA_BUF_SYNC_READ")]
+pub const SYNC_READ: u64 = 1 << 0;
+/// The CPU writes through its mapping, or a fence is about writing.
+#[doc(alias = "DMA_BUF_SYNC_WRITE")]
+pub const SYNC_WRITE: u64 = 1 << 1;
+/// [`SYNC_READ`] and [`SYNC_WRITE`].
+#[doc(alias = "DMA_BUF_SYNC_RW")]
+pub const SYNC_RW: u64 = SYNC_READ | SYNC_WRITE;
+/// Opens a bracket of CPU accesses. It is the absence of [`SYNC_END`]: its value is 0.
+#[doc(alias = "DMA_BUF_SYNC_START")]
+pub const SYNC_START: u64 = 0;
+/// Closes a bracket of CPU accesses.
+#[doc(alias = "DMA_BUF_SYNC_END")]
+pub const SYNC_END: u64 = 1 << 2;
+
+/// Argument of [`IOCTL_SYNC`].
+#[doc(alias = "dma_buf_sync")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncRequest {
+    /// `SYNC_*` bits.
+    pub flags: u64,
+}
+
+/// Argument of [`IOCTL_EXPORT_SYNC_FILE`].
+#[doc(alias = "dma_buf_export_sync_file")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExportSyncFile {
+    /// [`SYNC_READ`], [`SYNC_WRITE`] or both.
+    pub flags: u32,
+    /// Out: the new sync file.
+    pub fd: i32,
+}
+
+/// Argument of [`IOCTL_IMPORT_SYNC_FILE`].
+#[doc(alias = "dma_buf_import_sync_file")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportSyncFile {
+    /// [`SYNC_READ`], [`SYNC_WRITE`] or both.
+    pub flags: u32,
+    /// The sync file whose fences are added.
+    pub fd: i32,
+}
+
+const BASE: u32 = b'b' as u32;
+
+/// Opcode of [`sync`].
+#[doc(alias = "DMA_BUF_IOCTL_SYNC")]
+pub const IOCTL_SYNC: libc::Ioctl = libc::_IOW::<SyncRequest>(BASE, 0);
+/// Opcode of [`set_name`]. The argument is the string itself; the size in the opcode is that of a
+/// 64-bit pointer and only tells this variant from `DMA_BUF_SET_NAME_A`.
+#[doc(alias = "DMA_BUF_SET_NAME_B")]
+pub const SET_NAME_B: libc::Ioctl = libc::_IOW::<u64>(BASE, 1);
+/// Opcode of [`export_sync_file`].
+#[doc(alias = "DMA_BUF_IOCTL_EXPORT_SYNC_FILE")]
+pub const IOCTL_EXPORT_SYNC_FILE: libc::Ioctl = libc::_IOWR::<ExportSyncFile>(BASE, 2);
+/// Opcode of [`import_sync_file`].
+#[doc(alias = "DMA_BUF_IOCTL_IMPORT_SYNC_FILE")]
+pub const IOCTL_IMPORT_SYNC_FILE: libc::Ioctl = libc::_IOW::<ImportSyncFile>(BASE, 3);
+
+/// Opens or closes a bracket of CPU accesses through a mapping of the buffer.
+///
+/// `flags` is [`SYNC_START`] or [`SYNC_END`] with [`SYNC_READ`], [`SYNC_WRITE`] or [`SYNC_RW`]; a
+/// bracket is closed with the access bits it was opened with. It makes the CPU's view coherent with
+/// the device's and waits, at the start, for fences that the exporter knows of. It keeps nobody from
+/// the memory.
+///
+/// The call is repeated for as long as the kernel answers EINTR or EAGAIN, which an exporter may do
+/// before it has done anything.
+///
+/// # Errors
+/// - ENOTTY: not a dma-buf.
+/// - EINVAL: no access bit, or a bit outside [`SYNC_RW`] and [`SYNC_END`].
+/// - Whatever the exporter's `begin_cpu_access` or `end_cpu_access` returns.
+///
+/// Kernel: `dma_buf_ioctl` in `drivers/dma-buf/dma-buf.c`.
+#[doc(alias = "DMA_BUF_IOCTL_SYNC")]
+pub fn sync(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
+    let mut request = SyncRequest { flags };
+    loop {
+        // SAFETY: the kernel reads one SyncRequest, the type of the opcode, and writes nothing.
+        match unsafe { ioctl(fd, IOCTL_SYNC, &raw mut request) } {
+            Ok(_) => return Ok(()),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Names the buffer; `/proc/PID/fdinfo` and debugfs' `dma_buf/bufinfo` show the name.
+///
+/// It belongs to the buffer, not to the descriptor: every holder sees it and may change it.
+///
+/// # Errors
+/// - EINVAL: more than 31 bytes without the NUL ([`NAME_LEN`]).
+/// - ENOTTY: not a dma-buf, or a kernel before 5.3.
+/// - EBUSY: kernels that allow naming only while no device is attached.
+///
+/// Kernel: `dma_buf_set_name` in `drivers/dma-buf/dma-buf.c`.
+#[doc(alias = "DMA_BUF_SET_NAME")]
+pub fn set_name(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    // SAFETY: the kernel reads up to NAME_LEN bytes of a NUL-terminated string and never past its
+    // NUL, which a CStr has; it writes nothing, so the const pointer may pose as a mutable one.
+    unsafe { ioctl(fd, SET_NAME_B, name.as_ptr().cast_mut()) }.map(drop)
+}
+
+/// Takes a snapshot of the buffer's fences as a sync file.
+///
+/// With [`SYNC_READ`] alone it signals when all writers are done (as POLLIN on the dma-buf does),
+/// with [`SYNC_WRITE`] when all readers and writers are (POLLOUT). A buffer without fences gives a
+/// sync file that has signalled. The descriptor is close-on-exec.
+///
+/// # Errors
+/// - EINVAL: no access bit, or one outside [`SYNC_RW`].
+/// - ENOTTY: not a dma-buf, a kernel before 6.0, or one without CONFIG_SYNC_FILE.
+/// - EMFILE, ENFILE, ENOMEM.
+///
+/// Kernel: `dma_buf_export_sync_file` in `drivers/dma-buf/dma-buf.c`.
+#[doc(alias = "DMA_BUF_IOCTL_EXPORT_SYNC_FILE")]
+pub fn export_sync_file(fd: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
+    let mut request = ExportSyncFile { flags, fd: -1 };
+    // SAFETY: the kernel reads and writes one ExportSyncFile, the type of the opcode.
+    unsafe { ioctl(fd, IOCTL_EXPORT_SYNC_FILE, &raw mut request) }?;
+    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    unsafe { own(request.fd) }
+}
+
+/// Adds the fences of `sync_file` to the buffer, for everyone who synchronises through it.
+///
+/// With [`SYNC_WRITE`] all later accesses wait for them, with [`SYNC_READ`] alone only later writes.
+/// The kernel keeps references of its own; `sync_file` may be closed afterwards.
+///
+/// # Errors
+/// - EINVAL: no access bit, one outside [`SYNC_RW`], or `sync_file` is not a sync file.
+/// - ENOTTY: not a dma-buf, a kernel before 6.0, or one without CONFIG_SYNC_FILE.
+///
+/// Kernel: `dma_buf_import_sync_file` in `drivers/dma-buf/dma-buf.c`.
+#[doc(alias = "DMA_BUF_IOCTL_IMPORT_SYNC_FILE")]
+pub fn import_sync_file(fd: BorrowedFd<'_>, flags: u32, sync_file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = ImportSyncFile { flags, fd: sync_file.as_raw_fd() };
+    // SAFETY: the kernel reads one ImportSyncFile, the type of the opcode, and writes nothing.
+    unsafe { ioctl(fd, IOCTL_IMPORT_SYNC_FILE, &raw mut request) }.map(drop)
+}

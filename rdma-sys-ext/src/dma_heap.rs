@@ -1,0 +1,46 @@
+//! Dma-bufs from the heaps in `/dev/dma_heap`: `linux/dma-heap.h`.
+
+use crate::ioctl::{ioctl, own};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Argument of [`IOCTL_ALLOC`].
+#[doc(alias = "dma_heap_allocation_data")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AllocationData {
+    /// Bytes; the kernel rounds up to whole pages.
+    pub len: u64,
+    /// In: 0. Out: the new dma-buf.
+    pub fd: u32,
+    /// `O_CLOEXEC` and one of `O_RDONLY`, `O_WRONLY`, `O_RDWR`.
+    pub fd_flags: u32,
+    /// Zero: no heap has flags yet.
+    pub heap_flags: u64,
+}
+
+/// Opcode of [`alloc`].
+#[doc(alias = "DMA_HEAP_IOCTL_ALLOC")]
+pub const IOCTL_ALLOC: libc::Ioctl = libc::_IOWR::<AllocationData>(b'H' as u32, 0x0);
+
+/// Allocates a dma-buf of `len` bytes, rounded up to whole pages, all zero.
+///
+/// `heap` is a file of `/dev/dma_heap`, opened for reading. `fd_flags` takes `O_CLOEXEC` and an
+/// access mode; a buffer that is to be mapped for writing needs `O_RDWR`. Some heaps pin all memory
+/// at once, so a large `len` can take long and be refused.
+///
+/// # Errors
+/// - EINVAL: `len` is 0, or a flag that is not permitted.
+/// - ENOMEM: not enough memory, or more than the heap gives at once.
+/// - ENOTTY or EINVAL: `heap` is not a dma-heap.
+/// - EMFILE, ENFILE.
+///
+/// Kernel: `dma_heap_ioctl_allocate` in `drivers/dma-buf/dma-heap.c`.
+#[doc(alias = "DMA_HEAP_IOCTL_ALLOC")]
+pub fn alloc(heap: BorrowedFd<'_>, len: u64, fd_flags: u32) -> io::Result<OwnedFd> {
+    let mut request = AllocationData { len, fd: 0, fd_flags, heap_flags: 0 };
+    // SAFETY: the kernel reads and writes one AllocationData, the type of the opcode.
+    unsafe { ioctl(heap, IOCTL_ALLOC, &raw mut request) }?;
+    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    unsafe { own(request.fd as i32) }
+}

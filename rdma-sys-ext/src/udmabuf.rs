@@ -1,0 +1,126 @@
+//! Dma-bufs over the pages of memfds: `linux/udmabuf.h`.
+//!
+//! `device` is `/dev/udmabuf`, opened for reading. A memfd must have `F_SEAL_SHRINK` and must not
+//! have `F_SEAL_WRITE`; its pages stay pinned for the life of the buffer. The module's parameters
+//! `size_limit_mb` (64 by default, per buffer) and `list_limit` (1024 by default) bound a request,
+//! both inclusively; see `/sys/module/udmabuf/parameters`.
+
+use crate::ioctl::{ioctl, own};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// The new descriptor is close-on-exec.
+#[doc(alias = "UDMABUF_FLAGS_CLOEXEC")]
+pub const FLAGS_CLOEXEC: u32 = 0x01;
+
+/// Argument of [`IOCTL_CREATE`].
+#[doc(alias = "udmabuf_create")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Create {
+    /// The memfd's number.
+    pub memfd: u32,
+    /// [`FLAGS_CLOEXEC`] or 0; other bits are ignored by the kernel.
+    pub flags: u32,
+    /// First byte of the memfd, a multiple of the page size.
+    pub offset: u64,
+    /// Bytes, a multiple of the page size.
+    pub size: u64,
+}
+
+/// The fixed part of the argument of [`IOCTL_CREATE_LIST`]; `count` [`ListItem`]s follow it.
+#[doc(alias = "udmabuf_create_list")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListHeader {
+    /// [`FLAGS_CLOEXEC`] or 0.
+    pub flags: u32,
+    /// Number of items.
+    pub count: u32,
+}
+
+/// One piece of a buffer made by [`create_list`].
+#[doc(alias = "udmabuf_create_item")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListItem {
+    /// The memfd's number.
+    pub memfd: u32,
+    /// Zero.
+    pub pad: u32,
+    /// First byte of the memfd, a multiple of the page size.
+    pub offset: u64,
+    /// Bytes, a multiple of the page size.
+    pub size: u64,
+}
+
+/// Opcode of [`create`].
+#[doc(alias = "UDMABUF_CREATE")]
+pub const IOCTL_CREATE: libc::Ioctl = libc::_IOW::<Create>(b'u' as u32, 0x42);
+/// Opcode of [`create_list`].
+#[doc(alias = "UDMABUF_CREATE_LIST")]
+pub const IOCTL_CREATE_LIST: libc::Ioctl = libc::_IOW::<ListHeader>(b'u' as u32, 0x43);
+
+/// Makes a dma-buf of `size` bytes of a memfd from `offset` on.
+///
+/// # Errors
+/// - EINVAL: `offset` or `size` not a multiple of the page size; `size` 0, past the end of the memfd
+///   or over `size_limit_mb`; the seals are wrong.
+/// - EBADFD: not a memfd (EBADF-like, but errno 77).
+/// - ENOTTY: `device` is not `/dev/udmabuf`.
+/// - ENOMEM, EMFILE, ENFILE.
+///
+/// Kernel: `udmabuf_create` in `drivers/dma-buf/udmabuf.c`.
+#[doc(alias = "UDMABUF_CREATE")]
+pub fn create(
+    device: BorrowedFd<'_>,
+    memfd: BorrowedFd<'_>,
+    offset: u64,
+    size: u64,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut request = Create { memfd: memfd.as_raw_fd() as u32, flags, offset, size };
+    // SAFETY: the kernel reads one Create, the type of the opcode, and writes nothing.
+    let fd = unsafe { ioctl(device, IOCTL_CREATE, &raw mut request) }?;
+    // SAFETY: the result is the descriptor that the kernel has just created for us.
+    unsafe { own(fd) }
+}
+
+/// Makes one dma-buf of several pieces `(memfd, offset, size)`, in that order, without gaps.
+///
+/// The limits of [`create`] hold for each piece, `size_limit_mb` for their sum.
+///
+/// # Errors
+/// As [`create`], and EINVAL for no piece at all or more than `list_limit`.
+///
+/// Kernel: `udmabuf_create` in `drivers/dma-buf/udmabuf.c`.
+#[doc(alias = "UDMABUF_CREATE_LIST")]
+pub fn create_list(
+    device: BorrowedFd<'_>,
+    items: &[(BorrowedFd<'_>, u64, u64)],
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut request = encode_list(items, flags)?;
+    // SAFETY: the kernel reads a ListHeader and as many items as its count says; encode_list wrote
+    // exactly those, one after the other, into memory aligned for both. It writes nothing.
+    let fd = unsafe { ioctl(device, IOCTL_CREATE_LIST, request.as_mut_ptr()) }?;
+    // SAFETY: the result is the descriptor that the kernel has just created for us.
+    unsafe { own(fd) }
+}
+
+/// A [`ListHeader`] and its [`ListItem`]s as the words they occupy, aligned like their `u64`s.
+fn encode_list(items: &[(BorrowedFd<'_>, u64, u64)], flags: u32) -> io::Result<Vec<u64>> {
+    const ITEM_WORDS: usize = size_of::<ListItem>() / size_of::<u64>();
+    let Ok(count) = u32::try_from(items.len()) else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
+    let mut words = Vec::with_capacity(1 + ITEM_WORDS * items.len());
+    // SAFETY: both have the same size (checked by transmute), no padding, and any bits are a u64.
+    words.push(unsafe { std::mem::transmute::<ListHeader, u64>(ListHeader { flags, count }) });
+    for &(memfd, offset, size) in items {
+        let item = ListItem { memfd: memfd.as_raw_fd() as u32, pad: 0, offset, size };
+        // SAFETY: as above.
+        words.extend(unsafe { std::mem::transmute::<ListItem, [u64; ITEM_WORDS]>(item) });
+    }
+    Ok(words)
+}

@@ -1,0 +1,141 @@
+//! The ioctl interface of `/dev/infiniband/uverbsN`, below libibverbs and its providers.
+//!
+//! A verbs context is a `cmd_fd`; every object on it (protection domain, memory region, queue pair)
+//! has a 32-bit handle that libibverbs keeps in the object's `handle` field. A command names an
+//! object type, a method and a list of attributes; all of them share the opcode [`IOCTL`]. The
+//! numbers are in [`abi`], one submodule here per object type has the calls.
+//!
+//! | module | object | calls |
+//! |---|---|---|
+//! | [`mr`] | memory region | [`reg_dmabuf_mr`](mr::reg_dmabuf_mr), [`destroy`](mr::destroy) |
+//!
+//! # Errors
+//! What any command may return, as the kernel's `uverbs_ioctl.c` has it:
+//! - EPROTONOSUPPORT: the kernel has no such object, method or mandatory attribute.
+//! - EOPNOTSUPP: the device's driver lacks the operation.
+//! - ENOENT or EINVAL: a handle that does not exist on this `cmd_fd`.
+//! - EIO: the device is gone.
+//! - ENOTTY: not a uverbs descriptor.
+
+pub mod abi;
+pub mod mr;
+
+pub use abi::IOCTL;
+
+use crate::ioctl::ioctl;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// One attribute of a command, with the borrow of the memory that the kernel may write for it.
+#[repr(transparent)]
+#[derive(Debug)]
+struct Attr<'a>(abi::Attribute, PhantomData<&'a mut u32>);
+
+impl<'a> Attr<'a> {
+    fn new(attr_id: u16, len: usize, data: u64) -> Self {
+        let attribute = abi::Attribute {
+            attr_id,
+            // All lengths here are those of integers.
+            len: len as u16,
+            flags: abi::ATTR_F_MANDATORY,
+            attr_data: 0,
+            data,
+        };
+        Attr(attribute, PhantomData)
+    }
+
+    /// The handle of an existing object, or of one to be created: then 0, and the kernel fills it in.
+    fn object(attr_id: u16, handle: u32) -> Self {
+        Attr::new(attr_id, 0, handle.into())
+    }
+
+    /// A 64-bit value; the kernel takes what fits into 8 bytes from the attribute itself.
+    fn u64(attr_id: u16, value: u64) -> Self {
+        Attr::new(attr_id, size_of::<u64>(), value)
+    }
+
+    /// A 32-bit value, in the first four of the eight bytes.
+    fn u32(attr_id: u16, value: u32) -> Self {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&value.to_ne_bytes());
+        Attr::new(attr_id, size_of::<u32>(), u64::from_ne_bytes(bytes))
+    }
+
+    /// Where the kernel writes a 32-bit answer.
+    fn out_u32(attr_id: u16, answer: &'a mut u32) -> Self {
+        let address = (&raw mut *answer).expose_provenance();
+        Attr::new(attr_id, size_of::<u32>(), address as u64)
+    }
+
+    /// The handle in this attribute, for reading back what the kernel filled in.
+    fn handle(&self) -> u32 {
+        self.0.data as u32
+    }
+}
+
+/// A command with its attributes, laid out as the kernel reads it.
+#[repr(C)]
+#[derive(Debug)]
+struct Command<'a, const N: usize> {
+    header: abi::Header,
+    attributes: [Attr<'a>; N],
+}
+
+impl<'a, const N: usize> Command<'a, N> {
+    fn new(object_id: u16, method_id: u16, attributes: [Attr<'a>; N]) -> Self {
+        let header = abi::Header {
+            length: size_of::<Self>() as u16,
+            object_id,
+            method_id,
+            num_attrs: N as u16,
+            ..abi::Header::default()
+        };
+        Command { header, attributes }
+    }
+
+    /// Runs the command; afterwards handles can be read from its attributes.
+    ///
+    /// The kernel wants the number of the driver behind the descriptor in the header and answers
+    /// EINVAL, before it looks at anything else, when it is wrong. libibverbs has that number in a
+    /// private struct. Here the last right one is tried first, and only an EINVAL leads to asking
+    /// which is right: a second device of another driver costs a few refused calls at each change.
+    fn run(&mut self, cmd_fd: BorrowedFd<'_>) -> io::Result<()> {
+        static LAST_DRIVER: AtomicU32 = AtomicU32::new(0);
+        self.header.driver_id = LAST_DRIVER.load(Ordering::Relaxed);
+        let refused = match self.ioctl(cmd_fd) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => e,
+            result => return result,
+        };
+        match driver_id(cmd_fd) {
+            Some(right) if right != self.header.driver_id => {
+                LAST_DRIVER.store(right, Ordering::Relaxed);
+                self.header.driver_id = right;
+                self.ioctl(cmd_fd)
+            }
+            _ => Err(refused),
+        }
+    }
+
+    fn ioctl(&mut self, cmd_fd: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: the kernel reads the header and the `num_attrs` attributes behind it, which
+        // `new` counted, and writes back into attributes and through the addresses in them. Those
+        // come from `out_u32` only, whose exclusive borrow lasts as long as this command.
+        unsafe { ioctl(cmd_fd, IOCTL, &raw mut *self) }.map(drop)
+    }
+}
+
+/// The number of the driver behind a uverbs descriptor (`enum rdma_driver_id`), found without side
+/// effects: for an object that does not exist the kernel says EPROTONOSUPPORT, but only after it has
+/// accepted the driver's number.
+fn driver_id(cmd_fd: BorrowedFd<'_>) -> Option<u32> {
+    // Linux 7.3 knows 22 drivers; each new one gets the next number.
+    const END: u32 = 256;
+    let mut nothing = Command::new(abi::OBJECT_NONE, 0, []);
+    (0..END).find(|&driver_id| {
+        nothing.header.driver_id = driver_id;
+        let answer = nothing.ioctl(cmd_fd);
+        matches!(answer, Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT))
+    })
+}
