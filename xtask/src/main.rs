@@ -1,1 +1,40 @@
-fn main() {}
+//! `cargo xtask`: everything around the library that is not the library.
+//!
+//! It sets up what is missing, builds the kernel module, boots the guest and
+//! runs the demo, the tests and the benchmarks in it. See `docs/testing.md`.
+
+mod guest;
+mod host;
+mod kernel;
+mod lock;
+mod process;
+mod project;
+mod size;
+mod ui;
+mod vm;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Set-up, guest, demo, tests and benchmarks of dmabuf-rdma.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Vm(args) => vm::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        ui::error(&format!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,75 @@
+//! KVM or software emulation, decided by trying.
+//!
+//! `/dev/kvm` may exist and still not run a stock kernel, for instance inside
+//! another guest. So a kernel is booted with it once, up to its first process.
+
+use super::qemu::{Accel, Machine};
+use super::relay::Event;
+use crate::size::Size;
+use crate::{project, ui};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A KVM that works is there in a second; one that does not may never say so.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The fastest accelerator that works here.
+pub fn choose(image: &Path, initramfs: &Path) -> Result<Accel> {
+    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    if device.is_err() {
+        return Ok(Accel::Tcg);
+    }
+    // The answer may change with the host's kernel, a reboot or another QEMU.
+    let fact = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_string();
+    let qemu = crate::process::find("qemu-system-x86_64").and_then(|p| p.metadata().ok()?.modified().ok());
+    let key = format!(
+        "{} {} {qemu:?}",
+        fact("/proc/sys/kernel/osrelease"),
+        fact("/proc/sys/kernel/random/boot_id")
+    );
+    let cache = project::target().join("vm/accel");
+    let cached = fs::read_to_string(&cache).unwrap_or_default();
+    match cached.split_once('\n') {
+        Some((k, "kvm")) if k == key => return Ok(Accel::Kvm),
+        Some((k, "tcg")) if k == key => return Ok(Accel::Tcg),
+        _ => {}
+    }
+    let works = try_kvm(image, initramfs)?;
+    if !works {
+        ui::note("Guest", "KVM is here but does not run a kernel; using software emulation");
+    }
+    fs::write(&cache, format!("{key}\n{}", if works { "kvm" } else { "tcg" }))
+        .with_context(|| format!("cannot write {}", cache.display()))?;
+    Ok(if works { Accel::Kvm } else { Accel::Tcg })
+}
+
+fn try_kvm(image: &Path, initramfs: &Path) -> Result<bool> {
+    let run = super::rundir::RunDir::new()?;
+    let machine = Machine {
+        accel: Accel::Kvm,
+        cpus: 2,
+        memory: Size::gib(1),
+        image,
+        initramfs,
+        append: &["xtask.trial".to_string()],
+        extra: &[],
+        terminal: false,
+    };
+    let mut started = machine.start(&run)?;
+    let end = Instant::now() + PATIENCE;
+    let mut works = false;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        match started.next_event(left) {
+            Some(Event::Ready) => {
+                works = true;
+                break;
+            }
+            Some(Event::Gone) => break,
+            _ => {}
+        }
+    }
+    started.stop();
+    Ok(works)
+}

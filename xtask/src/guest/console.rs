@@ -1,0 +1,120 @@
+//! Reading the kernel's console for what must not be there.
+
+/// What a message of trouble starts with, after its time stamp.
+const STARTS: &[&str] = &[
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at ",
+    "Oops",
+    "Kernel panic",
+    "Call Trace:",
+    "------------[ cut here ]",
+    "general protection fault",
+    "watchdog: BUG: ",
+    "INFO: rcu",
+    "rcu: INFO: ",
+    "INFO: task ",
+    "UBSAN: ",
+    "KASAN: ",
+    "refcount_t: ",
+    "list_add corruption",
+    "list_del corruption",
+    "double fault",
+    "Out of memory: ",
+];
+
+/// `INFO: task ` and `rcu: INFO: ` also start harmless messages.
+fn harmless(message: &str) -> bool {
+    message.starts_with("INFO: task ") && !message.contains("blocked for more than")
+}
+
+/// How much of a report is shown after the line that starts it.
+const CONTEXT: usize = 40;
+const LIMIT: usize = 120;
+
+/// The lines that report trouble with those that belong to them; empty when
+/// there is none.
+pub fn problems(console: &str) -> Vec<String> {
+    let mut shown = Vec::new();
+    let mut left = 0;
+    for line in console.lines() {
+        if is_problem(line) {
+            left = CONTEXT;
+        }
+        if left > 0 && shown.len() < LIMIT {
+            shown.push(line.trim_end().to_string());
+            left -= 1;
+            if line.contains("---[ end trace") {
+                left = 0;
+            }
+        }
+    }
+    shown
+}
+
+/// Whether this line reports trouble in the kernel.
+pub fn is_problem(line: &str) -> bool {
+    let message = message(line);
+    STARTS.iter().any(|start| message.starts_with(start)) && !harmless(message)
+}
+
+/// After this the kernel does nothing more.
+pub fn is_fatal(line: &str) -> bool {
+    message(line).starts_with("Kernel panic")
+}
+
+/// The text after `[    1.234567] ` or `[    1.234567][  T123] `.
+fn message(mut line: &str) -> &str {
+    while let Some(rest) = line.strip_prefix('[') {
+        match rest.split_once(']') {
+            Some((stamp, rest)) if stamp.chars().all(|c| c.is_ascii_alphanumeric() || " .".contains(c)) => {
+                line = rest.trim_start();
+            }
+            _ => break,
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_boot_has_no_problems() {
+        let console = "\
+[    0.000000] Linux version 6.12.117+deb12-amd64
+[    0.100000] Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on
+[    1.000000] rdma_rxe: loading out-of-tree module taints kernel.
+[    1.100000] clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable
+[    2.000000] workqueue: drm_fb_helper_damage_work hogged CPU for >10000us 4 times
+";
+        assert_eq!(problems(console), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_kind_of_trouble_is_found() {
+        for line in [
+            "[    5.1] WARNING: CPU: 1 PID: 77 at drivers/infiniband/sw/rxe/rxe_mr.c:12 rxe_x+0x1/0x2 [rdma_rxe]",
+            "[    5.1] WARNING: drivers/infiniband/sw/rxe/rxe_mr.c:12 at rxe_x+0x1/0x2, CPU#1: sh/77",
+            "[    5.1][   T77] BUG: unable to handle page fault for address: ffff888000000000",
+            "[    5.1] Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI",
+            "[    5.1] Kernel panic - not syncing: Fatal exception",
+            "[  250.1] INFO: task demo:99 blocked for more than 120 seconds.",
+            "[   60.1] rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "[   60.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [x:1]",
+        ] {
+            assert!(is_problem(line), "{line}");
+        }
+        assert!(is_fatal("[    5.1] Kernel panic - not syncing: Fatal exception"));
+    }
+
+    #[test]
+    fn a_report_is_shown_to_its_end() {
+        let console = "a\n[ 1.0] ------------[ cut here ]------------\n[ 1.0] WARNING: CPU: 0\n\
+                       [ 1.0] more\n[ 1.0] ---[ end trace 0000000000000000 ]---\n[ 2.0] after\n";
+        let shown = problems(console);
+        assert_eq!(shown.len(), 4);
+        assert!(shown[3].contains("end trace"));
+    }
+}

@@ -1,0 +1,124 @@
+//! What the guest starts from: a static busybox, two scripts and the modules
+//! for the root file system and for RDMA, uncompressed, since the guest's
+//! processor is much slower at that than ours.
+
+use super::cpio::Archive;
+use crate::kernel::{Module, Unpacked};
+use crate::{lock, process};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const INIT: &str = include_str!("init.sh");
+const MAIN: &str = include_str!("main.sh");
+
+/// What the two scripts use of busybox.
+const APPLETS: &[&str] = &[
+    "cat",
+    "cp",
+    "dmesg",
+    "hostname",
+    "insmod",
+    "ip",
+    "ln",
+    "mkdir",
+    "mkfifo",
+    "mount",
+    "poweroff",
+    "setsid",
+    "sh",
+    "sleep",
+    "stty",
+    "switch_root",
+    "sync",
+];
+
+/// The initramfs for this kernel and this rdma_rxe; `None` stands for the
+/// kernel's own.
+pub fn build(kernel: &Unpacked, rxe: Option<&Path>) -> Result<PathBuf> {
+    let busybox_path = busybox()?;
+    let busybox =
+        fs::read(&busybox_path).with_context(|| format!("cannot read {}", busybox_path.display()))?;
+    let root = kernel.modules(kernel.kernel.root_modules)?;
+    let mut names = kernel.kernel.rdma_modules.to_vec();
+    names.push("rdma_rxe");
+    let mut rdma = kernel.modules(&names)?;
+    rdma.retain(|module| !root.contains(module));
+    if let Some(path) = rxe {
+        let module = rdma.iter_mut().find(|m| m.name == "rdma_rxe").context("rdma_rxe is built in")?;
+        module.path = path.to_path_buf();
+    }
+
+    let mut hasher = DefaultHasher::new();
+    (INIT, MAIN, APPLETS, &busybox).hash(&mut hasher);
+    for module in root.iter().chain(&rdma) {
+        module.path.hash(&mut hasher);
+    }
+    if let Some(path) = rxe {
+        fs::read(path).with_context(|| format!("cannot read {}", path.display()))?.hash(&mut hasher);
+    }
+    let dir = kernel.build_dir("initramfs");
+    let target = dir.join(format!("{:016x}.cpio", hasher.finish()));
+    if target.is_file() {
+        return Ok(target);
+    }
+    let _lock = lock::exclusive(&dir.with_extension("lock"))?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let bytes = pack(&busybox, &root, &rdma)?;
+    let partial = target.with_extension("partial");
+    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, &target)?;
+    Ok(target)
+}
+
+fn pack(busybox: &[u8], root: &[Module], rdma: &[Module]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "proc", "sys", "modules"] {
+        archive.directory(dir);
+    }
+    archive.device("dev/console", 5, 1);
+    archive.file("bin/busybox", 0o755, busybox);
+    for applet in APPLETS {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("main.sh", 0o644, MAIN.as_bytes());
+    for (list, modules) in [("root", root), ("rdma", rdma)] {
+        let names: String = modules.iter().map(|m| format!("{}\n", m.name)).collect();
+        archive.file(&format!("modules/{list}"), 0o644, names.as_bytes());
+        for module in modules {
+            archive.file(&format!("modules/{}.ko", module.name), 0o644, &uncompressed(&module.path)?);
+        }
+    }
+    Ok(archive.finish())
+}
+
+/// A module's content, whatever its kernel compressed it with.
+fn uncompressed(path: &Path) -> Result<Vec<u8>> {
+    let program = match path.extension().and_then(|e| e.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return fs::read(path).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let out = Command::new(program).arg("-dc").arg(path).output();
+    let out = out.with_context(|| format!("cannot run {program}"))?;
+    if !out.status.success() {
+        bail!("cannot unpack {}: {}", path.display(), String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(out.stdout)
+}
+
+/// A busybox that needs no libraries.
+fn busybox() -> Result<PathBuf> {
+    let path = process::find("busybox").context("busybox is missing (package busybox-static)")?;
+    let head = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    // A dynamic one names its loader in the first page.
+    let page = &head[..head.len().min(4096)];
+    if page.windows(7).any(|w| w == b"/ld-lin") {
+        bail!("{} needs libraries; the guest wants a static one (package busybox-static)", path.display());
+    }
+    Ok(path)
+}

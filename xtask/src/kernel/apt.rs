@@ -1,0 +1,154 @@
+//! A private apt folder.
+//!
+//! It reads the machine's configuration and never writes it: state, cache and
+//! lists are our own, none of the machine's hooks run, no root is needed.
+
+use super::read;
+use super::resolve::{Offer, parse_packages};
+use super::sources::{self, Archive};
+use crate::process;
+use anyhow::{Context, Result, bail};
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An apt of our own.
+pub struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    /// Sets it up in `dir` and fetches the package lists.
+    pub fn update(dir: &Path) -> Result<Apt> {
+        for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
+            let path = dir.join(sub);
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        let apt = Apt { dir: dir.to_path_buf() };
+        apt.write("apt.conf", &apt.configuration()?)?;
+
+        let archives = machine_sources()?;
+        let codename = codename()?;
+        let mut last = None;
+        // Not every mirror carries the backports, and apt fails as a whole then.
+        for backports in [true, false] {
+            let chosen = sources::for_release(&archives, &codename, backports);
+            if chosen.is_empty() {
+                bail!(
+                    "the apt sources of this machine name no Debian {codename} mirror; \
+                     the guest's kernel comes from there"
+                );
+            }
+            apt.write("sources/debian.sources", &sources::to_deb822(&chosen))?;
+            let update = apt.command("apt-get").args(["-q", "update", "--error-on=any"]).output();
+            let update = update.context("cannot run apt-get")?;
+            if update.status.success() {
+                return Ok(apt);
+            }
+            last = Some(String::from_utf8_lossy(&update.stderr).into_owned());
+        }
+        bail!("apt cannot fetch Debian's package lists:\n{}", last.unwrap_or_default());
+    }
+
+    /// What each suite offers.
+    pub fn offers(&self) -> Result<Vec<(String, Vec<Offer>)>> {
+        let format = "$(RELEASE) $(FILENAME)";
+        let list = process::output(self.command("apt-get").args([
+            "indextargets",
+            "--format",
+            format,
+            "Created-By: Packages",
+        ]))?;
+        let mut suites = Vec::new();
+        for line in list.lines() {
+            let (suite, file) =
+                line.split_once(' ').context("apt-get indextargets printed something else")?;
+            // The lists may be compressed in any of several ways; apt knows them all.
+            let text = process::output(Command::new("/usr/lib/apt/apt-helper").args(["cat-file", file]))?;
+            suites.push((suite.to_string(), parse_packages(&text)));
+        }
+        Ok(suites)
+    }
+
+    /// Fetches packages of one version into `to`.
+    pub fn download(&self, packages: &[String], version: &str, to: &Path) -> Result<()> {
+        let names = packages.iter().map(|name| format!("{name}={version}"));
+        process::output(self.command("apt-get").args(["-q", "download"]).args(names).current_dir(to))?;
+        Ok(())
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", self.dir.join("apt.conf")).env("LC_ALL", "C");
+        command
+    }
+
+    /// The machine's way to fetch (proxies, time-outs, what it trusts), and
+    /// folders of our own for all the rest.
+    fn configuration(&self) -> Result<String> {
+        let mut text = process::output(Command::new("apt-config").args(["dump", "Acquire"]))?;
+        let dir = self.dir.display();
+        let _ = write!(
+            text,
+            r#"
+Dir::State "{dir}/state";
+Dir::Cache "{dir}/cache";
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "{dir}/sources";
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+APT::Sandbox::User "";
+APT::Architecture "amd64";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Languages "none";
+"#
+        );
+        Ok(text)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// The archives in all of the machine's source files.
+fn machine_sources() -> Result<Vec<Archive>> {
+    let dump = process::output(Command::new("apt-config").args([
+        "shell",
+        "LIST",
+        "Dir::Etc::sourcelist/f",
+        "PARTS",
+        "Dir::Etc::sourceparts/d",
+    ]))?;
+    let value = |name: &str| {
+        let quoted = dump.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        quoted.map(|q| PathBuf::from(q.trim_matches('\'')))
+    };
+    let mut files: Vec<PathBuf> = value("LIST").into_iter().filter(|f| f.is_file()).collect();
+    if let Some(parts) = value("PARTS").filter(|d| d.is_dir()) {
+        let entries = fs::read_dir(&parts).with_context(|| format!("cannot read {}", parts.display()))?;
+        files.extend(entries.filter_map(|e| Some(e.ok()?.path())));
+    }
+    let mut archives = Vec::new();
+    for file in files {
+        match file.extension().and_then(|e| e.to_str()) {
+            Some("sources") => archives.extend(sources::parse_deb822(&read(&file)?)),
+            Some("list") => archives.extend(sources::parse_list(&read(&file)?)),
+            _ => {}
+        }
+    }
+    Ok(archives)
+}
+
+/// The release of this machine, such as `bookworm`.
+fn codename() -> Result<String> {
+    let text = read(Path::new("/etc/os-release"))?;
+    let name = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release has no VERSION_CODENAME")?.trim_matches('"').to_string())
+}

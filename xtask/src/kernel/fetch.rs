@@ -1,0 +1,141 @@
+//! Fetching a kernel, once.
+//!
+//! A version has a folder of its own that appears only when it is complete.
+//! When one is there, nothing is asked of the network.
+
+use super::resolve::{Choice, compare_versions, newest};
+use super::{Kernel, Unpacked, apt::Apt, home};
+use crate::lock::{self, Staging};
+use crate::{process, ui};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The kernel, unpacked; fetched first if it is not there.
+pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
+    if let Some(found) = find(kernel)? {
+        return Ok(found);
+    }
+    let home = home();
+    let _lock = lock::exclusive(&home.join("lock"))?;
+    // Somebody else may have fetched it while we waited.
+    if let Some(found) = find(kernel)? {
+        return Ok(found);
+    }
+    let step =
+        ui::Step::start("Fetching", &format!("Debian's Linux {} and its headers and source", kernel.line));
+    let apt = Apt::update(&home.join("apt"))?;
+    let choice = newest(kernel, &apt.offers()?).with_context(|| {
+        format!("no suite of this machine's Debian mirror has a complete Linux {}", kernel.line)
+    })?;
+    let target = home.join(format!("linux-{}-amd64", choice.abi));
+    let staging = Staging::beside(&target)?;
+    unpack(kernel, &choice, &apt, staging.path())?;
+    staging.finish(&target)?;
+    step.done("Fetched", &format!("Linux {} ({}) from {}", choice.abi, choice.version, choice.suite));
+    find(kernel)?.context("the kernel just fetched is not there")
+}
+
+/// The newest one already here that was unpacked the way this program does it.
+fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
+    let Ok(entries) = fs::read_dir(home()) else { return Ok(None) };
+    let mut found: Option<Unpacked> = None;
+    for entry in entries {
+        let dir = entry?.path();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(release) = name.strip_prefix("linux-") else { continue };
+        if fs::read_to_string(dir.join("recipe")).ok() != Some(recipe(kernel)) {
+            continue;
+        }
+        if found.as_ref().is_none_or(|f| compare_versions(&f.release, release).is_lt()) {
+            found = Some(Unpacked { kernel, release: release.to_string(), dir });
+        }
+    }
+    Ok(found)
+}
+
+/// What a folder holds; it changes when this program wants something else in it.
+fn recipe(kernel: &Kernel) -> String {
+    format!("1 {} {}\n", kernel.line, kernel.source.folders.join(" "))
+}
+
+fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()> {
+    let (debs, root, source) = (dir.join("debs"), dir.join("root"), dir.join("source"));
+    for path in [&debs, &root, &source] {
+        fs::create_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    apt.download(&choice.packages, &choice.version, &debs)?;
+    for package in &choice.packages {
+        let deb = deb_of(&debs, package)?;
+        if package.starts_with("linux-source") {
+            extract_source(kernel, &deb, &source)?;
+        } else {
+            process::output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
+        }
+    }
+    let release = format!("{}-amd64", choice.abi);
+    relocate_headers(&root, &release, &choice.abi)?;
+    let depmod = process::find("depmod").context("depmod is missing (package kmod)")?;
+    process::output(Command::new(depmod).arg("-b").arg(&root).arg(&release))?;
+    lock::remove(&debs)?;
+    fs::write(dir.join("recipe"), recipe(kernel)).context("cannot write the recipe")
+}
+
+/// The one file that starts with `PACKAGE_`.
+fn deb_of(debs: &Path, package: &str) -> Result<PathBuf> {
+    let prefix = format!("{package}_");
+    for entry in fs::read_dir(debs)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)) {
+            return Ok(path);
+        }
+    }
+    bail!("apt did not fetch {package}");
+}
+
+/// Takes a few folders out of the archive in a package, without writing the
+/// 1.4 GB around them anywhere.
+fn extract_source(kernel: &Kernel, deb: &Path, to: &Path) -> Result<()> {
+    let pipe = |command: &mut Command, stdin: Stdio| {
+        let text = process::shown(command);
+        let child = command.stdin(stdin).stdout(Stdio::piped()).spawn();
+        child.with_context(|| format!("cannot run `{text}`"))
+    };
+    let mut package = pipe(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb), Stdio::null())?;
+    let stream = package.stdout.take().context("no output")?;
+    let member = format!("./{}", kernel.source.archive);
+    let mut archive = pipe(Command::new("tar").arg("-xO").arg(member), stream.into())?;
+    let stream = archive.stdout.take().context("no output")?;
+    let top = Path::new(kernel.source.archive).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let top = top.trim_end_matches(".tar.xz");
+    let folders = kernel.source.folders.iter().map(|folder| format!("{top}/{folder}"));
+    let out = Command::new("tar")
+        .args(["-xJ", "--strip-components=1", "-C"])
+        .arg(to)
+        .args(folders)
+        .stdin(stream)
+        .output()
+        .context("cannot run tar")?;
+    let upstream = package.wait()?.success() & archive.wait()?.success();
+    if !out.status.success() || !upstream {
+        bail!("cannot unpack {}:\n{}", deb.display(), String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(())
+}
+
+/// The headers include their other half by its installed path; make it
+/// relative to the file, so that they work wherever they lie.
+fn relocate_headers(root: &Path, release: &str, abi: &str) -> Result<()> {
+    let makefile = root.join(format!("usr/src/linux-headers-{release}/Makefile"));
+    let common = format!("linux-headers-{abi}-common/Makefile");
+    let old = super::read(&makefile)?;
+    let new = old.replace(
+        &format!("include /usr/src/{common}"),
+        &format!("include $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../{common}"),
+    );
+    if old == new {
+        bail!("{} does not look as expected:\n{old}", makefile.display());
+    }
+    fs::write(&makefile, new).with_context(|| format!("cannot write {}", makefile.display()))
+}

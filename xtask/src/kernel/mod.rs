@@ -1,0 +1,124 @@
+//! The guest's kernel: Debian's own build, fetched and unpacked under `target/`.
+//!
+//! The path is: the machine's apt sources ([`sources`]) → a private apt folder
+//! ([`apt`]) → the newest complete version ([`resolve`]) → packages fetched and
+//! unpacked ([`fetch`]) → a folder ([`Unpacked`]) that gives the image, the
+//! modules, the headers and rxe's source of exactly one version → the module
+//! built from them ([`rxe`]).
+
+mod apt;
+mod fetch;
+mod modules;
+mod resolve;
+pub mod rxe;
+mod sources;
+
+pub use fetch::unpacked;
+pub use modules::Module;
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+/// A line of kernels that the guest can boot.
+#[derive(Debug)]
+pub struct Kernel {
+    /// What versions of it start with, and its name on the command line.
+    pub line: &'static str,
+    /// The packages needed, all of one version and from one suite. Each entry
+    /// lists alternatives, the first that exists is taken. `{abi}` stands for
+    /// the full name of the version, such as `6.12.90+deb12`.
+    pub packages: &'static [&'static [&'static str]],
+    /// The package that tells which versions there are.
+    pub index: &'static str,
+    /// The archive inside `linux-source-*` and the folders wanted from it.
+    pub source: Source,
+    /// Modules that mount the root: loaded before there is any file system.
+    pub root_modules: &'static [&'static str],
+    /// Modules that make an RDMA device, before rdma_rxe itself.
+    pub rdma_modules: &'static [&'static str],
+}
+
+/// What is taken from the kernel's source.
+#[derive(Debug)]
+pub struct Source {
+    pub archive: &'static str,
+    pub folders: &'static [&'static str],
+}
+
+/// Debian 12's newest kernel: it has udmabuf and dma-heaps, which 6.1 lacks.
+pub const LINUX_6_12: Kernel = Kernel {
+    line: "6.12",
+    packages: &[
+        &["linux-image-{abi}-amd64", "linux-image-{abi}-amd64-unsigned"],
+        &["linux-headers-{abi}-amd64"],
+        &["linux-headers-{abi}-common"],
+        &["linux-kbuild-{abi}"],
+        &["linux-source-6.12"],
+    ],
+    index: "linux-headers-{abi}-amd64",
+    source: Source { archive: "usr/src/linux-source-6.12.tar.xz", folders: &["drivers/infiniband/sw/rxe"] },
+    root_modules: &["9pnet_virtio", "9p", "overlay"],
+    // rxe asks the crypto layer for "crc32" by name, so nothing loads it for us.
+    rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy"],
+};
+
+/// All that `--kernel` accepts.
+const KERNELS: &[&Kernel] = &[&LINUX_6_12];
+
+/// The kernel of that name.
+pub fn by_name(name: &str) -> Result<&'static Kernel> {
+    KERNELS.iter().find(|k| k.line == name).copied().with_context(|| {
+        let names: Vec<_> = KERNELS.iter().map(|k| k.line).collect();
+        format!("no kernel `{name}`; there is {}", names.join(", "))
+    })
+}
+
+/// One version, unpacked.
+#[derive(Debug)]
+pub struct Unpacked {
+    pub kernel: &'static Kernel,
+    /// As `uname -r` says it.
+    pub release: String,
+    dir: PathBuf,
+}
+
+impl Unpacked {
+    pub fn image(&self) -> PathBuf {
+        self.dir.join(format!("root/boot/vmlinuz-{}", self.release))
+    }
+
+    /// The folder that belongs at `/lib/modules/RELEASE`.
+    pub fn modules_dir(&self) -> PathBuf {
+        self.dir.join("root/lib/modules").join(&self.release)
+    }
+
+    /// The folder to `make -C` for a module.
+    pub fn headers(&self) -> PathBuf {
+        self.dir.join(format!("root/usr/src/linux-headers-{}", self.release))
+    }
+
+    /// The folder that holds `drivers/infiniband/sw/rxe` of this version.
+    pub fn source(&self) -> PathBuf {
+        self.dir.join("source")
+    }
+
+    /// A folder of its own for what is built for this version.
+    pub fn build_dir(&self, name: &str) -> PathBuf {
+        self.dir.with_file_name(format!("build-{}", self.release)).join(name)
+    }
+
+    /// The modules named and all they depend on, in the order to load them.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
+        modules::closure(&self.modules_dir(), names)
+    }
+}
+
+/// Where kernels live.
+fn home() -> PathBuf {
+    crate::project::target().join("kernel")
+}
+
+/// The text of a file, or an error that names it.
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}

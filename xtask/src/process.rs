@@ -1,0 +1,72 @@
+//! Running other programs, with errors that say what was run and what it said.
+
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// The command as a person would type it.
+pub fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+}
+
+/// `word` so that a POSIX shell reads it back as one word.
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Runs it quietly; what it wrote to stdout, or an error with what it wrote at all.
+pub fn output(command: &mut Command) -> Result<String> {
+    let text = shown(command);
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{text}`"))?;
+    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+    if !out.status.success() {
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        bail!("`{text}` failed ({}):\n{}{}", out.status, tail(&stdout, 20), tail(&stderr, 40));
+    }
+    Ok(stdout)
+}
+
+/// The last `count` lines of a text.
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut tail = lines[lines.len().saturating_sub(count)..].join("\n");
+    if !tail.is_empty() {
+        tail.push('\n');
+    }
+    tail
+}
+
+/// A program on the search path, or where Debian puts those of the administrator.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_survives_a_shell() {
+        for word in ["plain", "two words", "it's", "", "$HOME `x` \\", "a\nb", "*"] {
+            let script = format!("printf %s {}", quote(word));
+            let out = output(Command::new("sh").args(["-c", &script])).unwrap();
+            assert_eq!(out, word);
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_ran_and_what_it_said() {
+        let error = output(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap_err().to_string();
+        assert!(error.contains("exit 3") && error.contains("why"), "{error}");
+    }
+}
