@@ -1,0 +1,101 @@
+//! Who makes dma-bufs: one file an allocator, one trait for all.
+
+mod backing;
+pub mod dma_heap;
+#[cfg(feature = "drm")]
+pub mod drm;
+pub mod udmabuf;
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+pub use backing::Backing;
+pub use dma_heap::DmaHeap;
+#[cfg(feature = "drm")]
+pub use drm::DumbBuffers;
+pub use udmabuf::{Pages, Udmabuf};
+
+use crate::dmabuf::DmaBuf;
+use crate::{Error, Result};
+
+/// Something that allocates buffers and exports them as dma-bufs.
+pub trait Exporter: fmt::Debug {
+    /// What makes the buffers, for messages: `dma-heap system`, `udmabuf`, `drm vgem (card1)`.
+    fn name(&self) -> String;
+
+    /// Allocates at least `size` bytes, zeroed, and exports them readable and writable.
+    ///
+    /// Allocators round up to their page; [`DmaBuf::size`] is what was made.
+    ///
+    /// # Errors
+    /// [`Error::ZeroLength`] for a size of 0; otherwise as the exporter's own documentation says.
+    fn allocate(&self, size: u64) -> Result<Allocation>;
+}
+
+/// A new buffer: its dma-buf, and the host pages behind it where they are ours.
+#[derive(Debug)]
+pub struct Allocation {
+    /// The exported buffer.
+    pub dmabuf: DmaBuf,
+    /// The memfds behind a udmabuf and their mapping; `None` for memory that a driver owns.
+    pub backing: Option<Backing>,
+}
+
+/// Opens an exporter's device, telling a missing one from a forbidden one.
+fn open_device(path: &Path, missing: &str, forbidden: &str) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|source| open_error(path, missing, forbidden, source))
+}
+
+fn open_error(path: &Path, missing: &str, forbidden: &str, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Error::ExporterNotPermitted { path: path.into(), remedy: forbidden.into(), source }
+        }
+        _ => Error::ExporterMissing { path: path.into(), remedy: missing.into(), source },
+    }
+}
+
+/// `size` rounded up to whole pages of `page` bytes; refuses 0 and what does not fit.
+fn whole_pages(size: u64, page: u64) -> Result<u64> {
+    if size == 0 {
+        return Err(Error::ZeroLength { offset: 0 });
+    }
+    size.checked_next_multiple_of(page).filter(|size| *size <= i64::MAX as u64).ok_or(Error::OutOfRange {
+        offset: 0,
+        length: size,
+        size: i64::MAX as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_device_and_a_forbidden_one_are_told_apart() {
+        let path = Path::new("/dev/no-such-exporter");
+        let Err(error) = open_device(path, "load the module", "be root") else { panic!("opened {path:?}") };
+        assert!(matches!(error, Error::ExporterMissing { .. }));
+        assert_eq!(error.to_string(), "/dev/no-such-exporter is not there: load the module");
+
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        let error = open_error(path, "load the module", "be root", denied);
+        assert!(matches!(error, Error::ExporterNotPermitted { .. }));
+        assert_eq!(error.to_string(), "/dev/no-such-exporter may not be opened: be root");
+    }
+
+    #[test]
+    fn sizes_are_rounded_up_and_checked() {
+        assert_eq!(whole_pages(1, 4096).unwrap(), 4096);
+        assert_eq!(whole_pages(4096, 4096).unwrap(), 4096);
+        assert!(matches!(whole_pages(0, 4096), Err(Error::ZeroLength { .. })));
+        assert!(matches!(whole_pages(u64::MAX, 4096), Err(Error::OutOfRange { .. })));
+        assert!(matches!(whole_pages(1 << 63, 4096), Err(Error::OutOfRange { .. })));
+    }
+}

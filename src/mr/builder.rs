@@ -1,0 +1,221 @@
+//! Checking and carrying out a registration.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use rdma_sys_ext::symbols::ibv_reg_dmabuf_mr;
+
+use super::path::{self, Path, Registered, Request};
+use super::{Access, MemoryRegion, Refusal, RefusalReason, probe};
+use crate::dmabuf::DmaBuf;
+use crate::exporter::Backing;
+use crate::umem::{Iova, Umem};
+use crate::verbs::ProtectionDomain;
+use crate::{Error, Result};
+
+/// The paths that import a dma-buf, in the order in which they are tried.
+const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
+
+/// A registration to be; see [`MemoryRegion::builder`].
+#[derive(Debug)]
+#[must_use = "nothing is registered until `register` is called"]
+pub struct MemoryRegionBuilder<'a> {
+    domain: &'a ProtectionDomain,
+    buffer: &'a DmaBuf,
+    range: Option<(u64, u64)>,
+    iova: Option<Iova>,
+    access: Access,
+    paths: &'a [Path],
+    backing: Option<&'a Backing>,
+}
+
+impl<'a> MemoryRegionBuilder<'a> {
+    pub(super) fn new(domain: &'a ProtectionDomain, buffer: &'a DmaBuf) -> Self {
+        Self {
+            domain,
+            buffer,
+            range: None,
+            iova: None,
+            access: Access::empty(),
+            paths: IMPORT,
+            backing: None,
+        }
+    }
+
+    /// Registers `length` bytes from `offset` of the buffer, instead of all. Neither need be a multiple
+    /// of the page size.
+    pub fn range(self, offset: u64, length: u64) -> Self {
+        Self { range: Some((offset, length)), ..self }
+    }
+
+    /// Addresses the range from `iova`, instead of from its offset in the buffer. It must equal the
+    /// offset modulo the page size.
+    pub fn iova(self, iova: Iova) -> Self {
+        Self { iova: Some(iova), ..self }
+    }
+
+    /// What the region may be used for.
+    pub fn access(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    /// Tries only these importing paths (`&[]` for none), in the usual order. For a test of one path,
+    /// or to have a fall-back refused.
+    pub fn paths(self, paths: &'a [Path]) -> Self {
+        Self { paths, ..self }
+    }
+
+    /// Permits [`Path::HostMapping`], after the importing paths, on the host pages behind the buffer.
+    pub fn host_mapping(self, backing: &'a Backing) -> Self {
+        Self { backing: Some(backing), ..self }
+    }
+
+    /// Checks everything that can be checked, then registers.
+    ///
+    /// # Errors
+    /// Before the system call:
+    /// - [`Error::ZeroLength`], [`Error::OutOfRange`], [`Error::IovaOverflow`],
+    ///   [`Error::IovaNotCongruent`]: the range, as of [`Umem::new`].
+    /// - [`Error::AccessNotPermitted`], [`Error::LocalWriteMissing`], [`Error::ReadOnlyBuffer`]: the
+    ///   access flags.
+    /// - [`Error::NoPath`], [`Error::ForeignBacking`]: the paths.
+    ///
+    /// After it:
+    /// - [`Error::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): no path of this device imports
+    ///   dma-bufs.
+    /// - [`Error::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device does, but not this one.
+    /// - [`Error::MemlockLimit`] (`ENOMEM`): on the HostMapping path.
+    /// - [`Error::Register`]: anything else that the kernel or the provider answered.
+    pub fn register(self) -> Result<MemoryRegion> {
+        let (offset, length) = self.range.unwrap_or((0, self.buffer.size()));
+        let umem = Umem::new(self.buffer, offset, length, self.iova.unwrap_or(Iova(offset)))?;
+        self.access.check(self.buffer)?;
+        if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
+            return Err(Error::ForeignBacking);
+        }
+        let (registered, path) = self.try_paths(&umem)?;
+        let (lkey, iova) = (registered.lkey.0, umem.iova().0);
+        tracing::debug!(device = self.device(), %path, offset, length, iova, lkey, "registered a dma-buf");
+        let backing = self.backing.filter(|_| path == Path::HostMapping).cloned();
+        Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), backing))
+    }
+
+    /// The first path that does not say that it does not import dma-bufs.
+    fn try_paths(&self, umem: &Umem) -> Result<(Registered, Path)> {
+        let request =
+            Request { offset: umem.offset(), length: umem.len(), iova: umem.iova(), access: self.access };
+        let mut refusals = Vec::new();
+        for &path in IMPORT.iter().filter(|path| self.paths.contains(path)) {
+            match self.import(path, &request) {
+                Ok(Ok(registered)) => return Ok((registered, path)),
+                Ok(Err(refusal)) => refusals.push(refusal),
+                Err(source) => return Err(self.refused(path, &request, source)),
+            }
+        }
+        if let Some(backing) = self.backing {
+            let path = Path::HostMapping;
+            return path::register_host(self.domain, backing, &request)
+                .map(|registered| (registered, path))
+                .map_err(|source| self.refused(path, &request, source));
+        }
+        Err(self.unsupported(refusals))
+    }
+
+    fn import(&self, path: Path, request: &Request) -> io::Result<Result<Registered, Refusal>> {
+        let fd = self.buffer.as_fd().as_raw_fd();
+        let answer = match path {
+            Path::Verbs => match ibv_reg_dmabuf_mr() {
+                Ok(call) => path::register_verbs(call, self.domain, fd, request),
+                Err(missing) => {
+                    return Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) }));
+                }
+            },
+            _ => path::register_uverbs(self.domain, fd, request),
+        };
+        match answer {
+            Ok(registered) => Ok(Ok(registered)),
+            Err(error) => Refusal::from_errno(path, &error).map(Err).ok_or(error),
+        }
+    }
+
+    /// All paths said "not supported". A driver says the same of memory that it cannot use, so the
+    /// device is asked without a buffer which it is.
+    fn unsupported(&self, refusals: Vec<Refusal>) -> Error {
+        if refusals.is_empty() {
+            return Error::NoPath;
+        }
+        match probe(self.domain.context()) {
+            Ok(support) if support.path().is_some_and(|path| self.paths.contains(&path)) => {
+                self.without_pages(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
+            Ok(_) => Error::ImportUnsupported { device: self.device().into(), refusals },
+            Err(error) => error,
+        }
+    }
+
+    fn refused(&self, path: Path, request: &Request, source: io::Error) -> Error {
+        let Request { offset, length, .. } = *request;
+        match (path, source.raw_os_error()) {
+            // The exporter has no pages to list (drm_gem_map_dma_buf of a driver without get_sg_table).
+            (Path::Verbs | Path::Uverbs, Some(libc::ENOSYS)) => return self.without_pages(source),
+            (Path::HostMapping, Some(libc::ENOMEM)) => {
+                if let Some(limit) = memlock_exceeded(length) {
+                    return Error::MemlockLimit { limit, needed: length, source };
+                }
+            }
+            _ => {}
+        }
+        let (device, exporter) = (self.device().into(), self.exporter());
+        Error::Register { device, path, exporter, offset, length, source }
+    }
+
+    fn without_pages(&self, source: io::Error) -> Error {
+        Error::MemoryWithoutPages { device: self.device().into(), exporter: self.exporter(), source }
+    }
+
+    fn device(&self) -> &str {
+        self.domain.context().device_name()
+    }
+
+    fn exporter(&self) -> String {
+        self.buffer.exporter_name().unwrap_or_default()
+    }
+}
+
+/// The soft RLIMIT_MEMLOCK in bytes if pinning `needed` bytes more goes over it.
+///
+/// What is pinned already and whether this process may ignore the limit are in /proc/self/status, as
+/// `ib_umem_get` of `drivers/infiniband/core/umem.c` looks at them.
+fn memlock_exceeded(needed: u64) -> Option<u64> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    if limit == RLIM_INFINITY {
+        return None;
+    }
+    exceeds(&fs::read_to_string("/proc/self/status").ok()?, needed, limit).then_some(limit)
+}
+
+fn exceeds(status: &str, needed: u64, limit: u64) -> bool {
+    const CAP_IPC_LOCK: u64 = 1 << 14;
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let pinned_kib = field("VmPin:").and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
+    let capabilities = field("CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
+    let pinned = pinned_kib.unwrap_or(0) * 1024;
+    capabilities.unwrap_or(0) & CAP_IPC_LOCK == 0 && pinned.saturating_add(needed) > limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memlock_counts_what_is_pinned_and_spares_the_privileged() {
+        let status = |capabilities: &str| format!("Name:\tx\nVmPin:\t    1024 kB\nCapEff:\t{capabilities}\n");
+        let user = status("0000000000000000");
+        assert!(exceeds(&user, (1 << 20) + 1, 2 << 20));
+        assert!(!exceeds(&user, 1 << 20, 2 << 20));
+        assert!(exceeds(&user, u64::MAX, 2 << 20));
+        assert!(!exceeds(&status("000001ffffffffff"), 1 << 40, 2 << 20));
+    }
+}

@@ -1,0 +1,5 @@
+//! Descriptors of a peer's memory.
+
+mod remote;
+
+pub use remote::{RemoteAddr, RemoteRegion};

@@ -1,0 +1,121 @@
+//! A range of a dma-buf as a device is to address it: the user-space twin of the kernel's `ib_umem`.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use crate::dmabuf::{BufferId, DmaBuf};
+use crate::sg::{DmaSg, DmaSgList};
+use crate::{Error, Result};
+
+/// An I/O virtual address: what work requests and remote keys address a region by.
+///
+/// Not a pointer, and not an offset in the buffer, though by default it has the offset's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Iova(pub u64);
+
+impl fmt::Display for Iova {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A byte range of a [`DmaBuf`] with its [`Iova`] and the [`DmaSg`] list that covers it.
+///
+/// It is a description, checked when it is made, and holds neither a descriptor nor memory; the
+/// [`MemoryRegion`](crate::mr::MemoryRegion) made for it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Umem {
+    buffer: BufferId,
+    offset: u64,
+    length: u64,
+    iova: Iova,
+    sg: DmaSgList,
+}
+
+impl Umem {
+    /// Describes `length` bytes from `offset` of a buffer, to be addressed from `iova`.
+    ///
+    /// The list is what a work request may name, so here it is the one run from `iova`; a device's own
+    /// view of the same bytes can have many.
+    ///
+    /// # Errors
+    /// - [`Error::ZeroLength`], [`Error::OutOfRange`]: the range is empty or not inside the buffer.
+    /// - [`Error::IovaOverflow`]: `iova + length` does not fit in 64 bits.
+    /// - [`Error::IovaNotCongruent`]: `iova` and `offset` differ modulo the page size, which uverbs
+    ///   refuses (`drivers/infiniband/core/uverbs_std_types_mr.c`).
+    pub fn new(buffer: &DmaBuf, offset: u64, length: u64, iova: Iova) -> Result<Self> {
+        check_range(offset, length, buffer.size())?;
+        if iova.0.checked_add(length).is_none() {
+            return Err(Error::IovaOverflow { iova, length });
+        }
+        let page_size = page_size();
+        if iova.0 % page_size != offset % page_size {
+            return Err(Error::IovaNotCongruent { iova, offset, page_size });
+        }
+        let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
+        Ok(Self { buffer: buffer.id(), offset, length, iova, sg })
+    }
+
+    /// The buffer that the range is of.
+    pub fn buffer(&self) -> BufferId {
+        self.buffer
+    }
+
+    /// Offset of the range in the buffer, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length of the range in bytes.
+    #[allow(clippy::len_without_is_empty)] // an empty range cannot be described
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Address of the range's first byte.
+    pub fn iova(&self) -> Iova {
+        self.iova
+    }
+
+    /// The runs of addresses that cover the range, in order.
+    pub fn sg(&self) -> &DmaSgList {
+        &self.sg
+    }
+}
+
+/// Checks that a range is not empty and lies within `size` bytes.
+pub(crate) fn check_range(offset: u64, length: u64, size: u64) -> Result<()> {
+    if length == 0 {
+        return Err(Error::ZeroLength { offset });
+    }
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::OutOfRange { offset, length, size }),
+    }
+}
+
+/// The kernel's page size in bytes.
+pub(crate) fn page_size() -> u64 {
+    static PAGE_SIZE: LazyLock<u64> = LazyLock::new(|| {
+        // SAFETY: sysconf takes no pointer and has no precondition.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        u64::try_from(size).expect("every Linux has a page size")
+    });
+    *PAGE_SIZE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_checked_at_both_ends() {
+        assert!(check_range(0, 4096, 4096).is_ok());
+        assert!(check_range(4095, 1, 4096).is_ok());
+        assert!(matches!(check_range(7, 0, 4096), Err(Error::ZeroLength { offset: 7 })));
+        assert!(matches!(check_range(4096, 1, 4096), Err(Error::OutOfRange { .. })));
+        assert!(matches!(check_range(0, 4097, 4096), Err(Error::OutOfRange { length: 4097, .. })));
+        assert!(matches!(check_range(u64::MAX, 2, 4096), Err(Error::OutOfRange { offset: u64::MAX, .. })));
+    }
+}
