@@ -58,7 +58,7 @@ echo 65536 >/sys/module/udmabuf/parameters/list_limit
 # An RDMA device with a RoCE MTU of 4096, which takes 4200 on the wire. A
 # message of its own for each step, since a guest cannot be looked into later.
 ip link set lo up || die "cannot bring up lo"
-ip link add dummy0 type dummy || die "cannot make dummy0"
+[ -d /sys/class/net/dummy0 ] || ip link add dummy0 type dummy || die "cannot make dummy0"
 ip link set dummy0 mtu 4200 || die "cannot set the MTU of dummy0"
 ip addr add 192.168.77.1/24 dev dummy0 || die "cannot give dummy0 an address"
 ip link set dummy0 up || die "cannot bring up dummy0"
