@@ -76,6 +76,10 @@ hook rxe_verbs.c before 'err = ib_device_set_netdev(&rxe->ib_dev, ndev, 1);' \
 	if (err)
 		return err;
 '
+hook rxe_mr.c after '#include "rxe_loc.h"' \
+	'#include "rxe_dmabuf.h"'
+hook rxe_mr.c replace 'ib_umem_release(mr->umem);' \
+	'	rxe_umem_release(mr->umem);'
 # The page array of a large dma-buf comes from kvcalloc(); kvfree() takes both.
 hook rxe_mr.c replace 'kfree(mr->page_info);' \
 	'	kvfree(mr->page_info);'

@@ -122,21 +122,28 @@ int rxe_dmabuf_init_device(struct ib_device *ibdev)
 }
 
 /*
- * Attach to the dma-buf and map it, as a umem that ib_umem_release() can take
- * apart again: unmap, detach, put. That is what rxe_mr_cleanup() calls for any
- * user MR, once the last packet has let go of it and in a context that may
- * sleep.
+ * What an MR holds of its dma-buf. rereg_user_mr wants a umem, to learn whether
+ * the MR was registered for writing.
+ */
+struct rxe_umem_dmabuf {
+	struct ib_umem umem;
+	struct dma_buf_attachment *attach;
+	struct sg_table *sgt;
+};
+
+/*
+ * Attach to the dma-buf and map it.
  *
  * The core's own ib_umem_dmabuf_get_pinned() attaches as a dynamic importer
  * capable of peer-to-peer, which invites an exporter to leave the buffer in
  * device memory. A static attachment makes it move the buffer to where the CPU
  * gets at it, and keeps it there.
  */
-static struct ib_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
-						  u64 offset, u64 length,
-						  int fd, int access)
+static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
+						   u64 offset, u64 length,
+						   int fd, int access)
 {
-	struct ib_umem_dmabuf *umem_dmabuf;
+	struct rxe_umem_dmabuf *umem_dmabuf;
 	struct dma_buf *dmabuf;
 	u64 end;
 	int err;
@@ -171,13 +178,12 @@ static struct ib_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	}
 
 	/*
-	 * Both ways whatever the access: it is what the release assumes. This
-	 * also waits until the exporter has finished moving the buffer. There
-	 * is no dma_buf_begin_cpu_access() around rxe's copies: it may sleep,
-	 * they may not, and an MR has no end of access to bracket. The verbs
-	 * contract already leaves ordering to the application, and caches need
-	 * no care where devices snoop them; an exporter whose device does not
-	 * is one that rxe cannot serve.
+	 * This also waits until the exporter has finished moving the buffer.
+	 * There is no dma_buf_begin_cpu_access() around rxe's copies: it may
+	 * sleep, they may not, and an MR has no end of access to bracket. The
+	 * verbs contract already leaves ordering to the application, and caches
+	 * need no care where devices snoop them; an exporter whose device does
+	 * not is one that rxe cannot serve.
 	 */
 	umem_dmabuf->sgt = dma_buf_map_attachment_unlocked(umem_dmabuf->attach,
 							   DMA_BIDIRECTIONAL);
@@ -195,6 +201,29 @@ err_free:
 err_put:
 	dma_buf_put(dmabuf);
 	return ERR_PTR(err);
+}
+
+/*
+ * Release the umem of any user MR. rxe_mr_cleanup() calls this once the last
+ * packet has let go of the MR, in a context that may sleep.
+ */
+void rxe_umem_release(struct ib_umem *umem)
+{
+	struct rxe_umem_dmabuf *umem_dmabuf;
+	struct dma_buf *dmabuf;
+
+	if (!umem || !umem->is_dmabuf) {
+		ib_umem_release(umem);
+		return;
+	}
+
+	umem_dmabuf = container_of(umem, struct rxe_umem_dmabuf, umem);
+	dmabuf = umem_dmabuf->attach->dmabuf;
+	dma_buf_unmap_attachment_unlocked(umem_dmabuf->attach, umem_dmabuf->sgt,
+					  DMA_BIDIRECTIONAL);
+	dma_buf_detach(dmabuf, umem_dmabuf->attach);
+	dma_buf_put(dmabuf);
+	kfree(umem_dmabuf);
 }
 
 /*
@@ -261,7 +290,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 {
 	struct rxe_dev *rxe = to_rdev(ibpd->device);
 	struct rxe_pd *pd = to_rpd(ibpd);
-	struct ib_umem_dmabuf *umem_dmabuf;
+	struct rxe_umem_dmabuf *umem_dmabuf;
 	struct rxe_mr *mr;
 	int err;
 
@@ -320,6 +349,6 @@ err_cleanup:
 err_free:
 	kfree(mr);
 err_release:
-	ib_umem_release(&umem_dmabuf->umem);
+	rxe_umem_release(&umem_dmabuf->umem);
 	return ERR_PTR(err);
 }

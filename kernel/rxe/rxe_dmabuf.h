@@ -7,6 +7,7 @@
 #define RXE_DMABUF_H
 
 #include <linux/version.h>
+#include <rdma/ib_umem.h>
 #include <rdma/ib_verbs.h>
 
 /* Linux 7 hands TLP processing hints (a "DMA handle") to every registration. */
@@ -22,5 +23,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 				     u64 length, u64 iova, int fd, int access,
 				     RXE_DMAH_PARAM
 				     struct uverbs_attr_bundle *attrs);
+
+void rxe_umem_release(struct ib_umem *umem);
 
 #endif /* RXE_DMABUF_H */
