@@ -162,3 +162,64 @@ pub fn import_sync_file(fd: BorrowedFd<'_>, flags: u32, sync_file: BorrowedFd<'_
     // SAFETY: the kernel reads one ImportSyncFile, the type of the opcode, and writes nothing.
     unsafe { ioctl(fd, IOCTL_IMPORT_SYNC_FILE, &raw mut request) }.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ioctl::fake::{self, errno, null};
+    use std::os::fd::{AsFd, IntoRawFd};
+
+    #[test]
+    fn anything_else_is_enotty() {
+        let null = null();
+        let fd = null.as_fd();
+        assert_eq!(errno(sync(fd, SYNC_START | SYNC_RW)), Some(libc::ENOTTY));
+        assert_eq!(errno(set_name(fd, c"name")), Some(libc::ENOTTY));
+        assert_eq!(errno(export_sync_file(fd, 3)), Some(libc::ENOTTY));
+        assert_eq!(errno(import_sync_file(fd, 3, fd)), Some(libc::ENOTTY));
+    }
+
+    #[test]
+    fn sync_is_repeated_for_eintr_and_eagain_only() {
+        let mut answers = [Err(libc::EINTR), Err(libc::EAGAIN), Ok(0), Err(libc::EIO)].into_iter();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_SYNC);
+            // SAFETY: `sync` passes a SyncRequest.
+            let request = unsafe { argument.cast::<SyncRequest>().read() };
+            assert_eq!(request.flags, 0b110);
+            answers.next().unwrap()
+        };
+        let null = null();
+        fake::with(kernel, || {
+            sync(null.as_fd(), SYNC_WRITE | SYNC_END).unwrap();
+            let refused = sync(null.as_fd(), SYNC_WRITE | SYNC_END);
+            assert_eq!(errno(refused), Some(libc::EIO));
+        });
+    }
+
+    #[test]
+    fn a_name_is_passed_as_it_is() {
+        let name = c"twelve bytes";
+        let address = name.as_ptr().addr();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!((opcode, argument.addr()), (SET_NAME_B, address));
+            Ok(0)
+        };
+        fake::with(kernel, || set_name(null().as_fd(), name)).unwrap();
+    }
+
+    #[test]
+    fn the_exported_sync_file_is_owned() {
+        let new = null().into_raw_fd();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_EXPORT_SYNC_FILE);
+            // SAFETY: `export_sync_file` passes an ExportSyncFile.
+            let request = unsafe { &mut *argument.cast::<ExportSyncFile>() };
+            assert_eq!((request.flags, request.fd), (1, -1));
+            request.fd = new;
+            Ok(0)
+        };
+        let owned = fake::with(kernel, || export_sync_file(null().as_fd(), SYNC_READ as u32));
+        assert_eq!(owned.unwrap().as_raw_fd(), new);
+    }
+}

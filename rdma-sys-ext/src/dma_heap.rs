@@ -44,3 +44,31 @@ pub fn alloc(heap: BorrowedFd<'_>, len: u64, fd_flags: u32) -> io::Result<OwnedF
     // SAFETY: the kernel has just created this descriptor for us and told nobody else.
     unsafe { own(request.fd as i32) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ioctl::fake::{self, errno, null};
+    use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
+
+    #[test]
+    fn another_device_is_enotty() {
+        assert_eq!(errno(alloc(null().as_fd(), 4096, 0)), Some(libc::ENOTTY));
+    }
+
+    #[test]
+    fn the_allocated_buffer_is_owned() {
+        let new = null().into_raw_fd();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_ALLOC);
+            // SAFETY: `alloc` passes an AllocationData.
+            let request = unsafe { &mut *argument.cast::<AllocationData>() };
+            assert_eq!((request.len, request.fd), (4096, 0));
+            assert_eq!((request.fd_flags, request.heap_flags), (2, 0));
+            request.fd = new as u32;
+            Ok(0)
+        };
+        let owned = fake::with(kernel, || alloc(null().as_fd(), 4096, libc::O_RDWR as u32));
+        assert_eq!(owned.unwrap().as_raw_fd(), new);
+    }
+}

@@ -299,3 +299,85 @@ pub struct ibv_dmah_init_attr {
 pub struct ibv_buf {
     _private: [u8; 0],
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbol_that_is_there_is_the_one_the_linker_finds() {
+        for _ in 0..2 {
+            let found = ibv_reg_dmabuf_mr().unwrap();
+            let linked: RegDmabufMrFn = ibverbs_sys::ibv_reg_dmabuf_mr;
+            assert_eq!(found as usize, linked as usize);
+        }
+    }
+
+    #[test]
+    fn a_version_that_does_not_exist_is_a_value() {
+        let symbol = Symbol::new(LIBIBVERBS, c"ibv_reg_mr", c"IBVERBS_9.9", "rdma-core 999");
+        let missing = MissingSymbol { symbol: "ibv_reg_mr", version: "IBVERBS_9.9", needs: "rdma-core 999" };
+        for _ in 0..2 {
+            assert_eq!(symbol.resolve(), Err(missing));
+        }
+        assert_eq!(
+            missing.to_string(),
+            "ibv_reg_mr@IBVERBS_9.9 is not in this libibverbs; needs rdma-core 999"
+        );
+    }
+
+    #[test]
+    fn the_version_decides_and_not_the_name_alone() {
+        let [old, new] = [c"IBVERBS_1.0", c"IBVERBS_1.1"]
+            .map(|version| Symbol::new(LIBIBVERBS, c"ibv_reg_mr", version, "rdma-core 1").resolve().unwrap());
+        assert_ne!(old, new);
+    }
+
+    #[test]
+    fn libmlx5_is_loaded_when_asked_for() {
+        let symbol = Symbol::new(LIBMLX5, c"mlx5dv_init_obj", c"MLX5_1.2", "rdma-core 14");
+        symbol.resolve().unwrap();
+        let symbol = Symbol::new(LIBMLX5, c"mlx5dv_nonsense", c"MLX5_1.25", "rdma-core 54");
+        assert_eq!(
+            symbol.resolve().unwrap_err().to_string(),
+            "mlx5dv_nonsense@MLX5_1.25 is not in this libmlx5; needs rdma-core 54"
+        );
+    }
+
+    #[test]
+    fn a_library_that_is_not_installed_is_a_missing_symbol() {
+        let symbol = Symbol::new(c"libnonsense.so.1", c"f", c"V_1", "nothing");
+        assert_eq!(symbol.resolve().unwrap_err().symbol, "f");
+    }
+
+    #[test]
+    fn names_and_versions_of_the_table() {
+        // Whatever the installed libraries have: an answer is a function or names itself rightly.
+        let missing = [
+            ibv_reg_mr_ex().err(),
+            ibv_alloc_dmah().err(),
+            ibv_dealloc_dmah().err(),
+            ibv_dm_export_dmabuf_fd().err(),
+            ibv_alloc_buf().err(),
+            ibv_free_buf().err(),
+            ibv_reg_buf_mr().err(),
+            ibv_export_buf_dmabuf_fd().err(),
+            mlx5dv_reg_dmabuf_mr().err(),
+        ];
+        let table = [
+            ("ibv_reg_mr_ex", "IBVERBS_1.15", "rdma-core 59"),
+            ("ibv_alloc_dmah", "IBVERBS_1.15", "rdma-core 59"),
+            ("ibv_dealloc_dmah", "IBVERBS_1.15", "rdma-core 59"),
+            ("ibv_dm_export_dmabuf_fd", "IBVERBS_1.16", "rdma-core 62"),
+            ("ibv_alloc_buf", "IBVERBS_1.17", "rdma-core 64"),
+            ("ibv_free_buf", "IBVERBS_1.17", "rdma-core 64"),
+            ("ibv_reg_buf_mr", "IBVERBS_1.17", "rdma-core 64"),
+            ("ibv_export_buf_dmabuf_fd", "IBVERBS_1.18", "rdma-core 65"),
+            ("mlx5dv_reg_dmabuf_mr", "MLX5_1.25", "rdma-core 54"),
+        ];
+        for (missing, (symbol, version, needs)) in missing.into_iter().zip(table) {
+            let expected = MissingSymbol { symbol, version, needs };
+            assert!(missing.is_none_or(|missing| missing == expected));
+        }
+    }
+}

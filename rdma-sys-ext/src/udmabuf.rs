@@ -66,7 +66,7 @@ pub const IOCTL_CREATE_LIST: libc::Ioctl = libc::_IOW::<ListHeader>(b'u' as u32,
 /// # Errors
 /// - EINVAL: `offset` or `size` not a multiple of the page size; `size` 0, past the end of the memfd
 ///   or over `size_limit_mb`; the seals are wrong.
-/// - EBADFD: not a memfd (EBADF-like, but errno 77).
+/// - EBADFD (77, not EBADF): `memfd` is neither a memfd nor a file of tmpfs or hugetlbfs.
 /// - ENOTTY: `device` is not `/dev/udmabuf`.
 /// - ENOMEM, EMFILE, ENFILE.
 ///
@@ -123,4 +123,53 @@ fn encode_list(items: &[(BorrowedFd<'_>, u64, u64)], flags: u32) -> io::Result<V
         words.extend(unsafe { std::mem::transmute::<ListItem, [u64; ITEM_WORDS]>(item) });
     }
     Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ioctl::fake::{self, errno, null};
+    use std::os::fd::{AsFd, IntoRawFd};
+
+    #[test]
+    fn another_device_is_enotty() {
+        let null = null();
+        let fd = null.as_fd();
+        assert_eq!(errno(create(fd, fd, 0, 4096, 0)), Some(libc::ENOTTY));
+        let items = [(fd, 0, 4096)];
+        assert_eq!(errno(create_list(fd, &items, 0)), Some(libc::ENOTTY));
+    }
+
+    #[test]
+    fn the_result_of_the_ioctl_is_owned() {
+        let (null, new) = (null(), null().into_raw_fd());
+        let memfd = null.as_raw_fd() as u32;
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_CREATE);
+            let expected = Create { memfd, flags: FLAGS_CLOEXEC, offset: 8192, size: 4096 };
+            // SAFETY: `create` passes a Create.
+            assert_eq!(unsafe { argument.cast::<Create>().read() }, expected);
+            Ok(new)
+        };
+        let owned = fake::with(kernel, || create(null.as_fd(), null.as_fd(), 8192, 4096, FLAGS_CLOEXEC));
+        assert_eq!(owned.unwrap().as_raw_fd(), new);
+    }
+
+    #[test]
+    fn a_list_is_a_header_and_its_items_without_gaps() {
+        let (a, b) = (null(), null());
+        let items = [(a.as_fd(), 0x1000, 0x2000), (b.as_fd(), 0x3000, 0x4000)];
+        let bytes: Vec<u8> =
+            encode_list(&items, FLAGS_CLOEXEC).unwrap().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut expected = Vec::new();
+        expected.extend(1u32.to_ne_bytes());
+        expected.extend(2u32.to_ne_bytes());
+        for (file, offset, size) in [(&a, 0x1000u64, 0x2000u64), (&b, 0x3000, 0x4000)] {
+            expected.extend(file.as_raw_fd().to_ne_bytes());
+            expected.extend([0; 4]);
+            expected.extend(offset.to_ne_bytes());
+            expected.extend(size.to_ne_bytes());
+        }
+        assert_eq!(bytes, expected);
+    }
 }

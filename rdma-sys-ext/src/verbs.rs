@@ -178,3 +178,132 @@ pub unsafe fn query_gid_table(
     // SAFETY: the caller answers for both pointers; `size` is that of one entry.
     unsafe { _ibv_query_gid_table(context, entries, max_entries, flags, size) }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The inlines against a fake provider that answers with what it was given.
+
+    use super::*;
+    use std::mem::zeroed;
+    use std::ptr::{null_mut, without_provenance_mut};
+
+    /// A context of libibverbs' layout.
+    #[repr(C)]
+    struct Extended {
+        before: BeforeContext,
+        context: ibv_context,
+    }
+
+    fn extended(sz: usize) -> Extended {
+        let mut context =
+            ibv_context { abi_compat: without_provenance_mut(VERBS_ABI_IS_EXTENDED), ..Default::default() };
+        context.ops.post_send = Some(fake_post_send);
+        context.ops.post_recv = Some(fake_post_recv);
+        context.ops.poll_cq = Some(fake_poll_cq);
+        context.ops.req_notify_cq = Some(fake_req_notify_cq);
+        let before = BeforeContext { query_port: Some(fake_query_port), others: [null_mut(); 38], sz };
+        Extended { before, context }
+    }
+
+    unsafe extern "C" fn fake_post_send(
+        qp: *mut ibv_qp,
+        wr: *mut ibv_send_wr,
+        bad_wr: *mut *mut ibv_send_wr,
+    ) -> c_int {
+        // SAFETY: the test passes a queue pair, and a place for the bad request.
+        unsafe {
+            *bad_wr = wr.byte_add(1);
+            (*qp).qp_num as c_int
+        }
+    }
+
+    unsafe extern "C" fn fake_post_recv(
+        qp: *mut ibv_qp,
+        wr: *mut ibv_recv_wr,
+        bad_wr: *mut *mut ibv_recv_wr,
+    ) -> c_int {
+        // SAFETY: the test passes a queue pair, and a place for the bad request.
+        unsafe {
+            *bad_wr = wr.byte_add(2);
+            -((*qp).qp_num as c_int)
+        }
+    }
+
+    unsafe extern "C" fn fake_poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
+        // SAFETY: the test passes a completion queue, and `n` entries.
+        unsafe {
+            (*wc.add(n as usize - 1)).qp_num = 0x77;
+            (*cq).cqe + n
+        }
+    }
+
+    unsafe extern "C" fn fake_req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {
+        // SAFETY: the test passes a completion queue.
+        unsafe { (*cq).cqe + solicited_only }
+    }
+
+    unsafe extern "C" fn fake_query_port(
+        _context: *mut ibv_context,
+        port_num: u8,
+        port_attr: *mut ibv_port_attr,
+        size: usize,
+    ) -> c_int {
+        // SAFETY: the test passes an ibv_port_attr.
+        unsafe {
+            assert_eq!((*port_attr).lid, 0);
+            (*port_attr).active_speed_ex = port_num.into();
+        }
+        size as c_int
+    }
+
+    #[test]
+    fn posting_and_polling_reach_the_provider_with_their_arguments() {
+        let mut extended = extended(0);
+        let context = &raw mut extended.context;
+        let mut qp = ibv_qp { context, qp_num: 40, ..Default::default() };
+        let mut cq = ibv_cq { context, cqe: 100, ..Default::default() };
+        let (mut send, mut recv) = (ibv_send_wr::default(), ibv_recv_wr::default());
+        let (mut bad_send, mut bad_recv) = (null_mut(), null_mut());
+        // SAFETY: an ibv_wc is integers only.
+        let mut wc: [ibv_wc; 3] = unsafe { zeroed() };
+        // SAFETY: live objects of this function, on a context whose operations are the fakes.
+        unsafe {
+            assert_eq!(post_send(&raw mut qp, &raw mut send, &raw mut bad_send), 40);
+            assert_eq!(bad_send, (&raw mut send).byte_add(1));
+            assert_eq!(post_recv(&raw mut qp, &raw mut recv, &raw mut bad_recv), -40);
+            assert_eq!(bad_recv, (&raw mut recv).byte_add(2));
+            assert_eq!(poll_cq(&raw mut cq, 3, wc.as_mut_ptr()), 103);
+            assert_eq!(req_notify_cq(&raw mut cq, true), 101);
+            assert_eq!(req_notify_cq(&raw mut cq, false), 100);
+        }
+        assert_eq!(wc.map(|wc| wc.qp_num), [0, 0, 0x77]);
+    }
+
+    #[test]
+    fn an_operation_that_is_absent_is_eopnotsupp() {
+        let mut context = ibv_context::default();
+        let context = &raw mut context;
+        let mut qp = ibv_qp { context, ..Default::default() };
+        let mut cq = ibv_cq { context, ..Default::default() };
+        let (qp, cq) = (&raw mut qp, &raw mut cq);
+        // SAFETY: live objects of this function, on a context without operations.
+        unsafe {
+            assert_eq!(post_send(qp, null_mut(), null_mut()), libc::EOPNOTSUPP);
+            assert_eq!(post_recv(qp, null_mut(), null_mut()), libc::EOPNOTSUPP);
+            assert_eq!(poll_cq(cq, 0, null_mut()), -libc::EOPNOTSUPP);
+            assert_eq!(req_notify_cq(cq, false), libc::EOPNOTSUPP);
+        }
+    }
+
+    #[test]
+    fn query_port_asks_for_all_attributes() {
+        let mut extended = extended(size_of::<Extended>());
+        let mut port = ibv_port_attr { lid: 9, ..Default::default() };
+        // The pointer comes from the whole, since the function looks before the context.
+        let context = (&raw mut extended).cast::<BeforeContext>().wrapping_add(1).cast();
+        // SAFETY: an extended context of this function, whose operation is the fake.
+        let result = unsafe { query_port(context, 2, &raw mut port) };
+        assert_eq!(result, size_of::<ibv_port_attr>() as c_int);
+        assert_eq!((port.lid, port.active_speed_ex), (0, 2));
+    }
+}
