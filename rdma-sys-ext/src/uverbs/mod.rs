@@ -13,7 +13,7 @@
 //! What any command may return, as the kernel's `uverbs_ioctl.c` has it:
 //! - EPROTONOSUPPORT: the kernel has no such object, method or mandatory attribute.
 //! - EOPNOTSUPP: the device's driver lacks the operation.
-//! - ENOENT or EINVAL: a handle that does not exist on this `cmd_fd`.
+//! - ENOENT: a handle that does not exist on this `cmd_fd`; EINVAL: one of another type of object.
 //! - EIO: the device is gone.
 //! - ENOTTY: not a uverbs descriptor.
 

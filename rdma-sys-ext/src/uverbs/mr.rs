@@ -95,7 +95,8 @@ pub unsafe fn reg_dmabuf_mr(cmd_fd: BorrowedFd<'_>, request: &RegDmabufMr) -> io
 /// Deregisters a memory region; its keys are dead and its memory is released when this returns.
 ///
 /// # Errors
-/// - ENOENT: no such memory region on this `cmd_fd`.
+/// - ENOENT: no such memory region on this `cmd_fd`, or no longer.
+/// - EINVAL: the handle of an object of another type.
 /// - EBUSY: a memory window is bound to it; it stays registered.
 /// - EIO: the device is gone, and the memory region with it.
 ///
