@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use ibverbs_sys as ffi;
+use rdma_sys_ext::verbs as inline;
 
 use super::check;
 use crate::{Error, Result};
@@ -136,9 +137,8 @@ impl Context {
     #[doc(alias = "ibv_query_port")]
     pub fn port(&self, number: u8) -> Result<Port> {
         let mut attr = ffi::ibv_port_attr::default();
-        // SAFETY: the context is open. The library symbol writes the attributes' first fields, in the
-        // layout that `ibv_port_attr` begins with; the rest stays zero.
-        check(unsafe { ffi::ibv_query_port(self.inner.raw.as_ptr(), number, (&raw mut attr).cast()) })
+        // SAFETY: the context is open and `attr` is a valid place for the answer.
+        check(unsafe { inline::query_port(self.inner.raw.as_ptr(), number, &mut attr) })
             .map_err(self.failed(format!("query port {number}")))?;
         Ok(Port {
             active: attr.state == ffi::ibv_port_state::IBV_PORT_ACTIVE,
@@ -158,16 +158,9 @@ impl Context {
     #[doc(alias = "ibv_query_gid_table")]
     pub fn best_gid(&self, port: u8) -> Result<(u32, [u8; 16])> {
         let mut table = vec![ffi::ibv_gid_entry::default(); 256];
-        // SAFETY: the table has as many entries as stated, of the size stated.
-        let count = unsafe {
-            ffi::_ibv_query_gid_table(
-                self.inner.raw.as_ptr(),
-                table.as_mut_ptr(),
-                table.len(),
-                0,
-                size_of::<ffi::ibv_gid_entry>(),
-            )
-        };
+        // SAFETY: the context is open, and the table has as many entries as stated.
+        let count =
+            unsafe { inline::query_gid_table(self.inner.raw.as_ptr(), table.as_mut_ptr(), table.len(), 0) };
         let Ok(count) = usize::try_from(count) else {
             let source = io::Error::from_raw_os_error(i32::try_from(-count).unwrap_or(libc::EIO));
             return Err(self.failed("read the GID table")(source));

@@ -161,10 +161,15 @@ impl CompletionQueue {
     fn take(&self, into: &mut [ffi::ibv_wc]) -> Result<usize> {
         // SAFETY: the queue is live and `into` has room for as many as stated.
         let count = unsafe { inline::poll_cq(self.inner.raw.as_ptr(), into.len() as i32, into.as_mut_ptr()) };
-        usize::try_from(count).map_err(|_| {
-            let source = io::Error::from_raw_os_error(if count == -1 { libc::EIO } else { -count });
-            self.inner.context.failed("poll the completion queue")(source)
-        })
+        match usize::try_from(count) {
+            Ok(count) if count <= into.len() => Ok(count),
+            // Negative when the queue overran; more than asked for where libibverbs stands in for a
+            // provider without the operation and returns its errno.
+            _ => {
+                let source = io::Error::from_raw_os_error(if count > 0 { count } else { libc::EIO });
+                Err(self.inner.context.failed("poll the completion queue")(source))
+            }
+        }
     }
 
     /// Sleeps until an event or `limit`; whether the queue is still armed.

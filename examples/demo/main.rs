@@ -1,0 +1,128 @@
+//! The whole path with both sides: one process owns a dma-buf, another writes and reads all of it by
+//! RDMA, and both compare digests of what their CPU mappings show.
+//!
+//! `demo run` is both on one machine. Across two machines, start `demo owner --listen 0.0.0.0:18515`
+//! on one and `demo mover --connect HOST:18515` on the other.
+
+mod digest;
+mod mover;
+mod owner;
+mod party;
+mod ui;
+mod wire;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::{Args, Parser, Subcommand};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+#[command(about = "Moves a dma-buf over RDMA, both ways, and verifies it")]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Both sides on this machine, as two processes.
+    Run {
+        #[command(flatten)]
+        owner: Options,
+        /// What makes the mover's buffer.
+        #[arg(long, default_value = "udmabuf")]
+        mover_exporter: String,
+        #[command(flatten)]
+        display: Display,
+    },
+    /// The side that owns the buffer.
+    Owner {
+        #[command(flatten)]
+        options: Options,
+        /// Address to wait for the mover at; port 0 takes any.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: String,
+    },
+    /// The side that writes and reads it.
+    Mover {
+        /// RDMA device; default: the first.
+        #[arg(long)]
+        device: Option<String>,
+        /// What makes this side's buffer.
+        #[arg(long, default_value = "udmabuf")]
+        exporter: String,
+        /// Address that the owner listens at.
+        #[arg(long)]
+        connect: String,
+        #[command(flatten)]
+        display: Display,
+    },
+}
+
+#[derive(Args, Clone)]
+struct Options {
+    /// RDMA device; default: the first.
+    #[arg(long)]
+    device: Option<String>,
+    /// What makes the owner's buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
+    #[arg(long, default_value = "heap")]
+    exporter: String,
+    /// Size of the buffer, such as 512M or 4G.
+    #[arg(long, default_value = "1G", value_parser = ui::parse_size)]
+    size: u64,
+}
+
+#[derive(Args, Clone, Copy)]
+struct Display {
+    /// Draw progress bars.
+    #[arg(long)]
+    progress: bool,
+    /// How often to write and read everything.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::failure(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(role: Role) -> Result<()> {
+    match role {
+        Role::Owner { options, listen } => owner::run(&options, &listen),
+        Role::Mover { device, exporter, connect, display } => {
+            mover::run(device.as_deref(), &exporter, &connect, display)
+        }
+        Role::Run { owner, mover_exporter, display } => both(&owner, &mover_exporter, display),
+    }
+}
+
+/// Starts the owner as a process of its own and is the mover itself.
+fn both(options: &Options, mover_exporter: &str, display: Display) -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["owner", "--exporter", &options.exporter, "--size", &options.size.to_string()]);
+    if let Some(device) = &options.device {
+        command.args(["--device", device]);
+    }
+    let mut owner = command.stdout(Stdio::piped()).spawn()?;
+    let mut announced = String::new();
+    BufReader::new(owner.stdout.take().expect("piped")).read_line(&mut announced)?;
+    let moved = match announced.trim().strip_prefix(owner::LISTENING) {
+        Some(address) => mover::run(options.device.as_deref(), mover_exporter, address, display),
+        None => Ok(()), // It failed and said why; so does its status.
+    };
+    if moved.is_err() {
+        // It may wait for a mover that will not come. If it is gone already, that is as well.
+        let _ = owner.kill();
+    }
+    let status = owner.wait()?;
+    moved?;
+    if status.success() { Ok(()) } else { Err(format!("the owner ended with {status}").into()) }
+}

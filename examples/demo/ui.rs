@@ -1,0 +1,129 @@
+//! Everything that the demo shows to people.
+
+use std::error::Error;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::Result;
+use crate::wire::Introduction;
+
+pub fn party(role: &str, size: u64, party: &Introduction) {
+    let Introduction { device, exporter, path, register_ms } = party;
+    let size = bytes(size);
+    println!("{role:>9}  {exporter}, {size}, registered with {device} by {path} in {register_ms:.1} ms");
+}
+
+pub fn moved(what: &str, size: u64, took: Duration) {
+    let seconds = took.as_secs_f64();
+    let rate = size as f64 / seconds / f64::from(1 << 20);
+    println!("{what:>9}  {} in {seconds:.1} s, {rate:.0} MiB/s", bytes(size));
+}
+
+/// Shows two digests; an error unless they are equal.
+pub fn compared(who: &str, seen: u128, expected: u128) -> Result<()> {
+    if seen != expected {
+        return Err(format!("{who} digest {seen:032x}, but {expected:032x} was sent").into());
+    }
+    println!("{:>9}  {who} digest {seen:032x}, as sent", "");
+    Ok(())
+}
+
+pub fn verified(size: u64, rounds: u32, paths: [&String; 2]) {
+    let rounds = if rounds == 1 { String::new() } else { format!(", {rounds} times") };
+    let [owner, mover] = paths;
+    let paths = if owner == mover { owner.clone() } else { format!("{owner} and {mover}") };
+    println!("{:>9}  {} both ways{rounds}, in place, on path {paths}", "verified", bytes(size));
+}
+
+pub fn failure(error: &dyn Error) {
+    eprintln!("{:>9}  {error}", "failed");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("{:>9}  because: {error}", "");
+        cause = error.source();
+    }
+}
+
+/// A progress bar that is drawn where it was asked for, also through a pipe that ends at a terminal.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    pub fn new(shown: bool, what: &'static str, length: u64) -> Self {
+        let target =
+            if shown { ProgressDrawTarget::term_like(Box::new(Pipe)) } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        let style = "{msg:>9}  {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        bar.set_message(what);
+        Self(bar)
+    }
+
+    pub fn set(&self, done: u64) {
+        self.0.set_position(done);
+    }
+
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Standard error as a terminal of 80 columns, whatever it is.
+#[derive(Debug)]
+struct Pipe;
+
+impl indicatif::TermLike for Pipe {
+    fn width(&self) -> u16 {
+        80
+    }
+
+    fn move_cursor_up(&self, n: usize) -> std::io::Result<()> {
+        (0..n).try_for_each(|_| self.write_str("\x1b[A"))
+    }
+
+    fn move_cursor_down(&self, n: usize) -> std::io::Result<()> {
+        (0..n).try_for_each(|_| self.write_str("\x1b[B"))
+    }
+
+    fn move_cursor_right(&self, n: usize) -> std::io::Result<()> {
+        (0..n).try_for_each(|_| self.write_str("\x1b[C"))
+    }
+
+    fn move_cursor_left(&self, n: usize) -> std::io::Result<()> {
+        (0..n).try_for_each(|_| self.write_str("\x1b[D"))
+    }
+
+    fn write_line(&self, text: &str) -> std::io::Result<()> {
+        self.write_str(text)?;
+        self.write_str("\n")
+    }
+
+    fn write_str(&self, text: &str) -> std::io::Result<()> {
+        use std::io::Write;
+        std::io::stderr().write_all(text.as_bytes())
+    }
+
+    fn clear_line(&self) -> std::io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        std::io::Write::flush(&mut std::io::stderr())
+    }
+}
+
+pub fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}
+
+/// A size such as 4096, 512M or 4G.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(1 << shift));
+    size.filter(|size| *size > 0).ok_or_else(|| "a size is a number with K, M or G, such as 512M".into())
+}
