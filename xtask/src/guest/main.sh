@@ -48,7 +48,7 @@ ln -sf /proc/self/fd/2 /dev/stderr
 mkdir -p "/lib/modules/$RELEASE"
 mount --bind "$MODULES" "/lib/modules/$RELEASE"
 if [ -n "$RXE_MODULE" ]; then
-	mount --bind "$RXE_MODULE" "/lib/modules/$RELEASE/kernel/drivers/infiniband/sw/rxe/rdma_rxe.ko.xz"
+	mount --bind "$RXE_MODULE" "$STOCK_RXE"
 fi
 
 # The defaults, 64 MiB and 1024 pieces, are less than the tests use.

@@ -115,19 +115,22 @@ impl Guest {
                 ("RELEASE", kernel.release.clone()),
                 ("MODULES", kernel.modules_dir().to_string_lossy().into_owned()),
                 ("RXE", self.rxe.name().to_string()),
+                ("STOCK_RXE", kernel.stock_rxe()?.to_string_lossy().into_owned()),
                 ("RXE_MODULE", module.unwrap_or_default().to_string_lossy().into_owned()),
                 ("TERMINAL", if self.terminal { "yes" } else { "" }.to_string()),
                 ("ROWS", rows.to_string()),
                 ("COLUMNS", columns.to_string()),
             ],
         )?;
+        let mut append = vec![format!("initcall_blacklist={}", self.kernel.skipped_initcalls.join(","))];
+        append.extend(self.append.iter().cloned());
         let machine = Machine {
             accel,
             cpus: self.cpus,
             memory: self.memory,
             image: &kernel.image(),
             initramfs: &initramfs,
-            append: &self.append,
+            append: &append,
             extra: &self.qemu,
             terminal: self.terminal,
         };

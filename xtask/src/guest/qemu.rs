@@ -54,6 +54,7 @@ const COMMAND_LINE: &[&str] = &[
     "nokaslr",
     "apparmor=0",
     "audit=0",
+    "cryptomgr.notests",
     "rcupdate.rcu_cpu_stall_timeout=60",
     "watchdog_thresh=30",
 ];

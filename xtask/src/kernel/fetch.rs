@@ -4,7 +4,8 @@
 //! When one is there, nothing is asked of the network.
 
 use super::resolve::{Choice, compare_versions, newest};
-use super::{Kernel, Unpacked, apt::Apt, home};
+use super::slim::slim;
+use super::{Kernel, Unpacked, apt::Apt, home, image, vmlinuz};
 use crate::lock::{self, Staging};
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
@@ -57,7 +58,7 @@ fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
 
 /// What a folder holds; it changes when this program wants something else in it.
 fn recipe(kernel: &Kernel) -> String {
-    format!("1 {} {}\n", kernel.line, kernel.source.folders.join(" "))
+    format!("2 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
 }
 
 fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()> {
@@ -77,7 +78,16 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
     let release = format!("{}-amd64", choice.abi);
     relocate_headers(&root, &release, &choice.abi)?;
     let depmod = process::find("depmod").context("depmod is missing (package kmod)")?;
-    process::output(Command::new(depmod).arg("-b").arg(&root).arg(&release))?;
+    let depmod = || process::output(Command::new(&depmod).arg("-b").arg(&root).arg(&release));
+    depmod()?;
+    slim(kernel, &root.join("lib/modules").join(&release))?;
+    depmod()?;
+    let wrapped = vmlinuz(dir, &release);
+    let wrapped = fs::read(&wrapped).with_context(|| format!("cannot read {}", wrapped.display()))?;
+    match image::extract(&wrapped) {
+        Ok(plain) => fs::write(dir.join("vmlinux"), plain).context("cannot write vmlinux")?,
+        Err(reason) => ui::note("Note", &format!("the kernel boots from its compressed image: {reason}")),
+    }
     lock::remove(&debs)?;
     fs::write(dir.join("recipe"), recipe(kernel)).context("cannot write the recipe")
 }

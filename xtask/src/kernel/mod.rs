@@ -8,9 +8,11 @@
 
 mod apt;
 mod fetch;
+mod image;
 mod modules;
 mod resolve;
 pub mod rxe;
+mod slim;
 mod sources;
 
 pub use fetch::unpacked;
@@ -36,6 +38,10 @@ pub struct Kernel {
     pub root_modules: &'static [&'static str],
     /// Modules that make an RDMA device, before rdma_rxe itself.
     pub rdma_modules: &'static [&'static str],
+    /// Modules that tests load themselves.
+    pub test_modules: &'static [&'static str],
+    /// Initialisers that cost a slow machine much and give this guest nothing.
+    pub skipped_initcalls: &'static [&'static str],
 }
 
 /// What is taken from the kernel's source.
@@ -60,6 +66,15 @@ pub const LINUX_6_12: Kernel = Kernel {
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     // rxe asks the crypto layer for "crc32" by name, so nothing loads it for us.
     rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy"],
+    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "veth", "sch_netem"],
+    // BTF, keys for signed modules, an entropy source and names for tracing.
+    skipped_initcalls: &[
+        "bpf_tcp_ca_kfunc_init",
+        "bpf_dummy_struct_ops_init",
+        "load_system_certificate_list",
+        "jent_mod_init",
+        "trace_eval_init",
+    ],
 };
 
 /// All that `--kernel` accepts.
@@ -83,8 +98,10 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
+    /// What QEMU boots: the plain ELF image where there is one.
     pub fn image(&self) -> PathBuf {
-        self.dir.join(format!("root/boot/vmlinuz-{}", self.release))
+        let plain = self.dir.join("vmlinux");
+        if plain.is_file() { plain } else { vmlinuz(&self.dir, &self.release) }
     }
 
     /// The folder that belongs at `/lib/modules/RELEASE`.
@@ -107,10 +124,23 @@ impl Unpacked {
         self.dir.with_file_name(format!("build-{}", self.release)).join(name)
     }
 
+    /// Debian's own rdma_rxe, as a path that the guest sees.
+    pub fn stock_rxe(&self) -> Result<PathBuf> {
+        let modules = self.modules(&["rdma_rxe"])?;
+        let module = modules.last().context("rdma_rxe is built in")?;
+        let inside = module.path.strip_prefix(self.modules_dir())?;
+        Ok(Path::new("/lib/modules").join(&self.release).join(inside))
+    }
+
     /// The modules named and all they depend on, in the order to load them.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
         modules::closure(&self.modules_dir(), names)
     }
+}
+
+/// The image as packaged.
+fn vmlinuz(dir: &Path, release: &str) -> PathBuf {
+    dir.join(format!("root/boot/vmlinuz-{release}"))
 }
 
 /// Where kernels live.
