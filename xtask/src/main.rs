@@ -3,6 +3,9 @@
 //! It sets up what is missing, builds the kernel module, boots the guest and
 //! runs the demo, the tests and the benchmarks in it. See `docs/testing.md`.
 
+mod bench;
+mod cargo;
+mod demo;
 mod guest;
 mod host;
 mod kernel;
@@ -10,6 +13,7 @@ mod lock;
 mod process;
 mod project;
 mod size;
+mod test;
 mod ui;
 mod vm;
 
@@ -26,12 +30,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::Args),
+    Test(test::Args),
     Vm(vm::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Demo(args) => demo::run(args),
+        Task::Test(args) => test::run(args),
         Task::Vm(args) => vm::run(args),
+        Task::Bench(args) => bench::run(args),
     };
     result.unwrap_or_else(|error| {
         ui::error(&format!("{error:#}"));

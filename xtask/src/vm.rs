@@ -102,11 +102,12 @@ pub fn report(outcome: &Outcome) {
     }
 }
 
-fn status(outcome: &Outcome) -> u8 {
-    match (outcome.status, &outcome.failure) {
-        (Some(0), _) if !outcome.complaints.is_empty() => COMPLAINT,
-        (Some(status), _) => u8::try_from(status).unwrap_or(u8::MAX),
-        (None, Some(failure)) if failure.contains(" after ") => HANG,
-        (None, _) => NO_VERDICT,
+/// The exit status that stands for this end.
+pub fn status(outcome: &Outcome) -> u8 {
+    match outcome.status {
+        Some(0) if !outcome.complaints.is_empty() => COMPLAINT,
+        Some(status) => u8::try_from(status).unwrap_or(u8::MAX),
+        None if outcome.timed_out => HANG,
+        None => NO_VERDICT,
     }
 }

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 /// How long a guest may take until it runs its job. It takes seconds; this is
 /// for a host that is busy with something else.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A guest to start.
 #[derive(Debug)]
@@ -61,6 +61,8 @@ pub struct Guest {
 pub struct Outcome {
     /// The job's status, if it came to an end.
     pub status: Option<i32>,
+    /// Whether it was ended because its time was up.
+    pub timed_out: bool,
     /// Why the run failed otherwise, in words.
     pub failure: Option<String>,
     /// The kernel's complaints.
@@ -157,22 +159,25 @@ impl Guest {
             let _ = stream.join();
         }
         let console = String::from_utf8_lossy(&fs::read(run.console()).unwrap_or_default()).into_owned();
+        let complaints = console::problems(&console);
+        let timed_out = matches!(ended, Ended::TimedOut(_));
         let (status, failure) = match ended {
             Ended::Exit(status) => (Some(status), None),
-            Ended::Failure(text) => {
+            // The complaints say it already.
+            Ended::Failure(text) | Ended::TimedOut(text) if !complaints.is_empty() => (None, Some(text)),
+            Ended::Failure(text) | Ended::TimedOut(text) => {
                 let said = fs::read_to_string(run.qemu_log()).unwrap_or_default();
-                (
-                    None,
-                    Some(format!("{text}\n{}{}", tail(&console, 15), tail(&said, 15)).trim_end().to_string()),
-                )
+                let last = format!("{text}\n{}{}", tail(&console, 15), tail(&said, 15));
+                (None, Some(last.trim_end().to_string()))
             }
         };
         let stdout =
             stdout.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         Ok(Outcome {
             status,
+            timed_out,
             failure,
-            complaints: console::problems(&console),
+            complaints,
             out: run.take_out(self.out.as_deref())?,
             logs: run.keep_logs(),
             stdout,
@@ -191,7 +196,7 @@ impl Guest {
             };
             if let Some(limit) = limit.filter(|&limit| start.elapsed() >= limit) {
                 let doing = if running { "the command still ran" } else { "the guest was not ready" };
-                return Ok(Ended::Failure(format!("{doing} after {}; ended it", crate::ui::seconds(limit))));
+                return Ok(Ended::TimedOut(format!("{doing} after {}; ended it", crate::ui::seconds(limit))));
             }
             if left.try_recv().is_ok() {
                 return Ok(Ended::Failure("left with Ctrl-]".into()));
@@ -232,6 +237,7 @@ impl Guest {
 
 enum Ended {
     Exit(i32),
+    TimedOut(String),
     Failure(String),
 }
 

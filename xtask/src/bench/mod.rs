@@ -1,0 +1,131 @@
+//! `cargo xtask bench NAME`: a benchmark, run where it belongs.
+//!
+//! A benchmark is a cargo bench target that writes one JSON object a line into
+//! the file that `BENCH_ROWS` names; here the rows become a table for people
+//! and `target/bench/NAME.json` for programs.
+
+mod rows;
+
+use crate::guest::{Guest, Job};
+use crate::host::{self, Need};
+use crate::kernel::rxe::Rxe;
+use crate::size::Size;
+use crate::{cargo, project, ui, vm};
+use anyhow::{Context, Result, bail};
+use rows::Row;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// The guest that a benchmark runs in.
+struct Shape {
+    rxe: Rxe,
+    memory: Size,
+    cpus: u32,
+    limit: Duration,
+}
+
+/// A benchmark.
+struct Benchmark {
+    /// Of the cargo target and on the command line.
+    name: &'static str,
+    about: &'static str,
+    /// `None` for a benchmark of this machine itself.
+    guest: Option<Shape>,
+}
+
+const BENCHMARKS: &[Benchmark] = &[Benchmark {
+    name: "register",
+    about: "register and deregister, against a bare C program doing the same ioctl",
+    guest: Some(Shape { rxe: Rxe::Dmabuf, memory: Size::gib(4), cpus: 2, limit: Duration::from_secs(1200) }),
+}];
+
+/// Run a benchmark and show how it does against its goals.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which one; without it, what there is
+    name: Option<String>,
+    /// Run it on this machine's RDMA device instead of in a guest
+    #[arg(long)]
+    host: bool,
+    /// Fail when a goal is missed
+    #[arg(long)]
+    check: bool,
+    /// More arguments for the benchmark
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Some(name) = &args.name else {
+        for benchmark in BENCHMARKS {
+            println!("{:12} {}", benchmark.name, benchmark.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Some(benchmark) = BENCHMARKS.iter().find(|b| b.name == name) else {
+        let names: Vec<_> = BENCHMARKS.iter().map(|b| b.name).collect();
+        bail!("no benchmark `{name}`; there is {}", names.join(", "));
+    };
+    let shape = benchmark.guest.as_ref().filter(|_| !args.host);
+    let needs: &[Need] = match shape {
+        Some(_) => &[Need::Library, Need::Peers, Need::Guest],
+        None => &[Need::Library, Need::Peers],
+    };
+    host::ensure(needs)?;
+    let step = ui::Step::start("Building", benchmark.name);
+    let program = cargo::executable(&["bench", "--no-run", "--bench", benchmark.name], benchmark.name)?;
+    step.done("Built", benchmark.name);
+
+    let home = project::target().join("bench");
+    fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+    let lines = home.join(format!("{}.rows", benchmark.name));
+    let _ = fs::remove_file(&lines);
+    let success = match shape {
+        Some(shape) => {
+            let guest = Guest {
+                cpus: shape.cpus,
+                limit: Some(shape.limit),
+                out: Some(home.clone()),
+                ..Guest::new(shape.rxe, shape.memory)
+            };
+            in_the_guest(&guest, &program, &args.arguments, &lines)?
+        }
+        None => {
+            let mut command = Command::new(&program);
+            command.args(&args.arguments).current_dir(project::root()).env("BENCH_ROWS", &lines);
+            command.status().context("cannot run the benchmark")?.success()
+        }
+    };
+    let text = fs::read_to_string(&lines).unwrap_or_default();
+    let rows = text.lines().map(Row::parse).collect::<Result<Vec<Row>>>()?;
+    let _ = fs::remove_file(&lines);
+    let json = home.join(format!("{}.json", benchmark.name));
+    fs::write(&json, rows::to_json(&rows)?).with_context(|| format!("cannot write {}", json.display()))?;
+    print!("{}", rows::table(&rows));
+    ui::note("Rows", &json.display().to_string());
+    if !success {
+        ui::error("the benchmark failed");
+    } else if rows.is_empty() {
+        ui::error("the benchmark wrote no rows");
+    }
+    let met = rows.iter().all(|row| row.met() != Some(false));
+    let fine = success && !rows.is_empty() && (met || !args.check);
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn in_the_guest(guest: &Guest, program: &Path, arguments: &[String], lines: &Path) -> Result<bool> {
+    let file = lines.file_name().map(PathBuf::from).unwrap_or_default();
+    // $OUT is known only inside, so a shell puts the name together.
+    let script = format!("BENCH_ROWS=$OUT/{} exec \"$@\"", file.display());
+    let mut words: Vec<String> = ["sh", "-c", &script, "bench"].map(str::to_string).to_vec();
+    words.push(program.to_string_lossy().into_owned());
+    words.extend(arguments.iter().cloned());
+    let mut job = Job::new(words)?;
+    job.directory = project::root().to_path_buf();
+    let mut outcome = guest.run(&job)?;
+    outcome.out = None;
+    vm::report(&outcome);
+    Ok(outcome.success())
+}

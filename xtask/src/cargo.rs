@@ -1,0 +1,87 @@
+//! Building with cargo and finding what it built.
+
+use crate::{process, project};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// All that cargo builds here is built with the same features, or it would
+/// build dependencies twice.
+pub const EVERYTHING: &[&str] = &["--workspace", "--all-features"];
+
+/// Builds and returns the executables of the target called `name`.
+///
+/// `arguments` start with cargo's command; the messages for people go to stderr
+/// as they come.
+pub fn executable(arguments: &[&str], name: &str) -> Result<PathBuf> {
+    let mut command = project::cargo();
+    command.args(arguments).args(EVERYTHING).arg("--message-format=json-render-diagnostics");
+    let text = process::shown(&command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{text}`"))?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let mut found = None;
+    for line in BufReader::new(stdout).lines() {
+        found = executable_in(&line?, name).or(found);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{text}` failed ({status})");
+    }
+    found.with_context(|| format!("`{text}` built no executable called {name}"))
+}
+
+/// The executable that a message of cargo tells about, if it is of this target.
+fn executable_in(message: &str, name: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    if message["reason"] != "compiler-artifact" || message["target"]["name"] != name {
+        return None;
+    }
+    message["executable"].as_str().map(PathBuf::from)
+}
+
+/// Whether the workspace has a target of that kind and name.
+pub fn has_target(kind: &str, name: &str) -> Result<bool> {
+    let json = process::output(project::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&json)?;
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let targets = packages.iter().filter_map(|p| p["targets"].as_array()).flatten();
+    Ok(targets
+        .filter(|t| t["name"] == name)
+        .any(|t| t["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|k| k == kind))))
+}
+
+/// Fails with what to install when cargo lacks a component.
+pub fn need_component(command: &str, component: &str) -> Result<()> {
+    let mut version = project::cargo();
+    version.args([command, "--version"]);
+    if succeeds(&mut version) {
+        return Ok(());
+    }
+    bail!("`cargo {command}` is missing; install it with `rustup component add {component}`")
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_cargo() {
+        let line = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"integration"},"executable":"/t/i-1"}"#;
+        assert_eq!(executable_in(line, "integration"), Some("/t/i-1".into()));
+        assert_eq!(executable_in(line, "other"), None);
+        let line = r#"{"reason":"compiler-artifact","target":{"name":"integration"},"executable":null}"#;
+        assert_eq!(executable_in(line, "integration"), None);
+        assert_eq!(executable_in("not json", "integration"), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask demo`: a dma-buf crosses an RDMA connection before your eyes.
+
+use crate::guest::{Guest, Job};
+use crate::host::{self, Need};
+use crate::kernel::rxe::Rxe;
+use crate::size::Size;
+use crate::{cargo, project, ui, vm};
+use anyhow::{Context, Result};
+use std::io::IsTerminal;
+use std::process::{Command, ExitCode};
+
+/// Two processes, one dma-buf each, RDMA WRITE and READ of all of it, verified.
+///
+/// It installs what is missing (as root, with apt; otherwise it names the one
+/// command to run), builds, boots a guest with an RDMA device and runs there.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Size of the dma-buf
+    #[arg(long, default_value = "1G")]
+    size: Size,
+    /// Where the dma-buf comes from
+    #[arg(long, default_value = "heap")]
+    exporter: String,
+    /// Use this machine's own RDMA device instead of a guest
+    #[arg(long)]
+    host: bool,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let needs: &[Need] = if args.host { &[Need::Library] } else { &[Need::Library, Need::Guest] };
+    host::ensure(needs)?;
+    let step = ui::Step::start("Building", "the library and the demo");
+    let program = cargo::executable(&["build", "--release", "--example", "demo"], "demo")?;
+    step.done("Built", "the demo");
+
+    let size = args.size.to_string();
+    let mut words: Vec<String> = [program.to_string_lossy().as_ref(), "run", "--size", &size]
+        .iter()
+        .chain(&["--exporter", &args.exporter])
+        .map(|word| word.to_string())
+        .collect();
+    if std::io::stdout().is_terminal() {
+        words.push("--progress".to_string());
+    }
+    if args.host {
+        let status = Command::new(&words[0])
+            .args(&words[1..])
+            .current_dir(project::root())
+            .status()
+            .context("cannot run the demo")?;
+        return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX)));
+    }
+    // Both sides have a buffer of that size; the rest is the guest's own.
+    let memory = Size(2 * args.size.0 + Size::mib(1536).0);
+    let mut job = Job::new(words)?;
+    job.directory = project::root().to_path_buf();
+    let outcome = Guest::new(Rxe::Dmabuf, memory).run(&job)?;
+    vm::report(&outcome);
+    Ok(ExitCode::from(vm::status(&outcome)))
+}

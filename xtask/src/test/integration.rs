@@ -1,0 +1,157 @@
+//! The integration tests: one binary, run where each of its tests belongs.
+//!
+//! The module that a test is in says where: `on_any_rxe` in both guests,
+//! `on_stock_rxe` and `on_dmabuf_rxe` in one of them, `long` only on demand.
+//! What the binary lists is compared with what ran, so that no test can be
+//! forgotten.
+
+use super::libtest::{Report, Verdict, parse_list};
+use super::{Args, Summary, tee};
+use crate::guest::{Guest, Job};
+use crate::kernel::rxe::Rxe;
+use crate::size::Size;
+use crate::{cargo, process, project, ui, vm};
+use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The name of the cargo target.
+pub const TARGET: &str = "integration";
+
+const STOCK: &str = "on_stock_rxe::";
+const DMABUF: &str = "on_dmabuf_rxe::";
+const LONG: &str = "long::";
+
+/// One place where tests run.
+struct Place {
+    name: &'static str,
+    /// `None` for this machine itself.
+    guest: Option<(Rxe, Size)>,
+    skip: Vec<&'static str>,
+}
+
+/// Where the tests run, in this order.
+fn places(host: bool, long: bool) -> Vec<Place> {
+    let unless_long = if long { vec![] } else { vec![LONG] };
+    let skip = |names: &[&'static str]| [names, &unless_long].concat();
+    if host {
+        // A device of this machine is not the stock rxe.
+        return vec![Place { name: "Host", guest: None, skip: skip(&[STOCK]) }];
+    }
+    vec![
+        Place { name: "Stock guest", guest: Some((Rxe::Stock, Size::gib(3))), skip: vec![DMABUF, LONG] },
+        Place { name: "dma-buf guest", guest: Some((Rxe::Dmabuf, Size::gib(7))), skip: skip(&[STOCK]) },
+    ]
+}
+
+pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
+    let step = ui::Step::start("Building", "the integration tests and the examples");
+    let build = || -> Result<_> {
+        let binary = cargo::executable(&["test", "--no-run", "--test", TARGET], TARGET)?;
+        // The tests start programs of examples/ as other processes.
+        super::shown(project::cargo().args(["build", "--examples"]).args(cargo::EVERYTHING))?;
+        Ok(binary)
+    };
+    let binary = build().inspect_err(|_| summary.broken.push("building the integration tests".into()))?;
+    step.done("Built", "them");
+    let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
+
+    let mut all = Report::default();
+    for place in places(args.host, args.long) {
+        let wanted = |name: &String| !place.skip.iter().any(|s| name.starts_with(s)) && chosen(args, name);
+        if !list.iter().any(wanted) {
+            ui::note("Nothing", &format!("to run for: {}", place.name));
+            continue;
+        }
+        // The second guest says something even when the first one failed.
+        let report = place.run(args, &binary, summary)?;
+        all.add(&report);
+    }
+    for name in list.iter().filter(|name| chosen(args, name)) {
+        match all.tests.get(name) {
+            Some(Verdict::Passed | Verdict::Failed) => {}
+            _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
+            _ if name.starts_with(STOCK) && args.host => {
+                summary.skipped.push((name.clone(), "needs the stock rxe"))
+            }
+            _ => summary.missed.push(name.clone()),
+        }
+    }
+    summary.report.add(&all);
+    Ok(())
+}
+
+fn chosen(args: &Args, name: &str) -> bool {
+    args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()))
+}
+
+impl Place {
+    /// Runs the tests here. A failure goes into the summary; an error means
+    /// that going on makes no sense.
+    fn run(&self, args: &Args, binary: &Path, summary: &mut Summary) -> Result<Report> {
+        let start = Instant::now();
+        let mut words = vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into()];
+        for name in &self.skip {
+            words.extend(["--skip".to_string(), name.to_string()]);
+        }
+        words.extend(args.filter.iter().cloned());
+        let examples = project::target().join("debug/examples");
+        let examples = examples.to_string_lossy();
+        let (output, success) = match self.guest {
+            None => {
+                let mut command = Command::new(binary);
+                command.args(&words[1..]).current_dir(project::root());
+                tee(command.env("DMABUF_RDMA_EXAMPLES", examples.as_ref()))?
+            }
+            Some((rxe, memory)) => {
+                let limit = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
+                let guest = Guest {
+                    limit: Some(Duration::from_secs(limit)),
+                    capture: true,
+                    ..Guest::new(rxe, memory)
+                };
+                let mut job = Job::new(words)?.env("DMABUF_RDMA_EXAMPLES", &examples);
+                job.directory = project::root().to_path_buf();
+                let outcome = guest.run(&job)?;
+                vm::report(&outcome);
+                let success = outcome.success();
+                (outcome.stdout, success)
+            }
+        };
+        let report = Report::parse(&output);
+        let took = ui::seconds(start.elapsed());
+        if success {
+            ui::note("ok", &format!("{}: {} passed in {took}", self.name, report.passed));
+        } else {
+            ui::error(&format!("{}: {} failed after {took}", self.name, report.failed));
+            // A panic of the kernel or a hang has no test that says so.
+            if report.failed == 0 {
+                summary.broken.push(self.name.to_string());
+            }
+        }
+        Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_has_a_place() {
+        for name in ["on_any_rxe::a", "on_stock_rxe::a", "on_dmabuf_rxe::a", "long::a"] {
+            let runs = |long| {
+                let here = |p: &Place| !p.skip.iter().any(|s| name.starts_with(s));
+                places(false, long).iter().filter(|p| here(p)).map(|p| p.name).collect::<Vec<_>>()
+            };
+            let expected: &[&str] = match name {
+                "on_any_rxe::a" => &["Stock guest", "dma-buf guest"],
+                "on_stock_rxe::a" => &["Stock guest"],
+                _ => &["dma-buf guest"],
+            };
+            assert_eq!(runs(true), expected);
+            assert_eq!(runs(false).is_empty(), name == "long::a");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+mod integration;
+mod libtest;
+
+use crate::cargo::{self, EVERYTHING};
+use crate::host::{self, Need};
+use crate::{process, project, ui};
+use anyhow::{Context, Result, bail};
+use libtest::Report;
+use std::io::{Read, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// Format, lints, documentation, unit tests, doctests, then the integration
+/// tests in a guest with the stock rxe and in one with the dma-buf rxe.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run the integration tests on this machine's RDMA devices, without a guest
+    #[arg(long)]
+    host: bool,
+    /// Also run what takes minutes
+    #[arg(long)]
+    long: bool,
+    /// Time limit for each guest in seconds [default: 1200, with --long 5400]
+    #[arg(long, value_name = "SECS")]
+    timeout: Option<u64>,
+    /// Run only the integration tests whose name contains one of these
+    filter: Vec<String>,
+}
+
+/// What happened so far.
+#[derive(Default)]
+struct Summary {
+    report: Report,
+    /// Steps that failed without a failing test to show for it.
+    broken: Vec<String>,
+    /// What ran nowhere although nobody asked for that.
+    missed: Vec<String>,
+    /// What ran nowhere for a reason.
+    skipped: Vec<(String, &'static str)>,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    let mut summary = Summary::default();
+    if let Err(error) = all(&args, &mut summary) {
+        ui::error(&format!("{error:#}"));
+        if summary.broken.is_empty() {
+            summary.broken.push("set-up".to_string());
+        }
+    }
+    Ok(close(&summary, start))
+}
+
+/// All steps in order; an error ends them.
+fn all(args: &Args, summary: &mut Summary) -> Result<()> {
+    let needs: &[Need] = match args.host {
+        true => &[Need::Library, Need::Peers],
+        false => &[Need::Library, Need::Peers, Need::Guest],
+    };
+    host::ensure(needs)?;
+    // Cheap steps first; each ends the run when it fails.
+    if args.filter.is_empty() {
+        checks(summary)?;
+    }
+    if cargo::has_target("test", integration::TARGET)? {
+        integration::run(args, summary)?;
+    } else {
+        ui::warn("there are no integration tests yet");
+    }
+    Ok(())
+}
+
+fn checks(summary: &mut Summary) -> Result<()> {
+    step(summary, "Format", || {
+        cargo::need_component("fmt", "rustfmt")?;
+        shown(project::cargo().args(["fmt", "--all", "--check"]))
+    })?;
+    step(summary, "Clippy", || {
+        cargo::need_component("clippy", "clippy")?;
+        let lint = |targets: &[&str]| {
+            let mut clippy = project::cargo();
+            shown(clippy.arg("clippy").args(EVERYTHING).args(targets).args(["--", "-D", "warnings"]))
+        };
+        lint(&["--all-targets"])?;
+        // Kept out of plain `cargo test`, and thereby out of --all-targets.
+        match cargo::has_target("test", integration::TARGET)? {
+            true => lint(&["--test", integration::TARGET]),
+            false => Ok(()),
+        }
+    })?;
+    step(summary, "Documentation", || {
+        let mut doc = project::cargo();
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        shown(doc.args(["doc", "--no-deps"]).args(EVERYTHING))
+    })?;
+    for (name, targets) in
+        [("Unit tests", ["--lib", "--bins", "--tests"].as_slice()), ("Doctests", &["--doc"])]
+    {
+        let mut report = Report::default();
+        let result = step(summary, name, || {
+            let mut test = project::cargo();
+            // Every binary runs, so that the summary counts what there is.
+            let (output, success) =
+                tee(test.arg("test").args(EVERYTHING).arg("--no-fail-fast").args(targets))?;
+            report = Report::parse(&output);
+            if !success {
+                bail!("{name} failed");
+            }
+            Ok(())
+        });
+        // Names repeat between binaries; only the counts are of use here.
+        report.tests.clear();
+        summary.report.add(&report);
+        if report.failed > 0 {
+            summary.broken.pop();
+        }
+        result?;
+    }
+    Ok(())
+}
+
+/// One step with its verdict in one line.
+fn step(summary: &mut Summary, name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let result = run();
+    let took = ui::seconds(start.elapsed());
+    match result {
+        Ok(()) => {
+            ui::note("ok", &format!("{name} in {took}"));
+            Ok(())
+        }
+        Err(error) => {
+            summary.broken.push(name.to_string());
+            Err(error.context(format!("{name}: failed after {took}")))
+        }
+    }
+}
+
+/// Runs it with its output for everyone to see.
+fn shown(command: &mut Command) -> Result<()> {
+    let text = process::shown(command);
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{text}`"))?;
+    if !status.success() {
+        bail!("`{text}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs it with its output for everyone to see, and returns it with whether
+/// it succeeded.
+fn tee(command: &mut Command) -> Result<(String, bool)> {
+    let text = process::shown(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{text}`"))?;
+    let mut stdout = child.stdout.take().context("no output")?;
+    let mut all = Vec::new();
+    let mut buffer = [0; 8192];
+    loop {
+        let n = stdout.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        all.extend(&buffer[..n]);
+        let mut ours = std::io::stdout().lock();
+        ours.write_all(&buffer[..n])?;
+        ours.flush()?;
+    }
+    let success = child.wait()?.success();
+    Ok((String::from_utf8_lossy(&all).into_owned(), success))
+}
+
+/// The closing summary. Its last line is for programs too.
+fn close(summary: &Summary, start: Instant) -> ExitCode {
+    let report = &summary.report;
+    println!();
+    for (name, verdict) in &report.tests {
+        if *verdict == libtest::Verdict::Failed {
+            println!("failed: {name}");
+        }
+    }
+    for name in &summary.broken {
+        println!("failed: {name}");
+    }
+    for name in &summary.missed {
+        println!("ran nowhere: {name}");
+    }
+    for (name, reason) in &summary.skipped {
+        println!("not run: {name} ({reason})");
+    }
+    let failed = report.failed + summary.broken.len() + summary.missed.len();
+    let skipped = summary.skipped.len();
+    let verdict = if failed == 0 { "everything holds" } else { "something does not hold" };
+    println!("{verdict}, after {}", ui::seconds(start.elapsed()));
+    let tail = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    println!("{} passed, {failed} failed{tail}", report.passed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
