@@ -141,7 +141,7 @@ struct rxe_umem_dmabuf {
  */
 static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 						   u64 offset, u64 length,
-						   int fd, int access)
+						   u64 iova, int fd, int access)
 {
 	struct rxe_umem_dmabuf *umem_dmabuf;
 	struct dma_buf *dmabuf;
@@ -153,8 +153,8 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	if (IS_ERR(dmabuf))
 		return ERR_CAST(dmabuf);
 
-	if (!length || check_add_overflow(offset, length, &end) ||
-	    end > dmabuf->size) {
+	if (!length || check_add_overflow(iova, length, &end) ||
+	    check_add_overflow(offset, length, &end) || end > dmabuf->size) {
 		err = -EINVAL;
 		goto err_put;
 	}
@@ -299,15 +299,10 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 		return ERR_PTR(-EOPNOTSUPP);
 #endif
 
-	umem_dmabuf = rxe_umem_dmabuf_get(ibpd->device, offset, length, fd,
-					  access);
+	umem_dmabuf = rxe_umem_dmabuf_get(ibpd->device, offset, length, iova,
+					  fd, access);
 	if (IS_ERR(umem_dmabuf))
 		return ERR_CAST(umem_dmabuf);
-
-	if (iova + length < iova) {
-		err = -EINVAL;
-		goto err_release;
-	}
 
 	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
 	if (!mr) {
