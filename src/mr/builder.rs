@@ -186,14 +186,14 @@ impl<'a> MemoryRegionBuilder<'a> {
 
 /// The soft RLIMIT_MEMLOCK in bytes if pinning `needed` bytes more goes over it.
 ///
-/// What is pinned already and whether this process may ignore the limit are in /proc/self/status, as
+/// What is pinned already and whether this thread may ignore the limit are in its /proc status, as
 /// `ib_umem_get` of `drivers/infiniband/core/umem.c` looks at them.
 fn memlock_exceeded(needed: u64) -> Option<u64> {
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     if limit == RLIM_INFINITY {
         return None;
     }
-    exceeds(&fs::read_to_string("/proc/self/status").ok()?, needed, limit).then_some(limit)
+    exceeds(&fs::read_to_string("/proc/thread-self/status").ok()?, needed, limit).then_some(limit)
 }
 
 fn exceeds(status: &str, needed: u64, limit: u64) -> bool {

@@ -1,0 +1,103 @@
+//! The guest around the tests: modules, kernel parameters, privileges. The tests run one at a time.
+
+use std::fs;
+use std::process::Command;
+
+/// Loads a kernel module; failing that fails the test.
+#[track_caller]
+pub fn modprobe(module: &str) {
+    run("modprobe", &[module]);
+}
+
+/// Runs a program to its success and returns what it printed.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {}: {errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A kernel parameter with another value, until this is dropped.
+pub struct Setting {
+    path: String,
+    before: String,
+}
+
+impl Setting {
+    #[track_caller]
+    pub fn new(path: &str, value: &str) -> Self {
+        let read = || fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let before = chosen(&read());
+        fs::write(path, value).unwrap_or_else(|e| panic!("{path} = {value}: {e}"));
+        assert_eq!(chosen(&read()), value, "{path} did not take the value");
+        Self { path: path.into(), before }
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        fs::write(&self.path, &self.before)
+            .unwrap_or_else(|e| panic!("{} = {}: {e}", self.path, self.before));
+    }
+}
+
+/// The value of a parameter, also of one that lists its choices as `always [never] advise`.
+fn chosen(text: &str) -> String {
+    let bracketed = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    bracketed.map_or(text, |(value, _)| value).trim().into()
+}
+
+/// Huge pages of 2 MiB in the pool, until this is dropped.
+pub fn huge_pages(count: u32) -> Setting {
+    Setting::new("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", &count.to_string())
+}
+
+/// Transparent huge pages for memfds that ask for them, until this is dropped.
+pub fn transparent_huge_pages() -> Setting {
+    Setting::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise")
+}
+
+/// Runs something on a thread of its own that has lost every privilege of root: its capabilities are
+/// gone, and files are opened as nobody's.
+pub fn unprivileged<T: Send>(action: impl FnOnce() -> T + Send) -> T {
+    let privileged = |action: Box<dyn FnOnce() -> T + Send + '_>| {
+        std::thread::scope(|scope| scope.spawn(action).join().expect("the unprivileged thread"))
+    };
+    privileged(Box::new(move || {
+        drop_privileges();
+        action()
+    }))
+}
+
+/// The capabilities of one thread, `struct __user_cap_header_struct` and `__user_cap_data_struct`.
+fn drop_privileges() {
+    const VERSION_3: u32 = 0x2008_0522; // linux/capability.h
+    let header: [u32; 2] = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: header and data have the layout of version 3, and both outlive the calls; a raw system
+    // call changes this thread only.
+    unsafe {
+        libc::syscall(libc::SYS_setfsuid, 65534);
+        assert_eq!(libc::syscall(libc::SYS_capset, &header, &none), 0, "capset");
+    }
+}
+
+/// A soft RLIMIT_MEMLOCK of this process, until dropped.
+pub struct Memlock(nix::sys::resource::rlim_t, nix::sys::resource::rlim_t);
+
+impl Memlock {
+    pub fn new(bytes: u64) -> Self {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).expect("getrlimit");
+        setrlimit(Resource::RLIMIT_MEMLOCK, bytes, hard).expect("setrlimit");
+        Self(soft, hard)
+    }
+}
+
+impl Drop for Memlock {
+    fn drop(&mut self) {
+        use nix::sys::resource::{Resource, setrlimit};
+        setrlimit(Resource::RLIMIT_MEMLOCK, self.0, self.1).expect("setrlimit");
+    }
+}

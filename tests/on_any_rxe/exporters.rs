@@ -1,0 +1,154 @@
+//! Who makes dma-bufs, and what each of them refuses.
+
+use dmabuf_rdma::Error;
+use dmabuf_rdma::exporter::udmabuf::Piece;
+use dmabuf_rdma::exporter::{DmaHeap, DumbBuffers, Exporter, Pages, Udmabuf};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::assert_refused;
+use crate::common::buffers::{every_kind, pieces, udmabuf};
+use crate::common::census::Census;
+use crate::common::drm::card;
+use crate::common::system::{Setting, huge_pages, unprivileged};
+use crate::common::{assert_same, contents, pattern};
+
+const SIZE_LIMIT: &str = "/sys/module/udmabuf/parameters/size_limit_mb";
+const LIST_LIMIT: &str = "/sys/module/udmabuf/parameters/list_limit";
+
+#[test]
+fn every_kind_gives_zeroed_writable_memory_of_at_least_the_size() {
+    for kind in every_kind() {
+        for size in [1, 4096, (2 << 20) + 16384] {
+            let size = if kind.name.contains("pieces") {
+                (size as u64).next_multiple_of(16384)
+            } else {
+                size as u64
+            };
+            let buffer = (kind.allocate)(size).dmabuf;
+            assert!(
+                buffer.size() >= size && buffer.size() < size + (2 << 20),
+                "{}: {}",
+                kind.name,
+                buffer.size()
+            );
+            assert!(buffer.is_writable(), "{}", kind.name);
+            assert!(contents(&buffer).iter().all(|byte| *byte == 0), "{} is not zeroed", kind.name);
+        }
+    }
+}
+
+#[test]
+fn the_heaps_are_listed() {
+    let heaps = DmaHeap::list().unwrap();
+    assert!(heaps.contains(&"system".into()), "{heaps:?}");
+    for heap in heaps {
+        assert_eq!(DmaHeap::open(&heap).unwrap().name(), format!("dma-heap {heap}"));
+    }
+}
+
+#[test]
+fn the_pieces_of_a_udmabuf_are_in_order_in_buffer_and_mapping() {
+    let allocation = pieces(64 << 10);
+    let bytes = pattern(64 << 10, 11);
+    allocation.dmabuf.map().unwrap().write(0, &bytes).unwrap();
+    let backing = allocation.backing.unwrap();
+    assert_eq!((backing.len(), backing.memfds().len()), (64 << 10, 4));
+    for (number, memfd) in backing.memfds().enumerate() {
+        let mut seen = vec![0; 16 << 10];
+        let offset = [3, 0, 2, 1][number] * 4096;
+        nix::sys::uio::pread(memfd, &mut seen, offset).unwrap();
+        assert_same(&seen, &bytes[number * 16384..][..16384], "a memfd of the pieces");
+    }
+    // SAFETY: the mapping is 64 KiB long, and nobody writes the buffer meanwhile.
+    let mapped = unsafe { std::slice::from_raw_parts(backing.as_ptr(), 64 << 10).to_vec() };
+    assert_same(&mapped, &bytes, "the mapping of the pieces");
+}
+
+#[test]
+fn udmabuf_over_its_size_limit_names_parameter_and_value() {
+    let _limit = Setting::new(SIZE_LIMIT, "2");
+    assert_eq!(udmabuf(Pages::Base, 2 << 20).dmabuf.size(), 2 << 20, "the limit is inclusive");
+    let refused = Udmabuf::open().unwrap().allocate((2 << 20) + 1);
+    let message = assert_refused!(
+        refused,
+        Error::UdmabufLimit { parameter: "size_limit_mb", value: 2, requested: 3, .. }
+    );
+    assert!(message.contains("size_limit_mb=2"), "{message}");
+    let whole = Piece { memfd: memfd(4 << 20), offset: 0, length: 4 << 20 };
+    let refused = Udmabuf::open().unwrap().from_pieces(vec![whole]);
+    assert_refused!(refused, Error::UdmabufLimit { parameter: "size_limit_mb", requested: 4, .. });
+}
+
+#[test]
+fn udmabuf_over_its_list_limit_names_parameter_and_value() {
+    let _limit = Setting::new(LIST_LIMIT, "3");
+    let list =
+        |count: u64| (0..count).map(|_| Piece { memfd: memfd(4096), offset: 0, length: 4096 }).collect();
+    let device = Udmabuf::open().unwrap();
+    assert_eq!(device.from_pieces(list(3)).unwrap().dmabuf.size(), 3 * 4096, "the limit is inclusive");
+    let message = assert_refused!(
+        device.from_pieces(list(4)),
+        Error::UdmabufLimit { parameter: "list_limit", value: 3, requested: 4, .. }
+    );
+    assert!(message.contains("list_limit=3"), "{message}");
+}
+
+#[test]
+fn an_empty_pool_of_huge_pages_is_named() {
+    let _pool = huge_pages(0);
+    let device = Udmabuf::open().unwrap().with_pages(Pages::HUGE_2M);
+    let message = assert_refused!(device.allocate(5 << 20), Error::HugePages { size: 0x60_0000, .. });
+    assert!(message.contains("need 3 huge pages") && message.contains("hugepages-2048kB"), "{message}");
+}
+
+#[test]
+fn a_missing_exporter_says_what_brings_it() {
+    let message = assert_refused!(DmaHeap::open("no-such-heap"), Error::ExporterMissing { .. });
+    assert!(message.starts_with("/dev/dma_heap/no-such-heap is not there:"), "{message}");
+    assert_refused!(DumbBuffers::open("/dev/dri/card63"), Error::ExporterMissing { .. });
+    card("vgem");
+    let message = assert_refused!(DumbBuffers::by_driver("no-such-driver"), Error::ExporterMissing { .. });
+    assert!(message.contains("drivers present:") && message.contains("vgem"), "{message}");
+    assert_refused!(DumbBuffers::open("/dev/null"), Error::Export { .. });
+}
+
+#[test]
+fn a_forbidden_exporter_says_what_gives_the_permission() {
+    let (udmabuf, heap) = unprivileged(|| (Udmabuf::open().map(drop), DmaHeap::open("system").map(drop)));
+    let message = assert_refused!(udmabuf, Error::ExporterNotPermitted { .. });
+    assert!(message.contains("/dev/udmabuf may not be opened: run as root, or join the group"), "{message}");
+    assert_refused!(heap, Error::ExporterNotPermitted { .. });
+}
+
+#[test]
+fn sizes_that_nobody_can_make_are_refused() {
+    let heap = DmaHeap::open("system").unwrap();
+    let devices: [&dyn Exporter; 3] = [&Udmabuf::open().unwrap(), &heap, &card("vgem")];
+    for device in devices {
+        assert_refused!(device.allocate(0), Error::ZeroLength { .. });
+        assert_refused!(device.allocate(u64::MAX), Error::OutOfRange { .. });
+    }
+    let message = assert_refused!(heap.allocate(1 << 50), Error::Export { size: 0x4_0000_0000_0000, .. });
+    assert!(message.starts_with("dma-heap system could not allocate a buffer"), "{message}");
+}
+
+#[test]
+fn refusals_leave_nothing_behind() {
+    let census = Census::take();
+    let _limit = Setting::new(SIZE_LIMIT, "2");
+    for _ in 0..20 {
+        Udmabuf::open().unwrap().allocate(4 << 20).unwrap_err();
+        let plain = memfd_create(c"unsealable", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&plain, 4096).unwrap();
+        let piece = Piece { memfd: plain, offset: 0, length: 4096 };
+        assert_refused!(Udmabuf::open().unwrap().from_pieces(vec![piece]), Error::UnfitMemfd { .. });
+        DmaHeap::open("system").unwrap().allocate(1 << 50).unwrap_err();
+    }
+    census.assert_unchanged();
+}
+
+fn memfd(size: u64) -> std::os::fd::OwnedFd {
+    let memfd = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&memfd, size as i64).unwrap();
+    memfd
+}

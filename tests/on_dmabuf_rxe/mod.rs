@@ -1,0 +1,6 @@
+//! A device that imports dma-bufs.
+
+mod data;
+mod lifetime;
+mod protection;
+mod support;
