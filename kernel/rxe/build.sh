@@ -60,6 +60,9 @@ done
 
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
+case $output$headers in
+*[[:space:]:]*) die "make takes no folder with a blank or a colon in its path: $output, $headers" ;;
+esac
 work=$output/rxe
 rm -rf "$work" "$output/rdma_rxe.ko"
 cp -r "$rxe" "$work"
