@@ -8,6 +8,7 @@ use crate::{cargo, project, ui, vm};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 /// Two processes, one dma-buf each, RDMA WRITE and READ of all of it, verified.
 ///
@@ -54,7 +55,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let memory = Size(2 * args.size.0 + Size::mib(1536).0);
     let mut job = Job::new(words)?;
     job.directory = project::root().to_path_buf();
-    let outcome = Guest::new(Rxe::Dmabuf, memory).run(&job)?;
+    // An emulated guest moves 150 MB in a second, a busy machine's one less.
+    let limit = Duration::from_secs(600 + args.size.as_mib() / 4);
+    let outcome = Guest { limit: Some(limit), ..Guest::new(Rxe::Dmabuf, memory) }.run(&job)?;
     vm::report(&outcome);
     Ok(ExitCode::from(vm::status(&outcome)))
 }

@@ -17,6 +17,7 @@ const GUEST: &[Package] = &[
     ("busybox-static", Some("busybox")),
     ("kmod", Some("depmod")),
     ("xz-utils", Some("xz")),
+    ("zstd", Some("zstd")),
     // The module is built with the compiler that built the kernel.
     ("gcc-12", Some("gcc-12")),
     ("libc6-dev", None),

@@ -1,6 +1,7 @@
 //! Running other programs, with errors that say what was run and what it said.
 
 use anyhow::{Context, Result, bail};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -30,6 +31,28 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("`{text}` failed ({}):\n{}{}", out.status, tail(&stdout, 20), tail(&stderr, 40));
     }
     Ok(stdout)
+}
+
+/// `data` without its compression, which its file's suffix names.
+pub fn decompressed(suffix: &str, data: Vec<u8>) -> Result<Vec<u8>> {
+    let program = match suffix {
+        "xz" => "xz",
+        "zst" => "zstd",
+        "gz" => "gzip",
+        _ => bail!("no program known for .{suffix}"),
+    };
+    let mut command = Command::new(program);
+    command.arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
+    let mut stdin = child.stdin.take().context("no input")?;
+    // Both ends move at once, or both would wait on full pipes.
+    let feed = std::thread::spawn(move || stdin.write_all(&data));
+    let out = child.wait_with_output()?;
+    let fed = feed.join().is_ok_and(|written| written.is_ok());
+    if !out.status.success() || !fed {
+        bail!("{program} cannot decompress it");
+    }
+    Ok(out.stdout)
 }
 
 /// The last `count` lines of a text.

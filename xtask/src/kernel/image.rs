@@ -5,8 +5,8 @@
 //! unpacked here instead (the kernel's Documentation/arch/x86/boot.rst says
 //! where it lies).
 
+use crate::process::decompressed;
 use anyhow::{Context, Result, bail};
-use std::io::Read;
 
 /// The setup header's fields: number of setup sectors, magic, payload.
 const SETUP_SECTORS: usize = 0x1f1;
@@ -34,10 +34,8 @@ pub fn extract(image: &[u8]) -> Result<Vec<u8>> {
     if !payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         bail!("not compressed with zstd");
     }
-    let mut elf = Vec::new();
     // The length of the ELF image follows the compressed stream.
-    let frame = &payload[..payload.len() - 4];
-    ruzstd::decoding::StreamingDecoder::new(frame)?.read_to_end(&mut elf)?;
+    let elf = decompressed("zst", payload[..payload.len() - 4].to_vec())?;
     if !elf.starts_with(b"\x7fELF") {
         bail!("not an ELF image");
     }

@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             _ => summary.missed.push(name.clone()),
         }
     }
-    summary.report.add(&all);
+    summary.add(&all);
     Ok(())
 }
 

@@ -68,6 +68,11 @@ impl Report {
         }
     }
 
+    /// The names of the tests that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &str> {
+        self.tests.iter().filter(|(_, verdict)| **verdict == Verdict::Failed).map(|(name, _)| name.as_str())
+    }
+
     fn tell(&mut self, name: String, verdict: Verdict) {
         self.tests.insert(name, verdict);
     }

@@ -33,6 +33,8 @@ pub struct Args {
 #[derive(Default)]
 struct Summary {
     report: Report,
+    /// Tests that failed, by name.
+    failures: Vec<String>,
     /// Steps that failed without a failing test to show for it.
     broken: Vec<String>,
     /// What ran nowhere although nobody asked for that.
@@ -41,12 +43,19 @@ struct Summary {
     skipped: Vec<(String, &'static str)>,
 }
 
+impl Summary {
+    fn add(&mut self, report: &Report) {
+        self.failures.extend(report.failures().map(str::to_string));
+        self.report.add(report);
+    }
+}
+
 pub fn run(args: Args) -> Result<ExitCode> {
     let start = Instant::now();
     let mut summary = Summary::default();
     if let Err(error) = all(&args, &mut summary) {
         ui::error(&format!("{error:#}"));
-        if summary.broken.is_empty() {
+        if summary.broken.is_empty() && summary.report.failed == 0 {
             summary.broken.push("set-up".to_string());
         }
     }
@@ -110,12 +119,11 @@ fn checks(summary: &mut Summary) -> Result<()> {
             }
             Ok(())
         });
-        // Names repeat between binaries; only the counts are of use here.
-        report.tests.clear();
-        summary.report.add(&report);
+        // The tests that failed say it better than the step.
         if report.failed > 0 {
             summary.broken.pop();
         }
+        summary.add(&report);
         result?;
     }
     Ok(())
@@ -178,12 +186,7 @@ fn tee(command: &mut Command) -> Result<(String, bool)> {
 fn close(summary: &Summary, start: Instant) -> ExitCode {
     let report = &summary.report;
     println!();
-    for (name, verdict) in &report.tests {
-        if *verdict == libtest::Verdict::Failed {
-            println!("failed: {name}");
-        }
-    }
-    for name in &summary.broken {
+    for name in summary.failures.iter().chain(&summary.broken) {
         println!("failed: {name}");
     }
     for name in &summary.missed {
