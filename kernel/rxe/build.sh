@@ -88,7 +88,7 @@ hook rxe_mr.c replace 'kfree(mr->page_info);' \
 	'	kvfree(mr->page_info);'
 
 # An empty CONFIG_DEBUG_INFO_BTF_MODULES does without pahole and the vmlinux.
-make -C "$headers" M="$work" CC="$cc" CONFIG_RDMA_RXE=m \
+make -j"$(nproc)" -C "$headers" M="$work" CC="$cc" CONFIG_RDMA_RXE=m \
 	CONFIG_DEBUG_INFO_BTF_MODULES= "$@" modules ||
 	die "the build failed; its messages are above"
 
