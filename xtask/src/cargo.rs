@@ -45,17 +45,6 @@ fn executable_in(message: &str, name: &str) -> Option<PathBuf> {
     message["executable"].as_str().map(PathBuf::from)
 }
 
-/// Whether the workspace has a target of that kind and name.
-pub fn has_target(kind: &str, name: &str) -> Result<bool> {
-    let json = process::output(project::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: Value = serde_json::from_str(&json)?;
-    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let targets = packages.iter().filter_map(|p| p["targets"].as_array()).flatten();
-    Ok(targets
-        .filter(|t| t["name"] == name)
-        .any(|t| t["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|k| k == kind))))
-}
-
 /// Fails with what to install when cargo lacks a component.
 pub fn need_component(command: &str, component: &str) -> Result<()> {
     let mut version = project::cargo();
