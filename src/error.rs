@@ -7,11 +7,13 @@
 //!
 //! [`source`]: std::error::Error::source
 
+pub(crate) mod text;
+
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
 use crate::dmabuf::CpuAccess;
 use crate::mr::{Access, Refusal};
 use crate::umem::Iova;
@@ -136,7 +138,7 @@ pub enum Error {
         length: u64,
     },
     /// Offset and iova lie at different places inside their pages.
-    #[error("iova {iova} and offset {offset:#x} must be equal modulo the page size of {page_size}: the nearest iova that fits is {}", nearest_congruent(.iova.0, *.offset, *.page_size))]
+    #[error("iova {iova} and offset {offset:#x} must be equal modulo the page size of {page_size}: in that page, {} fits", nearest_congruent(.iova.0, *.offset, *.page_size))]
     IovaNotCongruent {
         /// The iova that was chosen.
         iova: Iova,
@@ -234,9 +236,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Deregistering was refused; the region is still registered.
-    #[error(
-        "cannot deregister the region with lkey {lkey:#x}: something still uses it (a memory window, for one)"
-    )]
+    #[error("cannot deregister the region with lkey {lkey:#x}{}", deregister_hint(.source))]
     Deregister {
         /// The region's local key.
         lkey: u32,
@@ -255,25 +255,45 @@ pub enum Error {
     },
 
     // -- exporters ----------------------------------------------------------------------------
-    /// The exporter's device or heap is not there.
-    #[error("{path} is not there: {remedy}")]
+    /// The exporter's device, heap or card is not there.
+    #[error("{device} is not there: {remedy}")]
     ExporterMissing {
-        /// The device node, or the module's sysfs folder.
-        path: PathBuf,
+        /// The device node, or what was looked for.
+        device: String,
         /// What brings it.
         remedy: String,
         /// What the kernel answered.
         source: io::Error,
     },
     /// The exporter's device may not be opened by this user.
-    #[error("{path} may not be opened: {remedy}")]
+    #[error("{device} may not be opened: {remedy}")]
     ExporterNotPermitted {
         /// The device node.
-        path: PathBuf,
+        device: String,
         /// What gives the permission.
         remedy: String,
         /// What the kernel answered.
         source: io::Error,
+    },
+    /// The exporter's device is there and could not be opened, or is something else.
+    #[error("{device} cannot be used as an exporter")]
+    ExporterUnusable {
+        /// The device node.
+        device: String,
+        /// What the kernel answered: `EMFILE`, `EBUSY`, `ENOTTY`, …
+        source: io::Error,
+    },
+    /// A size that no allocator can make.
+    #[error("no buffer has {size} bytes: at most 2^63 - 1, rounded up to whole pages")]
+    SizeTooLarge {
+        /// Bytes that were asked for.
+        size: u64,
+    },
+    /// A huge page size that is no power of two.
+    #[error("no huge page has {size} bytes: /sys/kernel/mm/hugepages lists the sizes of this machine")]
+    HugePageSize {
+        /// The size that was asked for, in bytes.
+        size: u64,
     },
     /// More than one udmabuf may hold.
     #[error(
@@ -304,6 +324,18 @@ pub enum Error {
         page_size: u64,
         /// What the kernel answered.
         source: io::Error,
+    },
+    /// More memory than there is: the kernel would kill processes to find it.
+    #[error(
+        "{requested} bytes were asked of {exporter} and the system has {available} to give: ask for less or free some"
+    )]
+    OutOfMemory {
+        /// The exporter: "dma-heap system", …
+        exporter: String,
+        /// Bytes that were asked for.
+        requested: u64,
+        /// Bytes that the system could give, swap included.
+        available: u64,
     },
     /// The exporter was there and did not make the buffer.
     #[error("{exporter} could not {operation} ({size} bytes)")]
@@ -357,6 +389,22 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A queue pair that another library made, and connects.
+    #[error("queue pair {qp_num} was made by another library, which has to connect it")]
+    ForeignQueuePair {
+        /// Number of the queue pair.
+        qp_num: u32,
+    },
+    /// Objects of two contexts that were to work together.
+    #[error(
+        "the {object} is of another context (an open of {device}) than the protection domain: make both of one"
+    )]
+    ContextMismatch {
+        /// What does not belong: "completion queue".
+        object: &'static str,
+        /// The device that it is of.
+        device: String,
+    },
     /// A work request that the provider refused to queue.
     #[error("cannot post {opcode:?}{}", post_hint(.source))]
     Post {
@@ -406,94 +454,5 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         let source = std::error::Error::source(self)?;
         source.downcast_ref::<io::Error>()?.raw_os_error()
-    }
-}
-
-/// The kernel's internal ENOTSUPP, which some drivers leak to user space. libc has no name for it.
-pub(crate) const ENOTSUPP: i32 = 524;
-
-/// What an errno of a registration usually means, where that is not what its text says.
-fn hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(ENOTSUPP) => {
-            " (errno 524 is the kernel's internal ENOTSUPP: the exporter's driver refuses peer-to-peer mapping for this device)"
-        }
-        Some(libc::ENOMEM) => " (no memory for the page list, or the device is out of regions)",
-        Some(libc::EINVAL) => {
-            " (a limit of the device: compare length and page size with max_mr_size and page_size_cap)"
-        }
-        Some(libc::EIO | libc::ENODEV) => " (the device is going away, or was reset)",
-        _ => "",
-    }
-}
-
-fn post_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOMEM) => ": the queue is full, so poll completions first",
-        Some(libc::EINVAL) => {
-            ": a length, count or state that the queue pair does not take; is it connected?"
-        }
-        _ => "",
-    }
-}
-
-fn list(refusals: &[Refusal]) -> String {
-    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => "there is none on this machine (for soft-RoCE: rdma link add rxe0 type rxe netdev eth0)".into(),
-        names => format!("present: {}", names.join(", ")),
-    }
-}
-
-fn nearest_congruent(iova: u64, offset: u64, page_size: u64) -> Iova {
-    let base = iova - iova % page_size;
-    Iova(base.saturating_add(offset % page_size))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::error::Error as _;
-
-    #[test]
-    fn the_message_never_repeats_its_source_and_the_errno_is_kept() {
-        let error = Error::Deregister { lkey: 0x1234, source: io::Error::from_raw_os_error(libc::EBUSY) };
-        let source = error.source().expect("a source").to_string();
-        assert!(!error.to_string().contains(&source), "{error} repeats {source}");
-        assert_eq!(error.errno(), Some(libc::EBUSY));
-        assert_eq!(Error::ForeignBacking.errno(), None);
-    }
-
-    #[test]
-    fn an_uncongruent_iova_is_told_the_nearest_one() {
-        let error = Error::IovaNotCongruent { iova: Iova(0x1_0000_0000), offset: 0x12, page_size: 4096 };
-        assert!(error.to_string().contains("nearest iova that fits is 0x100000012"), "{error}");
-    }
-
-    #[test]
-    fn an_unknown_device_lists_those_present() {
-        let named = |present: &[&str]| {
-            let present = present.iter().map(ToString::to_string).collect();
-            Error::UnknownDevice { name: "mlx5_9".into(), present }.to_string()
-        };
-        assert!(named(&["rxe0", "mlx5_0"]).ends_with("present: rxe0, mlx5_0"));
-        assert!(named(&[]).contains("rdma link add"));
-    }
-
-    /// Every variant has its place in docs/errors.md, so that a reader can look it up.
-    #[test]
-    fn the_error_guide_has_every_variant() {
-        let guide = include_str!("../docs/errors.md");
-        let source = include_str!("error.rs");
-        let variants = source.lines().filter_map(|line| {
-            let name = line.strip_prefix("    ")?.trim_end_matches([' ', '{', ',']);
-            let named = name.chars().next()?.is_ascii_uppercase() && name.chars().all(char::is_alphanumeric);
-            named.then_some(name)
-        });
-        let missing: Vec<_> = variants.filter(|name| !guide.contains(&format!("`{name}`"))).collect();
-        assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
     }
 }

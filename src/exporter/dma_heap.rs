@@ -57,14 +57,45 @@ impl Exporter for DmaHeap {
     }
 
     /// # Errors
-    /// [`Error::Export`]: `ENOMEM` when the heap has no more.
+    /// - [`Error::OutOfMemory`]: more than the system has. The system heap would take what there is and
+    ///   have the kernel kill processes for the rest, so this is checked before.
+    /// - [`Error::Export`]: `ENOMEM` when the heap has no more.
     #[doc(alias = "DMA_HEAP_IOCTL_ALLOC")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
         let size = whole_pages(size, page_size())?;
+        if let Some(available) = available_memory().filter(|available| size > *available) {
+            return Err(Error::OutOfMemory { exporter: self.name(), requested: size, available });
+        }
         let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
         let fd = rdma_sys_ext::dma_heap::alloc(self.device.as_fd(), size, flags).map_err(|source| {
             Error::Export { exporter: self.name(), operation: "allocate a buffer", size, source }
         })?;
         Ok(Allocation { dmabuf: DmaBuf::from_fd(fd)?, backing: None })
+    }
+}
+
+/// Bytes that the system could give, by its own estimate; `None` where it gives none.
+fn available_memory() -> Option<u64> {
+    available(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let kib = |key: &str| {
+        let value = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    Some((kib("MemAvailable:")? + kib("SwapFree:")?) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_what_can_be_freed_and_swapped() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:   1000 kB\nSwapFree:         24 kB\n";
+        assert_eq!(available(text), Some(1024 << 10));
+        assert_eq!(available("MemTotal:  1 kB\n"), None);
+        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -49,16 +49,12 @@ impl DumbBuffers {
     ///
     /// # Errors
     /// - [`Error::ExporterMissing`]: no such node. [`Error::ExporterNotPermitted`]: not for this user.
-    /// - [`Error::Export`]: the node is not a DRM card.
+    /// - [`Error::ExporterUnusable`]: the node is not a DRM card.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let card = Card(open_device(path, MISSING, FORBIDDEN)?);
-        let driver = ::drm::Device::get_driver(&card).map_err(|source| Error::Export {
-            exporter: path.display().to_string(),
-            operation: "name its DRM driver",
-            size: 0,
-            source,
-        })?;
+        let unusable = |source| Error::ExporterUnusable { device: path.display().to_string(), source };
+        let driver = ::drm::Device::get_driver(&card).map_err(unusable)?;
         let driver = driver.name().to_string_lossy().into_owned();
         Ok(Self { card, path: path.into(), driver })
     }
@@ -67,25 +63,28 @@ impl DumbBuffers {
     /// boot to boot; names do not.
     ///
     /// # Errors
-    /// [`Error::ExporterMissing`]: no card of that driver; the message names the drivers present.
+    /// - [`Error::ExporterMissing`]: no card of that driver; the message names the drivers present.
+    /// - [`Error::ExporterNotPermitted`]: no such card among those that may be opened.
     pub fn by_driver(driver: &str) -> Result<Self> {
         let mut present = Vec::new();
+        let mut forbidden = None;
         for card in cards() {
-            // A card that cannot be opened is not the one; another may be.
-            let Ok(card) = Self::open(card) else { continue };
-            if card.driver == driver {
-                return Ok(card);
+            match Self::open(card) {
+                Ok(card) if card.driver == driver => return Ok(card),
+                Ok(card) => present.push(card.driver),
+                // Perhaps that was the one; another may still be.
+                Err(error @ Error::ExporterNotPermitted { .. }) => forbidden = Some(error),
+                Err(_) => {}
             }
-            present.push(card.driver);
         }
-        Err(Error::ExporterMissing {
-            path: "/dev/dri".into(),
-            remedy: format!(
-                "no card of driver {driver} can be opened (drivers present: {})",
-                present.join(", ")
-            ),
+        Err(forbidden.unwrap_or_else(|| Error::ExporterMissing {
+            device: format!("a DRM card of driver {driver}"),
+            remedy: match present.as_slice() {
+                [] => "this machine has no DRM card; `modprobe vgem` makes one without hardware".into(),
+                present => format!("the cards present are of {}", present.join(", ")),
+            },
             source: std::io::Error::from_raw_os_error(libc::ENODEV),
-        })
+        }))
     }
 
     /// The kernel driver's name.

@@ -30,7 +30,8 @@ pub trait Exporter: fmt::Debug {
     /// Allocators round up to their page; [`DmaBuf::size`] is what was made.
     ///
     /// # Errors
-    /// [`Error::ZeroLength`] for a size of 0; otherwise as the exporter's own documentation says.
+    /// [`Error::ZeroLength`] for a size of 0, [`Error::SizeTooLarge`] beyond 2^63 - 1; otherwise as the
+    /// exporter's own documentation says.
     fn allocate(&self, size: u64) -> Result<Allocation>;
 }
 
@@ -45,19 +46,20 @@ pub struct Allocation {
 
 /// Opens an exporter's device, telling a missing one from a forbidden one.
 fn open_device(path: &Path, missing: &str, forbidden: &str) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|source| open_error(path, missing, forbidden, source))
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map_err(|source| open_error(path, missing, forbidden, source))
 }
 
 fn open_error(path: &Path, missing: &str, forbidden: &str, source: io::Error) -> Error {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => {
-            Error::ExporterNotPermitted { path: path.into(), remedy: forbidden.into(), source }
+    let device = path.display().to_string();
+    match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => {
+            Error::ExporterNotPermitted { device, remedy: forbidden.into(), source }
         }
-        _ => Error::ExporterMissing { path: path.into(), remedy: missing.into(), source },
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ENOTDIR) => {
+            Error::ExporterMissing { device, remedy: missing.into(), source }
+        }
+        _ => Error::ExporterUnusable { device, source },
     }
 }
 
@@ -66,11 +68,8 @@ fn whole_pages(size: u64, page: u64) -> Result<u64> {
     if size == 0 {
         return Err(Error::ZeroLength { offset: 0 });
     }
-    size.checked_next_multiple_of(page).filter(|size| *size <= i64::MAX as u64).ok_or(Error::OutOfRange {
-        offset: 0,
-        length: size,
-        size: i64::MAX as u64,
-    })
+    let rounded = size.checked_next_multiple_of(page).filter(|size| *size <= i64::MAX as u64);
+    rounded.ok_or(Error::SizeTooLarge { size })
 }
 
 #[cfg(test)]
@@ -87,6 +86,9 @@ mod tests {
         let denied = io::Error::from_raw_os_error(libc::EACCES);
         let error = open_error(path, "load the module", "be root", denied);
         assert!(matches!(error, Error::ExporterNotPermitted { .. }));
+        let exhausted = io::Error::from_raw_os_error(libc::EMFILE);
+        let exhausted = open_error(path, "load the module", "be root", exhausted);
+        assert!(matches!(exhausted, Error::ExporterUnusable { .. }));
         assert_eq!(error.to_string(), "/dev/no-such-exporter may not be opened: be root");
     }
 
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(whole_pages(1, 4096).unwrap(), 4096);
         assert_eq!(whole_pages(4096, 4096).unwrap(), 4096);
         assert!(matches!(whole_pages(0, 4096), Err(Error::ZeroLength { .. })));
-        assert!(matches!(whole_pages(u64::MAX, 4096), Err(Error::OutOfRange { .. })));
-        assert!(matches!(whole_pages(1 << 63, 4096), Err(Error::OutOfRange { .. })));
+        assert!(matches!(whole_pages(u64::MAX, 4096), Err(Error::SizeTooLarge { .. })));
+        assert!(matches!(whole_pages(1 << 63, 4096), Err(Error::SizeTooLarge { .. })));
     }
 }

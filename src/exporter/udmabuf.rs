@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 use rdma_sys_ext::udmabuf as sys;
 
@@ -151,9 +152,13 @@ impl Exporter for Udmabuf {
     /// # Errors
     /// - [`Error::UdmabufLimit`]: larger than `size_limit_mb`.
     /// - [`Error::HugePages`]: the pool of huge pages is too small.
+    /// - [`Error::HugePageSize`]: a huge page size that is no power of two.
     /// - [`Error::Export`]: the kernel refused.
     #[doc(alias = "UDMABUF_CREATE")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
+        if !self.pages.size().is_power_of_two() {
+            return Err(Error::HugePageSize { size: self.pages.size() });
+        }
         let size = whole_pages(size, self.pages.size())?;
         check_limit("size_limit_mb", size.div_ceil(MIB), "MiB")?;
         let memfd = self.memfd(size)?;
@@ -192,7 +197,7 @@ fn check_piece(piece: &Piece) -> Result<()> {
     let unfit = |errno: Errno| Error::UnfitMemfd { reason: io::Error::from(errno).to_string() };
     let stat = fstat(&piece.memfd).map_err(unfit)?;
     check_range(piece.offset, piece.length, stat.st_size as u64)?;
-    let page = stat.st_blksize as u64;
+    let page = memfd_page_size(&piece.memfd).map_err(unfit)?;
     if !piece.offset.is_multiple_of(page) || !piece.length.is_multiple_of(page) {
         return Err(Error::UnfitMemfd {
             reason: format!(
@@ -202,6 +207,12 @@ fn check_piece(piece: &Piece) -> Result<()> {
         });
     }
     check_seals(&piece.memfd)
+}
+
+/// Size of the pages that a memfd is made of, as far as ranges of it must heed them.
+fn memfd_page_size(memfd: &OwnedFd) -> Result<u64, Errno> {
+    let stat = fstatfs(memfd)?;
+    Ok(if stat.filesystem_type() == HUGETLBFS_MAGIC { stat.block_size() as u64 } else { page_size() })
 }
 
 /// udmabuf takes a memfd that cannot shrink and can be written.

@@ -7,16 +7,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rdma_sys_ext::symbols::ibv_reg_dmabuf_mr;
 
-use super::path::{self, Path, Registered, Request};
+use super::path::{self, IMPORT, Path, Registered, Request};
 use super::{Access, MemoryRegion, Refusal, RefusalReason, probe};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
-use crate::umem::{Iova, Umem};
+use crate::umem::{Iova, Umem, page_size};
 use crate::verbs::ProtectionDomain;
 use crate::{Error, Result};
-
-/// The paths that import a dma-buf, in the order in which they are tried.
-const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
 
 /// A registration to be; see [`MemoryRegion::builder`].
 #[derive(Debug)]
@@ -147,7 +144,7 @@ impl<'a> MemoryRegionBuilder<'a> {
             return Error::NoPath;
         }
         match probe(self.domain.context()) {
-            Ok(support) if support.path().is_some_and(|path| self.paths.contains(&path)) => {
+            Ok(support) if self.paths.iter().any(|path| support.allows(*path)) => {
                 self.without_pages(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
             }
             Ok(_) => Error::ImportUnsupported { device: self.device().into(), refusals },
@@ -161,8 +158,11 @@ impl<'a> MemoryRegionBuilder<'a> {
             // The exporter has no pages to list (drm_gem_map_dma_buf of a driver without get_sg_table).
             (Path::Verbs | Path::Uverbs, Some(libc::ENOSYS)) => return self.without_pages(source),
             (Path::HostMapping, Some(libc::ENOMEM)) => {
-                if let Some(limit) = memlock_exceeded(length) {
-                    return Error::MemlockLimit { limit, needed: length, source };
+                // Whole pages are charged.
+                let page_size = page_size();
+                let needed = (offset % page_size + length).next_multiple_of(page_size);
+                if let Some(limit) = memlock_exceeded(needed) {
+                    return Error::MemlockLimit { limit, needed, source };
                 }
             }
             _ => {}

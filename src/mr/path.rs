@@ -25,9 +25,12 @@ pub enum Path {
     Verbs,
     /// The kernel's REG_DMABUF_MR command, where the provider lacks the operation.
     Uverbs,
-    /// `ibv_reg_mr` on host pages of ours that back the dma-buf; they are charged to RLIMIT_MEMLOCK.
+    /// `ibv_reg_mr_iova2` on host pages of ours that back the dma-buf; they are charged to RLIMIT_MEMLOCK.
     HostMapping,
 }
+
+/// The paths that import a dma-buf, in the order in which they are tried.
+pub(super) const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

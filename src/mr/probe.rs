@@ -10,7 +10,7 @@ use std::io;
 use rdma_sys_ext::symbols::{MissingSymbol, ibv_reg_dmabuf_mr};
 
 use super::Access;
-use super::path::{self, Path, Request};
+use super::path::{self, IMPORT, Path, Request};
 use crate::umem::{Iova, page_size};
 use crate::verbs::{Context, ProtectionDomain};
 use crate::{Error, Result};
@@ -74,13 +74,18 @@ pub struct DmaBufSupport {
 }
 
 impl DmaBufSupport {
+    /// Whether a path imports dma-bufs; host mapping does not.
+    pub fn allows(&self, path: Path) -> bool {
+        match path {
+            Path::Verbs => self.verbs.is_ok(),
+            Path::Uverbs => self.uverbs.is_ok(),
+            Path::HostMapping => false,
+        }
+    }
+
     /// The path that a registration will take, `None` when the device cannot import dma-bufs.
     pub fn path(&self) -> Option<Path> {
-        match (self.verbs, self.uverbs) {
-            (Ok(()), _) => Some(Path::Verbs),
-            (_, Ok(())) => Some(Path::Uverbs),
-            _ => None,
-        }
+        IMPORT.iter().copied().find(|path| self.allows(*path))
     }
 }
 
@@ -140,7 +145,7 @@ mod tests {
         assert_eq!(answer(libc::EOPNOTSUPP).unwrap(), refused(RefusalReason::NotSupported));
         assert_eq!(answer(libc::EPROTONOSUPPORT).unwrap(), refused(RefusalReason::UnknownToKernel));
         for errno in
-            [libc::EINVAL, libc::EPERM, libc::ENOMEM, libc::ENOSYS, libc::EIO, crate::error::ENOTSUPP]
+            [libc::EINVAL, libc::EPERM, libc::ENOMEM, libc::ENOSYS, libc::EIO, crate::error::text::ENOTSUPP]
         {
             assert_eq!(answer(errno).unwrap_err().raw_os_error(), Some(errno));
         }

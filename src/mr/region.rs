@@ -52,11 +52,12 @@ pub struct MemoryRegion {
 
 /// A region that could not be deregistered, handed back with the reason.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+#[error("the region stays registered")]
 pub struct DeregisterError {
     /// The region, registered as before.
     pub region: Box<MemoryRegion>,
     /// Why not.
+    #[source]
     pub error: Error,
 }
 

@@ -156,21 +156,38 @@ impl Context {
     /// - [`Error::NoGid`]: the port has none (its network interface has no address).
     /// - [`Error::Verbs`].
     #[doc(alias = "ibv_query_gid_table")]
-    pub fn best_gid(&self, port: u8) -> Result<(u32, [u8; 16])> {
-        let mut table = vec![ffi::ibv_gid_entry::default(); 256];
-        // SAFETY: the context is open, and the table has as many entries as stated.
-        let count =
-            unsafe { inline::query_gid_table(self.inner.raw.as_ptr(), table.as_mut_ptr(), table.len(), 0) };
-        let Ok(count) = usize::try_from(count) else {
-            let source = io::Error::from_raw_os_error(i32::try_from(-count).unwrap_or(libc::EIO));
-            return Err(self.failed("read the GID table")(source));
-        };
+    pub fn best_gid(&self, port: u8) -> Result<(u8, [u8; 16])> {
+        let table = self.gid_table().map_err(self.failed("read the GID table"))?;
         // SAFETY: `raw` is the view of the union that any 16 bytes are valid for.
-        let gids = table[..count].iter().map(|entry| (entry, unsafe { entry.gid.raw }));
+        let gids = table.iter().map(|entry| (entry, unsafe { entry.gid.raw }));
         gids.filter(|(entry, _)| entry.port_num == u32::from(port))
-            .min_by_key(|(entry, gid)| gid_rank(entry.gid_type, gid))
-            .map(|(entry, gid)| (entry.gid_index, gid))
+            // A queue pair names its GID in 8 bits.
+            .filter_map(|(entry, gid)| Some((u8::try_from(entry.gid_index).ok()?, entry.gid_type, gid)))
+            .min_by_key(|(_, gid_type, gid)| gid_rank(*gid_type, gid))
+            .map(|(index, _, gid)| (index, gid))
             .ok_or_else(|| Error::NoGid { device: self.device_name().into(), port })
+    }
+
+    /// Every GID of every port. The kernel says EINVAL to a table without room for all.
+    fn gid_table(&self) -> io::Result<Vec<ffi::ibv_gid_entry>> {
+        const MOST: usize = 1 << 16;
+        let mut table = vec![ffi::ibv_gid_entry::default(); 64];
+        loop {
+            // SAFETY: the context is open, and the table has as many entries as stated.
+            let count = unsafe {
+                inline::query_gid_table(self.inner.raw.as_ptr(), table.as_mut_ptr(), table.len(), 0)
+            };
+            match usize::try_from(count) {
+                Ok(count) => {
+                    table.truncate(count);
+                    return Ok(table);
+                }
+                Err(_) if -count == libc::EINVAL as isize && table.len() < MOST => {
+                    table.resize(4 * table.len(), ffi::ibv_gid_entry::default());
+                }
+                Err(_) => return Err(io::Error::from_raw_os_error(-count as i32)),
+            }
+        }
     }
 
     /// The descriptor that uverbs commands go to.

@@ -115,6 +115,11 @@ impl CompletionQueue {
         self.inner.raw
     }
 
+    /// The context it belongs to.
+    pub fn context(&self) -> &Context {
+        &self.inner.context
+    }
+
     /// Takes up to 16 completions that are there, without waiting.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub struct QueuePairOptions {
     /// Port of the device, from 1. Default 1.
     pub port: u8,
     /// Index of the GID to use; `None` (the default) takes [`Context::best_gid`](super::Context::best_gid).
-    pub gid_index: Option<u32>,
+    pub gid_index: Option<u8>,
     /// Work requests that may be under way. Default 128.
     pub send_depth: u32,
     /// Receives that may be posted. Default 128.
@@ -64,7 +64,7 @@ pub struct QueuePair {
 
 struct Owned {
     options: QueuePairOptions,
-    gid_index: u32,
+    gid_index: u8,
     endpoint: Endpoint,
     domain: ProtectionDomain,
     _queues: [CompletionQueue; 2],
@@ -99,6 +99,7 @@ impl QueuePair {
     /// # Errors
     /// - [`Error::Verbs`]: `EINVAL` for a port or depths that the device does not have, `ENOMEM`.
     /// - [`Error::NoGid`]: the port has no address to be reached by.
+    /// - [`Error::ContextMismatch`]: a completion queue of another context.
     #[doc(alias = "ibv_create_qp")]
     pub fn new(
         domain: &ProtectionDomain,
@@ -107,6 +108,13 @@ impl QueuePair {
         options: QueuePairOptions,
     ) -> Result<Self> {
         let context = domain.context();
+        for queue in [send, recv] {
+            // The kernel would look its number up in the wrong context.
+            if queue.context().as_raw() != context.as_raw() {
+                let device = queue.context().device_name().into();
+                return Err(Error::ContextMismatch { object: "completion queue", device });
+            }
+        }
         let port = context.port(options.port)?;
         let rd_atomic = options.rd_atomic.min(context.limits()?.max_rd_atomic);
         let (gid_index, gid) = match options.gid_index {
@@ -183,17 +191,15 @@ impl QueuePair {
     /// before.
     ///
     /// # Errors
-    /// - [`Error::InvalidEndpoint`]: the description cannot be a queue pair's, or this queue pair is
-    ///   foreign.
+    /// - [`Error::InvalidEndpoint`]: the description cannot be a queue pair's.
+    /// - [`Error::ForeignQueuePair`]: this one is its owner's to connect.
     /// - [`Error::Verbs`]: no route to the peer's GID, or connected already (`EINVAL`).
     #[doc(alias = "ibv_modify_qp")]
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
         use ffi::ibv_qp_attr_mask as Mask;
         peer.check()?;
         let Some(owned) = &self.owned else {
-            return Err(Error::InvalidEndpoint {
-                reason: "a foreign queue pair is connected by its owner".into(),
-            });
+            return Err(Error::ForeignQueuePair { qp_num: self.number() });
         };
         let (ours, options) = (owned.endpoint, owned.options);
         let rd_atomic = ours.rd_atomic.min(peer.rd_atomic);
@@ -211,7 +217,7 @@ impl QueuePair {
         attr.ah_attr.dlid = peer.lid;
         attr.ah_attr.is_global = 1;
         attr.ah_attr.grh.dgid.raw = peer.gid;
-        attr.ah_attr.grh.sgid_index = owned.gid_index as u8;
+        attr.ah_attr.grh.sgid_index = owned.gid_index;
         attr.ah_attr.grh.hop_limit = 64;
         let mask = Mask::IBV_QP_STATE
             | Mask::IBV_QP_AV
@@ -312,11 +318,11 @@ impl QueuePair {
     }
 }
 
-fn gid(domain: &ProtectionDomain, port: u8, index: u32) -> Result<[u8; 16]> {
+fn gid(domain: &ProtectionDomain, port: u8, index: u8) -> Result<[u8; 16]> {
     let context = domain.context();
     let mut gid = ffi::ibv_gid::default();
     // SAFETY: the context is open and `gid` is a valid place for the answer.
-    check(unsafe { ffi::ibv_query_gid(context.as_raw().as_ptr(), port, index as i32, &mut gid) })
+    check(unsafe { ffi::ibv_query_gid(context.as_raw().as_ptr(), port, index.into(), &mut gid) })
         .map_err(context.failed(format!("read GID {index} of port {port}")))?;
     // SAFETY: `raw` is the view of the union that any 16 bytes are valid for.
     Ok(unsafe { gid.raw })

@@ -108,16 +108,23 @@ fn a_missing_exporter_says_what_brings_it() {
     assert_refused!(DumbBuffers::open("/dev/dri/card63"), Error::ExporterMissing { .. });
     card("vgem");
     let message = assert_refused!(DumbBuffers::by_driver("no-such-driver"), Error::ExporterMissing { .. });
-    assert!(message.contains("drivers present:") && message.contains("vgem"), "{message}");
-    assert_refused!(DumbBuffers::open("/dev/null"), Error::Export { .. });
+    assert!(message.starts_with("a DRM card of driver no-such-driver is not there: the cards"), "{message}");
+    assert!(message.contains("vgem"), "{message}");
+    assert_refused!(DumbBuffers::open("/dev/null"), Error::ExporterUnusable { .. });
 }
 
 #[test]
 fn a_forbidden_exporter_says_what_gives_the_permission() {
-    let (udmabuf, heap) = unprivileged(|| (Udmabuf::open().map(drop), DmaHeap::open("system").map(drop)));
+    card("vgem");
+    let (udmabuf, heap, card) = unprivileged(|| {
+        let card = DumbBuffers::by_driver("vgem").map(drop);
+        (Udmabuf::open().map(drop), DmaHeap::open("system").map(drop), card)
+    });
     let message = assert_refused!(udmabuf, Error::ExporterNotPermitted { .. });
     assert!(message.contains("/dev/udmabuf may not be opened: run as root, or join the group"), "{message}");
     assert_refused!(heap, Error::ExporterNotPermitted { .. });
+    let message = assert_refused!(card, Error::ExporterNotPermitted { .. });
+    assert!(message.contains("/dev/dri/card") && message.contains("video or render"), "{message}");
 }
 
 #[test]
@@ -126,10 +133,13 @@ fn sizes_that_nobody_can_make_are_refused() {
     let devices: [&dyn Exporter; 3] = [&Udmabuf::open().unwrap(), &heap, &card("vgem")];
     for device in devices {
         assert_refused!(device.allocate(0), Error::ZeroLength { .. });
-        assert_refused!(device.allocate(u64::MAX), Error::OutOfRange { .. });
+        assert_refused!(device.allocate(u64::MAX), Error::SizeTooLarge { size: u64::MAX });
     }
-    let message = assert_refused!(heap.allocate(1 << 50), Error::Export { size: 0x4_0000_0000_0000, .. });
-    assert!(message.starts_with("dma-heap system could not allocate a buffer"), "{message}");
+    let huge = Udmabuf::open().unwrap().with_pages(Pages::Huge { size: 3 << 20 });
+    assert_refused!(huge.allocate(1 << 20), Error::HugePageSize { size: 0x30_0000 });
+    // The kernel would kill processes for it.
+    let message = assert_refused!(heap.allocate(1 << 50), Error::OutOfMemory { .. });
+    assert!(message.starts_with("1125899906842624 bytes were asked of dma-heap system"), "{message}");
 }
 
 #[test]

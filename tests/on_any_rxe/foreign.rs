@@ -90,7 +90,7 @@ fn a_foreign_queue_pair_is_posted_to_and_stays() {
     foreign.post(2, Operation::Send, &[], true).unwrap();
     peers.ours.queue.wait(LIMIT).unwrap().success().unwrap();
     let refused = foreign.connect(&peers.theirs.pair.endpoint().unwrap());
-    assert!(matches!(refused, Err(dmabuf_rdma::Error::InvalidEndpoint { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(dmabuf_rdma::Error::ForeignQueuePair { .. })), "{refused:?}");
     drop(foreign);
 
     // Its owner goes on with it.

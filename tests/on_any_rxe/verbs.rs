@@ -54,6 +54,17 @@ fn ports_and_depths_that_do_not_exist_are_refused() {
 }
 
 #[test]
+fn a_completion_queue_of_another_context_is_refused() {
+    let (ours, other) = (domain(), domain());
+    let queue = CompletionQueue::new(ours.context(), 8).unwrap();
+    let foreign = CompletionQueue::new(other.context(), 8).unwrap();
+    for [send, recv] in [[&queue, &foreign], [&foreign, &queue]] {
+        let refused = dmabuf_rdma::verbs::QueuePair::new(&ours, send, recv, QueuePairOptions::default());
+        assert_refused!(refused, Error::ContextMismatch { object: "completion queue", .. });
+    }
+}
+
+#[test]
 fn an_endpoint_that_nobody_can_have_is_refused() {
     let side = Side::new(&domain(), QueuePairOptions::default());
     let ours = side.pair.endpoint().unwrap();

@@ -1,5 +1,6 @@
 //! Bytes: every exporter, every layout, compared at the far end.
 
+use dmabuf_rdma::Error;
 use dmabuf_rdma::mr::{MemoryRegion, Path};
 use dmabuf_rdma::verbs::Operation;
 
@@ -64,6 +65,9 @@ fn four_gibibytes_are_one_region() {
     let buffer = heap(size);
     let region = peers.register(&buffer);
     assert_eq!((region.len(), region.umem().sg().runs().len()), (size, 1));
+    let refused = region.sge(0, size);
+    assert!(matches!(refused, Err(Error::SgeTooLong { length }) if length == size), "{refused:?}");
+    assert_eq!(region.sge(0, size - 1).unwrap().len(), u32::MAX);
     let small = heap(4096);
     let small_region = peers.register(&small);
     let mapping = buffer.map().unwrap();
