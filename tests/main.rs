@@ -1,5 +1,5 @@
 //! Integration tests. They need root and an RDMA device, so `cargo xtask test` runs them in a guest,
-//! once on the distribution's soft-RoCE and once on the one that imports dma-bufs; each folder says
+//! on the distribution's soft-RoCE, on one that imports dma-bufs, and on odd kernels; each folder says
 //! where its tests belong.
 
 mod common;
@@ -7,3 +7,4 @@ mod long;
 mod on_any_rxe;
 mod on_dmabuf_rxe;
 mod on_stock_rxe;
+mod on_swiotlb;

@@ -44,12 +44,17 @@ pub struct Kind {
 
 /// Every exporter whose memory has struct pages, with each layout it can have.
 pub fn every_kind() -> Vec<Kind> {
-    let mut kinds = udmabuf_kinds();
+    udmabuf_kinds().into_iter().chain(driver_kinds()).collect()
+}
+
+/// Buffers of memory that a driver owns.
+pub fn driver_kinds() -> Vec<Kind> {
     let plain = |name, allocate| Kind { name, allocate, _settings: None };
-    kinds.push(plain("dma-heap system", |size| Allocation { dmabuf: heap(size), backing: None }));
-    kinds.push(plain("vgem", |size| card("vgem").allocate(size).expect("vgem")));
-    kinds.push(plain("virtio_gpu", |size| card("virtio_gpu").allocate(size).expect("virtio_gpu")));
-    kinds
+    vec![
+        plain("dma-heap system", |size| Allocation { dmabuf: heap(size), backing: None }),
+        plain("vgem", |size| card("vgem").allocate(size).expect("vgem")),
+        plain("virtio_gpu", |size| card("virtio_gpu").allocate(size).expect("virtio_gpu")),
+    ]
 }
 
 /// udmabufs of every kind of page.

@@ -5,7 +5,7 @@ use dmabuf_rdma::exporter::Allocation;
 use dmabuf_rdma::mr::{Access, MemoryRegion, MemoryRegionBuilder, Path};
 use dmabuf_rdma::verbs::{CompletionStatus, Operation};
 
-use super::buffers::{Kind, udmabuf};
+use super::buffers::{Kind, heap, udmabuf};
 use super::peers::{LIMIT, Peers};
 use super::{assert_same, contents, pattern};
 
@@ -22,6 +22,14 @@ pub fn builder<'a>(peers: &'a Peers, path: Path, allocation: &'a Allocation) -> 
     }
 }
 
+/// A buffer for the other side of a transfer, of the plainest kind that the path takes.
+fn plain(path: Path, size: u64) -> Allocation {
+    match path {
+        Path::HostMapping => udmabuf(Default::default(), size),
+        _ => Allocation { dmabuf: heap(size), backing: None },
+    }
+}
+
 /// Every byte of a buffer of this kind, written by a peer, read by a peer, read by the device itself.
 #[track_caller]
 pub fn whole_buffer(path: Path, kind: &Kind) {
@@ -32,7 +40,7 @@ pub fn whole_buffer(path: Path, kind: &Kind) {
     assert_eq!((region.len(), region.iova()), (subject.dmabuf.size(), Iova(0)));
     assert_eq!(region.umem().sg().total_len(), region.len());
     let size = subject.dmabuf.size();
-    let other = udmabuf(Default::default(), size);
+    let other = plain(path, size);
     let other_region = builder(&peers, path, &other).register().expect("the other side");
 
     // A peer writes it.
@@ -67,7 +75,7 @@ pub fn odd_range(path: Path, kind: &Kind) {
     let region = builder(&peers, path, &subject).range(offset, length).iova(iova).register().unwrap();
     assert_eq!((region.iova(), region.len(), region.umem().offset()), (iova, length, offset));
 
-    let other = udmabuf(Default::default(), SIZE);
+    let other = plain(path, SIZE);
     let sent = pattern(length as usize, 8);
     other.dmabuf.map().unwrap().write(0, &sent).unwrap();
     let source = builder(&peers, path, &other).range(0, length).register().unwrap();

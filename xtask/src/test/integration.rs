@@ -1,7 +1,6 @@
 //! The integration tests: one binary, run where each of its tests belongs.
 //!
-//! The module that a test is in says where: `on_any_rxe` in both guests,
-//! `on_stock_rxe` and `on_dmabuf_rxe` in one of them, `long` only on demand.
+//! The module that a test is in says where, see `places`.
 //! What the binary lists is compared with what ran, so that no test can be
 //! forgotten.
 
@@ -19,29 +18,43 @@ use std::time::{Duration, Instant};
 /// The name of the cargo target.
 pub const TARGET: &str = "integration";
 
+/// The modules of the tests, each of which says where its tests run.
+const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
+const SWIOTLB: &str = "on_swiotlb::";
 const LONG: &str = "long::";
+const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, LONG];
 
 /// One place where tests run.
 struct Place {
     name: &'static str,
     /// `None` for this machine itself.
     guest: Option<(Rxe, Size)>,
-    skip: Vec<&'static str>,
+    /// More words for the guest kernel's command line.
+    append: &'static [&'static str],
+    /// The modules whose tests run here.
+    modules: Vec<&'static str>,
 }
 
 /// Where the tests run, in this order.
 fn places(host: bool, long: bool) -> Vec<Place> {
-    let unless_long = if long { vec![] } else { vec![LONG] };
-    let skip = |names: &[&'static str]| [names, &unless_long].concat();
+    let if_long: &[&str] = if long { &[LONG] } else { &[] };
+    let place = |name, guest, append, modules: &[&'static str]| Place {
+        name,
+        guest,
+        append,
+        modules: modules.to_vec(),
+    };
     if host {
-        // A device of this machine is not the stock rxe.
-        return vec![Place { name: "Host", guest: None, skip: skip(&[STOCK]) }];
+        // A device of this machine is neither the stock rxe nor in a guest made for a test.
+        return vec![place("Host", None, &[], &[&[ANY, DMABUF], if_long].concat())];
     }
+    let dmabuf = [&[ANY, DMABUF], if_long].concat();
     vec![
-        Place { name: "Stock guest", guest: Some((Rxe::Stock, Size::gib(3))), skip: vec![DMABUF, LONG] },
-        Place { name: "dma-buf guest", guest: Some((Rxe::Dmabuf, Size::gib(7))), skip: skip(&[STOCK]) },
+        place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
+        place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(7))), &[], &dmabuf),
+        place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
     ]
 }
 
@@ -59,7 +72,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 
     let mut all = Report::default();
     for place in places(args.host, args.long) {
-        let wanted = |name: &String| !place.skip.iter().any(|s| name.starts_with(s)) && chosen(args, name);
+        let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         if !list.iter().any(wanted) {
             ui::note("Nothing", &format!("to run for: {}", place.name));
             continue;
@@ -72,8 +85,8 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if name.starts_with(STOCK) && args.host => {
-                summary.skipped.push((name.clone(), "needs the stock rxe"))
+            _ if args.host && (name.starts_with(STOCK) || name.starts_with(SWIOTLB)) => {
+                summary.skipped.push((name.clone(), "needs a guest of its own"))
             }
             _ => summary.missed.push(name.clone()),
         }
@@ -92,26 +105,25 @@ impl Place {
     fn run(&self, args: &Args, binary: &Path, summary: &mut Summary) -> Result<Report> {
         let start = Instant::now();
         let mut words = vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into()];
-        for name in &self.skip {
+        for name in MODULES.iter().filter(|name| !self.modules.contains(name)) {
             words.extend(["--skip".to_string(), name.to_string()]);
         }
         words.extend(args.filter.iter().cloned());
-        let examples = project::target().join("debug/examples");
-        let examples = examples.to_string_lossy();
         let (output, success) = match self.guest {
             None => {
                 let mut command = Command::new(binary);
                 command.args(&words[1..]).current_dir(project::root());
-                tee(command.env("DMABUF_RDMA_EXAMPLES", examples.as_ref()))?
+                tee(&mut command)?
             }
             Some((rxe, memory)) => {
                 let limit = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
                 let guest = Guest {
                     limit: Some(Duration::from_secs(limit)),
+                    append: self.append.iter().map(|word| word.to_string()).collect(),
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
-                let mut job = Job::new(words)?.env("DMABUF_RDMA_EXAMPLES", &examples);
+                let mut job = Job::new(words)?;
                 job.directory = project::root().to_path_buf();
                 let outcome = guest.run(&job)?;
                 vm::report(&outcome);
@@ -140,18 +152,15 @@ mod tests {
 
     #[test]
     fn every_module_has_a_place() {
-        for name in ["on_any_rxe::a", "on_stock_rxe::a", "on_dmabuf_rxe::a", "long::a"] {
-            let runs = |long| {
-                let here = |p: &Place| !p.skip.iter().any(|s| name.starts_with(s));
-                places(false, long).iter().filter(|p| here(p)).map(|p| p.name).collect::<Vec<_>>()
-            };
-            let expected: &[&str] = match name {
-                "on_any_rxe::a" => &["Stock guest", "dma-buf guest"],
-                "on_stock_rxe::a" => &["Stock guest"],
-                _ => &["dma-buf guest"],
-            };
-            assert_eq!(runs(true), expected);
-            assert_eq!(runs(false).is_empty(), name == "long::a");
+        let runs = |module: &&str, host, long| -> Vec<_> {
+            places(host, long).iter().filter(|p| p.modules.contains(module)).map(|p| p.name).collect()
+        };
+        for module in MODULES {
+            assert!(!runs(module, false, true).is_empty(), "{module}");
+            assert_eq!(runs(module, false, false).is_empty(), *module == LONG, "{module}");
         }
+        assert_eq!(runs(&ANY, false, false), ["Stock guest", "dma-buf guest"]);
+        assert_eq!(runs(&STOCK, false, true), ["Stock guest"]);
+        assert_eq!(runs(&DMABUF, true, false), ["Host"]);
     }
 }

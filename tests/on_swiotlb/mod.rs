@@ -1,0 +1,46 @@
+//! A kernel that bounces every DMA mapping (`swiotlb=force`): what the device writes must land in the
+//! buffer, not in a bounce page that is thrown away.
+
+use dmabuf_rdma::mr::Path;
+
+use crate::common::buffers::{driver_kinds, udmabuf_kinds};
+use crate::common::peers::Peers;
+use crate::common::{assert_same, bytes, pattern};
+
+#[test]
+fn the_kernel_does_bounce() {
+    let words = std::fs::read_to_string("/proc/cmdline").unwrap();
+    assert!(words.split_whitespace().any(|word| word == "swiotlb=force"), "{words}");
+}
+
+#[test]
+fn every_byte_of_every_drivers_buffer() {
+    driver_kinds().iter().for_each(|kind| bytes::whole_buffer(Path::Uverbs, kind));
+}
+
+#[test]
+fn odd_ranges_with_an_iova_of_their_own() {
+    driver_kinds().iter().for_each(|kind| bytes::odd_range(Path::Uverbs, kind));
+}
+
+/// Seen through the memfds' own mapping: udmabuf's SYNC ioctl bounces too, by itself, and would put
+/// back what the memory held before.
+#[test]
+fn every_byte_of_every_udmabuf() {
+    for kind in udmabuf_kinds() {
+        let peers = Peers::new();
+        let [from, to] = [(); 2].map(|()| (kind.allocate)(2 << 20));
+        let [source, target] = [&from, &to].map(|buffer| peers.register(&buffer.dmabuf));
+        let size = to.dmabuf.size() as usize;
+        let put = pattern(size, 31);
+        let mut seen = vec![0; size];
+        let [from, to] = [&from, &to].map(|buffer| buffer.backing.as_ref().unwrap().as_ptr());
+        // SAFETY: both mappings are `size` bytes long, and the device moves bytes only in between.
+        unsafe {
+            from.copy_from_nonoverlapping(put.as_ptr(), size);
+            peers.write(&source, &target);
+            to.copy_to_nonoverlapping(seen.as_mut_ptr(), size);
+        }
+        assert_same(&seen, &put, kind.name);
+    }
+}
