@@ -97,7 +97,8 @@ fn measure(case: &Case, sides: &Sides<'_>) -> Result<Vec<Pair>> {
     let library = || timed(case.times, |times| sides.library(times));
     let bare = || timed(case.times, |times| sides.bare(times));
     // Once for nothing: what is looked up, allocated and loaded only once.
-    (library()?, bare()?);
+    library()?;
+    bare()?;
     let pair = |at| {
         if at % 2 == 0 {
             let library = library()?;
