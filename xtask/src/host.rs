@@ -37,8 +37,9 @@ const LIBRARY: &[Package] = &[
     ("pkg-config", Some("pkg-config")),
     ("libibverbs-dev", None),
     ("librdmacm-dev", None),
-    // ibverbs-sys configures rdma-core's headers with cmake and runs bindgen.
+    // ibverbs-sys configures rdma-core with cmake, which wants python, and runs bindgen.
     ("cmake", Some("cmake")),
+    ("python3", Some("python3")),
     ("make", Some("make")),
     ("clang", Some("clang")),
     ("libclang-dev", None),
