@@ -26,12 +26,15 @@ struct mr_destroy {
 	.object_id = UVERBS_OBJECT_MR,                                                             \
 	.method_id = method,                                                                       \
 	.num_attrs = sizeof(((struct type *)0)->attrs) / sizeof(struct ib_uverbs_attr),            \
+	.reserved1 = 0,                                                                            \
 	.driver_id = RDMA_DRIVER_RXE,                                                              \
+	.reserved2 = 0,                                                                            \
 }
 #define ATTR(id, size, value) {                                                                    \
 	.attr_id = id,                                                                             \
 	.len = size,                                                                               \
 	.flags = UVERBS_ATTR_F_MANDATORY,                                                          \
+	.attr_data.reserved = 0,                                                                   \
 	.data = value,                                                                             \
 }
 
