@@ -5,7 +5,7 @@
 
 use super::resolve::{Choice, compare_versions, newest};
 use super::slim::slim;
-use super::{Kernel, Unpacked, apt::Apt, home, image, vmlinuz};
+use super::{Kernel, Unpacked, apt::Apt, home, image, modules_tree, vmlinuz};
 use crate::lock::{self, Staging};
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
@@ -80,7 +80,7 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
     let depmod = process::find("depmod").context("depmod is missing (package kmod)")?;
     let depmod = || process::output(Command::new(&depmod).arg("-b").arg(&root).arg(&release));
     depmod()?;
-    slim(kernel, &root.join("lib/modules").join(&release))?;
+    slim(kernel, &modules_tree(&root, &release))?;
     depmod()?;
     let wrapped = vmlinuz(dir, &release);
     let wrapped = fs::read(&wrapped).with_context(|| format!("cannot read {}", wrapped.display()))?;

@@ -106,7 +106,7 @@ impl Unpacked {
 
     /// The folder that belongs at `/lib/modules/RELEASE`.
     pub fn modules_dir(&self) -> PathBuf {
-        self.dir.join("root/lib/modules").join(&self.release)
+        modules_tree(&self.dir.join("root"), &self.release)
     }
 
     /// The folder to `make -C` for a module.
@@ -136,6 +136,12 @@ impl Unpacked {
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
         modules::closure(&self.modules_dir(), names)
     }
+}
+
+/// Debian moved it under `usr` on the way to 7.x.
+fn modules_tree(root: &Path, release: &str) -> PathBuf {
+    let moved = root.join("usr/lib/modules").join(release);
+    if moved.is_dir() { moved } else { root.join("lib/modules").join(release) }
 }
 
 /// The image as packaged.
