@@ -16,6 +16,7 @@ use std::time::Duration;
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
 use crate::dmabuf::CpuAccess;
 use crate::mr::{Access, Refusal};
+use crate::pci::{BarRefusal, PciAddress};
 use crate::umem::Iova;
 use crate::verbs::{CompletionStatus, Opcode};
 
@@ -348,6 +349,46 @@ pub enum Error {
         size: u64,
         /// What the kernel answered.
         source: io::Error,
+    },
+
+    // -- PCI and physical pages ---------------------------------------------------------------
+    /// What should be a PCI address is none.
+    #[error("{text:?} is no PCI address: write it as 0000:03:00.0")]
+    InvalidPciAddress {
+        /// What was given.
+        text: String,
+    },
+    /// sysfs has no such device.
+    #[error("there is no {what} on this machine: lspci lists PCI devices, /sys/class/drm cards")]
+    NotInSysfs {
+        /// What was looked for.
+        what: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A device that is not on the PCI bus, so that nothing about PCI can be said of it.
+    #[error("{name} is no PCI device: peer-to-peer DMA needs one, software and platform devices copy")]
+    NotOnPci {
+        /// What it is known as.
+        name: String,
+    },
+    /// A file of sysfs that cannot be read, or reads as something else.
+    #[error("cannot read {path}: is sysfs mounted, and the device still there?")]
+    Sysfs {
+        /// The file.
+        path: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A BAR that cannot be a target of DMA.
+    #[error("BAR {bar} of {device} {refusal}")]
+    BarUnusable {
+        /// The device.
+        device: PciAddress,
+        /// The BAR that was asked for.
+        bar: u8,
+        /// What is wrong with it, and what to do.
+        refusal: BarRefusal,
     },
 
     // -- verbs objects ------------------------------------------------------------------------
