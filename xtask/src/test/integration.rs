@@ -23,8 +23,24 @@ const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
 const SWIOTLB: &str = "on_swiotlb::";
+const IOMMU: &str = "on_iommu::";
 const LONG: &str = "long::";
-const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, LONG];
+const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, LONG];
+
+/// An IOMMU, a device behind it, and one that a second host bridge leaves out of it. Without interrupt
+/// remapping, which would want another interrupt controller under KVM.
+const BEHIND_AN_IOMMU: &[&str] = &[
+    "-device",
+    "intel-iommu",
+    "-device",
+    "virtio-rng-pci,addr=1e.0",
+    "-device",
+    "pxb-pcie,id=aside,bus_nr=0x80,bus=pcie.0,bypass_iommu=true",
+    "-device",
+    "pcie-root-port,id=aside0,bus=aside,chassis=9,slot=9",
+    "-device",
+    "virtio-rng-pci,bus=aside0",
+];
 
 /// One place where tests run.
 struct Place {
@@ -33,6 +49,8 @@ struct Place {
     guest: Option<(Rxe, Size)>,
     /// More words for the guest kernel's command line.
     append: &'static [&'static str],
+    /// More arguments for QEMU.
+    qemu: &'static [&'static str],
     /// The modules whose tests run here.
     modules: Vec<&'static str>,
 }
@@ -44,6 +62,7 @@ fn places(host: bool, long: bool) -> Vec<Place> {
         name,
         guest,
         append,
+        qemu: &[],
         modules: modules.to_vec(),
     };
     if host {
@@ -55,6 +74,10 @@ fn places(host: bool, long: bool) -> Vec<Place> {
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
         place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(7))), &[], &dmabuf),
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
+        Place {
+            qemu: BEHIND_AN_IOMMU,
+            ..place("IOMMU guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[IOMMU])
+        },
     ]
 }
 
@@ -85,7 +108,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if args.host && (name.starts_with(STOCK) || name.starts_with(SWIOTLB)) => {
+            _ if args.host && [STOCK, SWIOTLB, IOMMU].iter().any(|m| name.starts_with(m)) => {
                 summary.skipped.push((name.clone(), "needs a guest of its own"))
             }
             _ => summary.missed.push(name.clone()),
@@ -120,6 +143,7 @@ impl Place {
                 let guest = Guest {
                     limit: Some(Duration::from_secs(limit)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
+                    qemu: self.qemu.iter().map(|word| word.to_string()).collect(),
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
