@@ -155,6 +155,74 @@ pub enum Error {
         length: u64,
     },
 
+    // -- lists of runs ------------------------------------------------------------------------
+    /// A run whose end does not fit in 64 bits.
+    #[error("{length} bytes at address {addr:#x} end beyond 64 bits: check where the run comes from")]
+    AddressOverflow {
+        /// Where the run begins, before any translation.
+        addr: u64,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// A list longer than 64 bits count.
+    #[error("{length} more bytes after {total} do not fit in 64 bits: no buffer is that long")]
+    TotalOverflow {
+        /// Bytes before.
+        total: u64,
+        /// Bytes that were to follow.
+        length: u64,
+    },
+    /// None of the page sizes fits the list.
+    #[error(
+        "of the page sizes {supported:#x} (one bit each) none is at most {alignment} bytes, the most that the list and the iova allow: choose an iova congruent to the addresses, or add smaller sizes"
+    )]
+    NoPageSize {
+        /// The sizes that were offered, bit n for 2^n bytes.
+        supported: u64,
+        /// The largest that would fit, in bytes.
+        alignment: u64,
+    },
+    /// Something that is no page size here.
+    #[error(
+        "{page_size} bytes is no page size here: it must be a power of two and at most {alignment} bytes (best_page_size finds it)"
+    )]
+    InvalidPageSize {
+        /// What was given, in bytes.
+        page_size: u64,
+        /// The largest that would do, in bytes.
+        alignment: u64,
+    },
+    /// A limit that nothing can be cut to.
+    #[error("{limit}={value:#x} cannot be kept: no page or no byte would fit, or the mask is no 2^n - 1")]
+    InvalidLimit {
+        /// Its name.
+        limit: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// An I/O address space without room.
+    #[error(
+        "no room for {length} bytes at a multiple of {alignment} in this IOVA space, the largest free part has {largest}: unmap something or make it larger"
+    )]
+    IovaExhausted {
+        /// Bytes that were asked for.
+        length: u64,
+        /// What the address must be a multiple of.
+        alignment: u64,
+        /// The largest free part in bytes.
+        largest: u64,
+    },
+    /// Unmapping what is not mapped.
+    #[error(
+        "{length} bytes at iova {iova} are not a mapping of this IOVA space: each is unmapped once and whole"
+    )]
+    IovaNotMapped {
+        /// Where it was to begin.
+        iova: Iova,
+        /// Its length in bytes.
+        length: u64,
+    },
+
     // -- access flags -------------------------------------------------------------------------
     /// Flags that the kernel does not take for a dma-buf.
     #[error(
@@ -377,6 +445,35 @@ pub enum Error {
     Sysfs {
         /// The file.
         path: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The kernel keeps page frame numbers from this process.
+    #[error(
+        "page frame numbers are hidden from this process: they take CAP_SYS_ADMIN in the initial user namespace (root, outside of containers)"
+    )]
+    FramesHidden,
+    /// An address behind which pagemap shows no page.
+    #[error(
+        "no page is behind {address:#x}: is it mapped? For the mapping of a dma-buf itself there never is; take the Backing of a udmabuf, or a device's view"
+    )]
+    NoFrame {
+        /// Virtual address of the page.
+        address: u64,
+        /// Why it could not be brought in.
+        source: io::Error,
+    },
+    /// pagemap ended before the range did.
+    #[error("/proc/self/pagemap ends at {address:#x}: the range reaches beyond this process's memory")]
+    PagemapTruncated {
+        /// Virtual address of the first page without an entry.
+        address: u64,
+    },
+    /// pagemap could not be opened or read.
+    #[error("cannot {operation} /proc/self/pagemap: is /proc mounted, and CONFIG_PROC_PAGE_MONITOR on?")]
+    Pagemap {
+        /// "open" or "read".
+        operation: &'static str,
         /// What the kernel answered.
         source: io::Error,
     },
