@@ -41,6 +41,7 @@ mod list;
 mod map;
 #[cfg(test)]
 mod model;
+pub mod pagemap;
 mod pages;
 mod text;
 mod view;
