@@ -34,7 +34,10 @@ const FRAME: u64 = (1 << 55) - 1;
 /// # Errors
 /// As [`host_range`].
 pub fn of_backing(backing: &Backing) -> Result<PageList> {
-    host_range(backing.as_ptr(), backing.len())
+    // They are shared and exist, so a read brings in the same ones as a write, and many at a time.
+    frames_here(backing.as_ptr(), backing.len(), |address, length| {
+        bring_in(address, length, MmapAdvise::MADV_POPULATE_READ)
+    })
 }
 
 /// The pages that `length` bytes of this process's memory from `start` touch, whole pages, so that the
@@ -53,6 +56,21 @@ pub fn of_backing(backing: &Backing) -> Result<PageList> {
 /// - [`Error::PagemapTruncated`], [`Error::Pagemap`]: the file ended early, or cannot be read.
 #[doc(alias = "pagemap")]
 pub fn host_range(start: *const u8, length: u64) -> Result<PageList> {
+    frames_here(start, length, |address, length| {
+        match bring_in(address, length, MmapAdvise::MADV_POPULATE_WRITE) {
+            // A mapping that is not writable.
+            Err(Errno::EINVAL) => bring_in(address, length, MmapAdvise::MADV_POPULATE_READ),
+            answer => answer,
+        }
+    })
+}
+
+/// [`frames`] of this process.
+fn frames_here(
+    start: *const u8,
+    length: u64,
+    populate: impl Fn(u64, u64) -> Result<(), Errno>,
+) -> Result<PageList> {
     let file = File::open(PAGEMAP).map_err(|source| match source.raw_os_error() {
         Some(libc::EACCES | libc::EPERM) => Error::FramesHidden,
         _ => Error::Pagemap { operation: "open", source },
@@ -61,22 +79,15 @@ pub fn host_range(start: *const u8, length: u64) -> Result<PageList> {
     frames(start.addr() as u64, length, page_size(), read, populate)
 }
 
-/// Brings pages in, without changing what is in them.
-fn populate(address: u64, length: u64) -> Result<(), Errno> {
+/// Brings pages in, without changing what is in them. `advice` is one of the two that populate.
+fn bring_in(address: u64, length: u64, advice: MmapAdvise) -> Result<(), Errno> {
     let start = NonNull::new(std::ptr::without_provenance_mut(address as usize)).ok_or(Errno::EINVAL)?;
-    let bring_in = |advice| {
-        // SAFETY: these two advices fault pages in as an access would; they change neither contents nor
-        // mappings, whoever owns the range, and the kernel checks that it is mapped.
-        unsafe { madvise(start, length as usize, advice) }
-    };
-    match bring_in(MmapAdvise::MADV_POPULATE_WRITE) {
-        // A mapping that is not writable.
-        Err(Errno::EINVAL) => bring_in(MmapAdvise::MADV_POPULATE_READ),
-        answer => answer,
-    }
+    // SAFETY: these two advices fault pages in as an access would; they change neither contents nor
+    // mappings, whoever owns the range, and the kernel checks that it is mapped.
+    unsafe { madvise(start, length as usize, advice) }
 }
 
-/// [`host_range`] with the file and the populating call of the caller's choice.
+/// A list of pages with the file and the populating call of the caller's choice.
 fn frames(
     start: u64,
     length: u64,
