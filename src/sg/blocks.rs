@@ -123,13 +123,16 @@ fn last(iova: Iova, length: u64) -> Result<u64> {
 /// The address bits that keep a page from being one run: those in which a run's address and its iova
 /// differ, and those of the iova at which one run ends and another begins.
 fn conflict(view: &DmaSgView<'_>, iova: Iova) -> u64 {
-    let mut spans = Spans::new(*view);
-    let Some(first) = spans.next() else { return 0 };
-    let mut bits = first.addr ^ iova.0;
-    let mut va = iova.0.wrapping_add(first.len);
-    for span in spans {
-        bits |= (span.addr ^ va) | va;
-        va = va.wrapping_add(span.len);
+    let (runs, skip) = view.touched();
+    let mut bits = view.start() ^ iova.0;
+    // Of the first run's first byte, which may lie before the range.
+    let (mut va, mut end) = (iova.0.wrapping_sub(skip), runs[0].addr);
+    for run in runs {
+        if run.addr != end {
+            bits |= (run.addr ^ va) | va;
+        }
+        va = va.wrapping_add(run.len);
+        end = run.addr + run.len;
     }
     bits
 }

@@ -1,5 +1,6 @@
 //! Making a list: neighbours merged as they come, every sum checked.
 
+use super::list::STRIDE;
 use super::{DmaSg, DmaSgList};
 use crate::{Error, Result};
 
@@ -9,22 +10,36 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default)]
 pub struct DmaSgBuilder {
     runs: Vec<DmaSg>,
-    /// The run that grows; empty before the first.
+    /// The offset at which each stride of runs after the first begins.
+    index: Vec<u64>,
+    /// The run that grows; none before the first.
     last: Last,
     /// Bytes pushed so far.
     total: u64,
 }
 
+/// The most runs to make room for before they come: 16 MiB.
+const RESERVE: usize = 1 << 20;
+
 /// The run that grows, by its ends, since that is what the next one is compared with.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Last {
     addr: u64,
     end: u64,
 }
 
 impl Last {
+    /// None yet. No run begins at its end: one byte there would end beyond 64 bits.
+    const NONE: Self = Self { addr: u64::MAX, end: u64::MAX };
+
     fn run(self) -> DmaSg {
         DmaSg { addr: self.addr, len: self.end - self.addr }
+    }
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 
@@ -54,12 +69,13 @@ impl DmaSgBuilder {
     /// After an error the builder is as before.
     #[inline]
     pub fn push(&mut self, run: DmaSg) -> Result<()> {
-        let (end, total) = checked(run, self.total)?;
+        let (end, total) = checked(run, self.total).ok_or_else(|| refused(run, self.total))?;
         self.total = total;
-        if self.last.end == run.addr && self.last.end != self.last.addr {
+        if self.last.end == run.addr {
             self.last.end = end;
         } else {
-            self.begin(Last { addr: run.addr, end });
+            let done = std::mem::replace(&mut self.last, Last { addr: run.addr, end });
+            self.close(done, total - run.len);
         }
         Ok(())
     }
@@ -70,9 +86,10 @@ impl DmaSgBuilder {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_apart(&mut self, run: DmaSg) -> Result<()> {
-        let (end, total) = checked(run, self.total)?;
+        let (end, total) = checked(run, self.total).ok_or_else(|| refused(run, self.total))?;
         self.total = total;
-        self.begin(Last { addr: run.addr, end });
+        let done = std::mem::replace(&mut self.last, Last { addr: run.addr, end });
+        self.close(done, total - run.len);
         Ok(())
     }
 
@@ -82,31 +99,29 @@ impl DmaSgBuilder {
     /// As [`push`](Self::push); the runs before the one refused stay.
     #[inline]
     pub fn extend(&mut self, runs: impl IntoIterator<Item = DmaSg>) -> Result<()> {
+        let runs = runs.into_iter();
+        // Room for the list that nothing merges in; what is not used is given back untouched.
+        let most = runs.size_hint().0.min(RESERVE);
+        self.runs.reserve(most);
+        self.index.reserve(most / STRIDE);
         // In locals, so that a page that continues the last costs a few instructions and no store.
         let (mut last, mut total) = (self.last, self.total);
-        let mut result = Ok(());
+        let mut wrong = None;
         for run in runs {
-            let end = match checked(run, total) {
-                Ok((end, sum)) => {
-                    total = sum;
-                    end
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
+            let Some((end, sum)) = checked(run, total) else {
+                wrong = Some(run);
+                break;
             };
-            if last.end == run.addr && last.end != last.addr {
+            total = sum;
+            if last.end == run.addr {
                 last.end = end;
-            } else {
-                if last.end != last.addr {
-                    self.runs.push(last.run());
-                }
-                last = Last { addr: run.addr, end };
+                continue;
             }
+            let done = std::mem::replace(&mut last, Last { addr: run.addr, end });
+            self.close(done, sum - run.len);
         }
         (self.last, self.total) = (last, total);
-        result
+        wrong.map_or(Ok(()), |run| Err(refused(run, total)))
     }
 
     /// The list of what was pushed.
@@ -117,26 +132,30 @@ impl DmaSgBuilder {
         if self.total == 0 {
             return Err(Error::ZeroLength { offset: 0 });
         }
-        self.runs.push(self.last.run());
-        Ok(DmaSgList::from_checked(self.runs.into_boxed_slice(), self.total))
+        self.close(self.last, self.total);
+        Ok(DmaSgList::from_checked(self.runs.into(), self.index.into(), self.total))
     }
 
-    fn begin(&mut self, next: Last) {
-        // A run is never empty, so equal ends mean that there was none.
-        if self.last.end != self.last.addr {
-            self.runs.push(self.last.run());
+    /// Keeps a run that will not grow any more and ends at `offset` of the list.
+    #[inline]
+    fn close(&mut self, done: Last, offset: u64) {
+        // Ends are equal only where there is none.
+        if done.end == done.addr {
+            return;
         }
-        self.last = next;
+        let run = done.run();
+        if self.runs.len().is_multiple_of(STRIDE) && !self.runs.is_empty() {
+            self.index.push(offset - run.len);
+        }
+        self.runs.push(run);
     }
 }
 
-/// The end of a run and the total with it.
+/// The end of a run and the total with it; none for a run that [`refused`] explains.
 #[inline]
-fn checked(run: DmaSg, total: u64) -> Result<(u64, u64)> {
-    match (run.addr.checked_add(run.len), total.checked_add(run.len)) {
-        (Some(end), Some(sum)) if run.len != 0 => Ok((end, sum)),
-        _ => Err(refused(run, total)),
-    }
+fn checked(run: DmaSg, total: u64) -> Option<(u64, u64)> {
+    let (end, sum) = (run.addr.checked_add(run.len)?, total.checked_add(run.len)?);
+    (run.len != 0).then_some((end, sum))
 }
 
 #[cold]
@@ -202,7 +221,7 @@ mod tests {
         let mut builder = DmaSgBuilder::new();
         // As runs of 2 MiB, to be quick in a debug build.
         builder.extend((0..1 << 19).map(|i| sg(i << 21, 2 << 20))).unwrap();
-        assert_eq!(builder.runs.capacity(), 0);
+        assert!(builder.runs.is_empty() && builder.runs.capacity() <= RESERVE);
         assert_eq!(builder.finish().unwrap().runs(), [sg(0, 1 << 40)]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::hint;
 
 use super::view::Spans;
 use super::wire::{SgeGroups, SgeLimits};
@@ -18,34 +19,29 @@ use crate::umem::Iova;
 #[derive(Clone)]
 pub struct DmaSgList {
     runs: Box<[DmaSg]>,
-    /// The offset at which every `STRIDE`th run begins; empty for a list of one stride.
+    /// The offset at which each stride of runs after the first begins.
     index: Box<[u64]>,
+    /// Strides a byte.
+    scale: f64,
     total: u64,
 }
 
-/// Runs under one entry of the index: four cache lines, which the processor reads ahead, while the index
-/// of a million runs stays in its second cache.
-const STRIDE: usize = 16;
+/// Runs under one entry of the index: few cache lines, which are fetched at once, while the index of a
+/// million runs stays in the processor's second cache.
+pub(super) const STRIDE: usize = 16;
 
 impl DmaSgList {
     /// A list of one run. Whoever calls has checked it: not empty, no overflow.
     pub(crate) fn single(run: DmaSg) -> Self {
         debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
-        Self::from_checked(Box::new([run]), run.len)
+        Self { runs: Box::new([run]), index: Box::default(), scale: 0.0, total: run.len }
     }
 
-    /// A list of runs that the builder checked.
-    pub(super) fn from_checked(runs: Box<[DmaSg]>, total: u64) -> Self {
-        let mut index = Vec::new();
-        if runs.len() > STRIDE {
-            index.reserve_exact(runs.len().div_ceil(STRIDE));
-            let mut offset = 0;
-            for stride in runs.chunks(STRIDE) {
-                index.push(offset);
-                offset += stride.iter().map(|run| run.len).sum::<u64>();
-            }
-        }
-        Self { runs, index: index.into_boxed_slice(), total }
+    /// What the builder checked and indexed.
+    pub(super) fn from_checked(runs: Box<[DmaSg]>, index: Box<[u64]>, total: u64) -> Self {
+        debug_assert_eq!(index.len(), (runs.len() - 1) / STRIDE);
+        let scale = (index.len() + 1) as f64 / total as f64;
+        Self { runs, index, scale, total }
     }
 
     /// A list of these runs, neighbours merged.
@@ -97,18 +93,39 @@ impl DmaSgList {
         if offset >= self.total {
             return None;
         }
-        let stride = self.index.partition_point(|&start| start <= offset).saturating_sub(1);
-        let mut skip = offset - self.index.get(stride).copied().unwrap_or(0);
-        let mut at = stride * STRIDE;
-        // The total was checked, so this ends inside the list.
-        for run in &self.runs[at..] {
-            if skip < run.len {
-                break;
-            }
-            skip -= run.len;
-            at += 1;
+        let stride = self.stride_of(offset);
+        let first = stride * STRIDE;
+        let within = offset - stride.checked_sub(1).map_or(0, |before| self.index[before]);
+        // All of the stride, without a branch on what was read: the processor then goes on to the next
+        // lookup while memory still answers this one.
+        let (mut at, mut start, mut end) = (first, 0, 0);
+        for run in self.runs[first..].iter().take(STRIDE) {
+            end += run.len;
+            let past = end <= within;
+            at += usize::from(past);
+            start = hint::select_unpredictable(past, end, start);
         }
-        Some((at, skip))
+        Some((at, within - start))
+    }
+
+    /// How many strides after the first begin at or before `offset`: near where it would be if all runs
+    /// were of one length, as pages are, and from there outwards in doubling steps.
+    #[inline]
+    fn stride_of(&self, offset: u64) -> usize {
+        let index = &self.index;
+        let guess = ((offset as f64 * self.scale) as usize).min(index.len());
+        let (mut low, mut high) = (guess, guess);
+        let mut step = 1;
+        while low > 0 && index[low - 1] > offset {
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        step = 1;
+        while high < index.len() && index[high] <= offset {
+            high = (high + step).min(index.len());
+            step *= 2;
+        }
+        low + index[low..high].partition_point(|&start| start <= offset)
     }
 
     /// All of the list as a view.
@@ -205,6 +222,25 @@ mod tests {
             assert_eq!(list.runs().len(), n);
             assert!(list.index.len() * 8 <= n * 8, "{n} runs, {} entries", list.index.len());
         }
+    }
+
+    /// Lengths of which no guess is near.
+    #[test]
+    fn a_byte_is_found_among_runs_of_uneven_length() {
+        let mut builder = DmaSgBuilder::new();
+        for i in 0..3000_u64 {
+            let len = if i % 1000 < 990 { 1 + i % 3 } else { 1 << (i % 45) };
+            builder.push(DmaSg { addr: i << 50 >> 1 | 1, len }).unwrap();
+        }
+        let list = builder.finish().unwrap();
+        let mut offset = 0;
+        for &run in list.runs() {
+            assert_eq!(list.run_at(offset), Some(run));
+            let last = DmaSg { addr: run.addr + run.len - 1, len: 1 };
+            assert_eq!(list.run_at(offset + run.len - 1), Some(last));
+            offset += run.len;
+        }
+        assert_eq!(list.run_at(offset), None);
     }
 
     fn hash(list: &DmaSgList) -> u64 {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::slice;
 
 use super::blocks::PageSizes;
-use super::{DmaSg, DmaSgList, Size};
+use super::{DmaSg, DmaSgBuilder, DmaSgList, Size};
 use crate::Result;
 use crate::umem::{Iova, check_range};
 
@@ -68,8 +68,16 @@ impl<'a> DmaSgView<'a> {
 
     /// The range as a list of its own, merged.
     pub fn to_list(&self) -> DmaSgList {
-        let spans: Box<[DmaSg]> = Spans::new(*self).collect();
-        DmaSgList::from_checked(spans, self.len)
+        let mut builder = DmaSgBuilder::new();
+        // Every run was checked, and there is one.
+        builder.extend(self.runs()).and_then(|()| builder.finish()).expect("a range of a list is a list")
+    }
+
+    /// The runs that the range touches, not cut, and how far into the first it begins.
+    pub(super) fn touched(&self) -> (&'a [DmaSg], u64) {
+        // A range ends inside its list.
+        let (last, _) = self.list.find(self.offset + (self.len - 1)).unwrap_or_default();
+        (&self.list.runs()[self.first..=last], self.skip)
     }
 }
 
