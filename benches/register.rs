@@ -18,22 +18,17 @@
 //! Needs an RDMA device `rxe0` that imports dma-bufs, and the dma-heap `system`. Rows go to stdout and,
 //! as lines of JSON, into the file that `BENCH_ROWS` names.
 
-use std::env;
-use std::error::Error;
-use std::fs::File;
-use std::io::Write;
+#[path = "common/mod.rs"]
+mod common;
+
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use common::{Pair, Peer, Result, Rows, Spread, pairs, stay_on_one_processor};
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 use dmabuf_rdma::mr::{Access, MemoryRegion, Path};
 use dmabuf_rdma::verbs::{Device, ProtectionDomain};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-use serde_json::json;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const DEVICE: &str = "rxe0";
 const GOAL: &str = "ratio <= 1.02";
@@ -64,54 +59,22 @@ fn main() -> Result<()> {
     let mut rows = Rows::new()?;
     for case in &CASES {
         let buffer = heap.allocate(case.size)?.dmabuf;
-        let pairs = measure(case, &Sides { domain: &domain, buffer: &buffer })?;
+        let sides = Sides { domain: &domain, buffer: &buffer };
+        let library = || timed(case.times, |times| sides.library(times));
+        let bare = || timed(case.times, |times| sides.bare(times));
+        let pairs = pairs(case.pairs, library, bare)?;
         let over = |value: fn(&Pair) -> f64| Spread::of(pairs.iter().map(value));
-        let ratio = over(|pair| pair.library / pair.bare).median;
-        let peer = Peer { value: over(|pair| pair.bare).median, ratio };
         let row = format!("register+deregister {}", case.name);
-        rows.add(&row, over(|pair| pair.library), Some(peer), case.goal)?;
+        rows.add(&row, "us", over(|pair| pair.library), Some(Peer::of(&pairs)), case.goal)?;
         if case.goal.is_none() {
             let row = format!("overhead at {}", case.name);
-            rows.add(&row, over(|pair| pair.library - pair.bare), None, None)?;
+            rows.add(&row, "us", over(|pair| pair.library - pair.bare), None, None)?;
         }
     }
     Ok(())
 }
 
-/// On the highest processor that we may use, since the lowest have the interrupts.
-fn stay_on_one_processor() -> Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
-    let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu) == Ok(true));
-    let mut one = CpuSet::new();
-    one.set(last.ok_or("no processor to run on")?)?;
-    Ok(sched_setaffinity(this, &one)?)
-}
-
-/// Microseconds a registration on either side, in one pair.
-struct Pair {
-    library: f64,
-    bare: f64,
-}
-
-fn measure(case: &Case, sides: &Sides<'_>) -> Result<Vec<Pair>> {
-    let library = || timed(case.times, |times| sides.library(times));
-    let bare = || timed(case.times, |times| sides.bare(times));
-    // Once for nothing: what is looked up, allocated and loaded only once.
-    library()?;
-    bare()?;
-    let pair = |at| {
-        if at % 2 == 0 {
-            let library = library()?;
-            Ok(Pair { library, bare: bare()? })
-        } else {
-            let bare = bare()?;
-            Ok(Pair { library: library()?, bare })
-        }
-    };
-    (0..case.pairs).map(pair).collect()
-}
-
+/// Microseconds a registration.
 fn timed(times: u64, run: impl Fn(u64) -> Result<Duration>) -> Result<f64> {
     run(1)?;
     Ok(run(times)?.as_nanos() as f64 / 1e3 / times as f64)
@@ -141,52 +104,5 @@ impl Sides<'_> {
         let (buffer, length, access) = (self.buffer.as_fd(), self.buffer.size(), Self::ACCESS.bits());
         // SAFETY: the domain lives as long as it is borrowed, and rxe0 is soft-RoCE.
         Ok(unsafe { bench_bare::register(pd, buffer, length, access, times)? })
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
-}
-
-impl Spread {
-    /// Of an odd number of values, so that one of them is the median.
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<_> = values.collect();
-        values.sort_by(f64::total_cmp);
-        Self { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
-    }
-}
-
-struct Peer {
-    value: f64,
-    ratio: f64,
-}
-
-struct Rows(Option<File>);
-
-impl Rows {
-    fn new() -> Result<Self> {
-        Ok(Self(env::var_os("BENCH_ROWS").map(File::create).transpose()?))
-    }
-
-    fn add(&mut self, row: &str, us: Spread, peer: Option<Peer>, goal: Option<&str>) -> Result<()> {
-        let Spread { min, median, max } = us;
-        print!("{row:<28} {median:>9.2} us ({min:.2} to {max:.2})");
-        match &peer {
-            Some(Peer { value, ratio }) => println!(", bare C {value:.2} us, ratio {ratio:.4}"),
-            None => println!(),
-        }
-        if let Some(file) = &mut self.0 {
-            let (peer, ratio) = peer.map(|peer| (peer.value, peer.ratio)).unzip();
-            let line = json!({
-                "row": row, "value": median, "unit": "us", "min": min, "max": max,
-                "peer_value": peer, "ratio": ratio, "goal": goal,
-            });
-            writeln!(file, "{line}")?;
-        }
-        Ok(())
     }
 }

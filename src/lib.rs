@@ -71,6 +71,7 @@ pub mod dmabuf;
 pub mod error;
 pub mod exporter;
 pub mod mr;
+pub mod pci;
 pub mod sg;
 pub mod transfer;
 pub mod umem;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use crate::dmabuf::{BufferId, DmaBuf};
-use crate::sg::{DmaSg, DmaSgList};
+use crate::sg::{Blocks, DmaSg, DmaSgList, PageSizes};
 use crate::{Error, Result};
 
 /// An I/O virtual address: what work requests and remote keys address a region by.
@@ -82,6 +82,59 @@ impl Umem {
     pub fn sg(&self) -> &DmaSgList {
         &self.sg
     }
+
+    /// How far into its first page of the system the range begins, in bytes.
+    #[doc(alias = "ib_umem_offset")]
+    pub fn page_offset(&self) -> u64 {
+        self.offset % page_size()
+    }
+
+    /// How many pages of the system the range touches.
+    #[doc(alias = "ib_umem_num_pages")]
+    pub fn num_pages(&self) -> u64 {
+        // A page size, and a range whose end was checked.
+        self.num_dma_blocks(page_size()).unwrap_or_default()
+    }
+
+    /// How many blocks of `page_size` bytes the range touches, from its iova on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPageSize`]: it is no power of two.
+    #[doc(alias = "ib_umem_num_dma_blocks")]
+    pub fn num_dma_blocks(&self, page_size: u64) -> Result<u64> {
+        self.sg.num_blocks(page_size, self.iova)
+    }
+
+    /// How far into its first block of `page_size` bytes, a power of two, the range begins.
+    #[doc(alias = "ib_umem_dma_offset")]
+    pub fn dma_offset(&self, page_size: u64) -> u64 {
+        self.sg.as_view().dma_offset(page_size)
+    }
+
+    /// The page size, of those supported, that maps the range best from its iova on.
+    ///
+    /// # Errors
+    /// [`Error::NoPageSize`]: none of them fits.
+    #[doc(alias = "ib_umem_find_best_pgsz")]
+    pub fn best_page_size(&self, supported: PageSizes) -> Result<u64> {
+        self.sg.best_page_size(supported, self.iova)
+    }
+
+    /// The addresses of the range's blocks of `page_size` bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPageSize`]: it is no power of two, or larger than the list allows.
+    #[doc(alias = "rdma_umem_for_each_dma_block")]
+    pub fn dma_blocks(&self, page_size: u64) -> Result<Blocks<'_>> {
+        self.sg.blocks(page_size, self.iova)
+    }
+}
+
+impl fmt::Display for Umem {
+    /// "4 GiB in 1 segment, best page size 4 GiB, at iova 0x0 (offset 0)".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, at iova {} (offset {})", self.sg, self.iova, self.offset)
+    }
 }
 
 /// Checks that a range is not empty and lies within `size` bytes.
@@ -108,6 +161,24 @@ pub(crate) fn page_size() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A range that begins and ends inside pages, against the kernel's definitions.
+    #[test]
+    fn pages_and_blocks_of_an_odd_range() {
+        let (offset, length, iova) = (0x1ffe, 0x2004, Iova(0x7_0000_0ffe));
+        let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
+        let umem = Umem { buffer: BufferId::TEST, offset, length, iova, sg };
+        assert_eq!(umem.page_offset(), 0xffe);
+        assert_eq!(umem.num_pages(), 4);
+        assert_eq!((umem.num_dma_blocks(0x1000).unwrap(), umem.num_dma_blocks(0x1_0000).unwrap()), (4, 1));
+        assert_eq!((umem.dma_offset(0x800), umem.dma_offset(0x1_0000)), (0x7fe, 0xffe));
+        let blocks: Vec<_> = umem.dma_blocks(0x1000).unwrap().collect();
+        assert_eq!(blocks, [0x7_0000_0000, 0x7_0000_1000, 0x7_0000_2000, 0x7_0000_3000]);
+        assert_eq!(umem.best_page_size(PageSizes::ALL).unwrap(), 0x4000);
+        assert!(matches!(umem.best_page_size(PageSizes(0)), Err(Error::NoPageSize { supported: 0, .. })));
+        let shown = "8.0 KiB in 1 segment, best page size 16 KiB, at iova 0x700000ffe (offset 8190)";
+        assert_eq!(umem.to_string(), shown);
+    }
 
     #[test]
     fn ranges_are_checked_at_both_ends() {

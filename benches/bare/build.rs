@@ -1,10 +1,13 @@
 //! Compiles the C halves of the benchmarks.
 
 fn main() {
-    println!("cargo::rerun-if-changed=../register.c");
+    let sources = ["../register.c", "../sg.c"];
+    for source in sources {
+        println!("cargo::rerun-if-changed={source}");
+    }
     // The same in every profile: a benchmark built for debugging must not have a slower peer.
     cc::Build::new()
-        .file("../register.c")
+        .files(sources)
         .opt_level(2)
         .debug(false)
         .warnings_into_errors(true)

@@ -3,7 +3,11 @@
 //! A crate of its own because cargo has no build script for a benchmark alone, and the library's users
 //! should not get one.
 //!
-//! `unsafe` is here for calling it. It keeps nothing of what it is given.
+//! `unsafe` is here and in `sg.rs` for calling it. It keeps nothing of what it is given.
+
+mod sg;
+
+pub use sg::Scatterlist;
 
 use std::ffi::c_void;
 use std::io;

@@ -5,9 +5,13 @@
 //! on one and `demo mover --connect HOST:18515` on the other.
 
 mod digest;
+#[path = "../common/exporter.rs"]
+mod exporter;
 mod mover;
 mod owner;
 mod party;
+#[path = "../common/size.rs"]
+mod size;
 mod ui;
 mod wire;
 
@@ -70,7 +74,7 @@ struct Options {
     #[arg(long, default_value = "heap")]
     exporter: String,
     /// Size of the buffer, such as 512M or 4G.
-    #[arg(long, default_value = "1G", value_parser = ui::parse_size)]
+    #[arg(long, default_value = "1G", value_parser = size::parse_size)]
     size: u64,
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use dmabuf_rdma::exporter::{Allocation, DmaHeap, Exporter, Pages, Udmabuf};
+use dmabuf_rdma::exporter::Allocation;
 use dmabuf_rdma::mr::{Access, MemoryRegion, probe};
 use dmabuf_rdma::verbs::{CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairOptions, devices};
 
-use crate::Result;
 use crate::wire::Introduction;
+use crate::{Result, exporter};
 
 pub struct Party {
     pub buffer: dmabuf_rdma::DmaBuf,
@@ -26,7 +26,7 @@ impl Party {
         let context = device.open()?;
         let domain = ProtectionDomain::new(&context)?;
 
-        let exporter = exporter_by_name(exporter)?;
+        let exporter = exporter::by_name(exporter)?;
         let Allocation { dmabuf: buffer, backing } = exporter.allocate(size)?;
         let mut registration = MemoryRegion::builder(&domain, &buffer)
             .access(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ);
@@ -48,21 +48,4 @@ impl Party {
         let pair = QueuePair::new(&domain, &queue, &queue, QueuePairOptions::default())?;
         Ok(Self { buffer, region, queue, pair, introduction })
     }
-}
-
-fn exporter_by_name(name: &str) -> Result<Box<dyn Exporter>> {
-    let (kind, detail) = name.split_once(':').unwrap_or((name, ""));
-    Ok(match (kind, detail) {
-        ("heap", "") => Box::new(DmaHeap::open("system")?),
-        ("heap", heap) => Box::new(DmaHeap::open(heap)?),
-        ("udmabuf", "") => Box::new(Udmabuf::open()?),
-        ("udmabuf", "thp") => Box::new(Udmabuf::open()?.with_pages(Pages::Transparent)),
-        ("udmabuf", "2M") => Box::new(Udmabuf::open()?.with_pages(Pages::HUGE_2M)),
-        #[cfg(feature = "drm")]
-        ("drm", driver) => Box::new(dmabuf_rdma::exporter::DumbBuffers::by_driver(driver)?),
-        _ => {
-            let known = "heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER";
-            return Err(format!("no exporter is called {name:?}; known: {known}").into());
-        }
-    })
 }

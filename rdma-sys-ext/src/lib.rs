@@ -15,6 +15,7 @@
 //! | [`dma_buf`] | CPU access brackets, names, fences | `linux/dma-buf.h` |
 //! | [`udmabuf`] | dma-bufs over memfd pages | `linux/udmabuf.h` |
 //! | [`dma_heap`] | dma-bufs from the heaps in `/dev/dma_heap` | `linux/dma-heap.h` |
+//! | [`dma_sg`] | a dma-buf's addresses as a device sees them | `kernel/dma_sg` of this repository |
 //!
 //! # Safe and unsafe
 //! A function is safe where the kernel makes every argument harmless: it checks lengths, offsets and
@@ -33,6 +34,7 @@ mod ioctl;
 
 pub mod dma_buf;
 pub mod dma_heap;
+pub mod dma_sg;
 pub mod symbols;
 pub mod udmabuf;
 pub mod uverbs;

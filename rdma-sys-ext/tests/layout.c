@@ -14,6 +14,10 @@
 #include <rdma/ib_user_ioctl_cmds.h>
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/rdma_user_ioctl_cmds.h>
+/* Not in the crate as it is published. */
+#if __has_include("../../kernel/dma_sg/dma_sg.h")
+#include "../../kernel/dma_sg/dma_sg.h"
+#endif
 
 #define NAMED(name, value) printf("%s=%llu\n", name, (unsigned long long)(value))
 #define VALUE(value) NAMED(#value, value)
@@ -59,6 +63,32 @@ static void uverbs(void)
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_ACCESS_FLAGS);
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_RESP_LKEY);
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_RESP_RKEY);
+}
+
+static void dma_sg(void)
+{
+#ifdef HAVE_DMA_SG
+	VALUE(DMA_SG_DEVICE_NONE);
+	VALUE(DMA_SG_DEVICE_PCI);
+	VALUE(DMA_SG_DEVICE_RDMA);
+	VALUE(DMA_SG_NAME_LEN);
+	VALUE(DMA_SG_IOCTL_MAP);
+	VALUE(DMA_SG_IOCTL_READ);
+	SIZE(dma_sg_map);
+	FIELD(dma_sg_map, fd);
+	FIELD(dma_sg_map, device);
+	FIELD(dma_sg_map, flags);
+	FIELD(dma_sg_map, reserved);
+	FIELD(dma_sg_map, name);
+	SIZE(dma_sg_entry);
+	FIELD(dma_sg_entry, addr);
+	FIELD(dma_sg_entry, len);
+	SIZE(dma_sg_read);
+	FIELD(dma_sg_read, first);
+	FIELD(dma_sg_read, count);
+	FIELD(dma_sg_read, total);
+	FIELD(dma_sg_read, entries);
+#endif
 }
 
 static void dma_bufs(void)
@@ -211,6 +241,7 @@ int main(void)
 {
 	uverbs();
 	dma_bufs();
+	dma_sg();
 	libraries();
 	return 0;
 }

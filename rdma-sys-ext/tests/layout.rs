@@ -4,7 +4,7 @@
 //! says under the same names. Both must be equal, names included. What installed headers may be too
 //! old to have is in [`NEWER`]; what they are too old for in fact is listed on stderr.
 
-use rdma_sys_ext::{dma_buf, dma_heap, symbols, udmabuf, uverbs::abi, verbs};
+use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, symbols, udmabuf, uverbs::abi, verbs};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::mem::offset_of;
@@ -50,6 +50,12 @@ const NEWER: &[Newer] = &[
         add: prototype_only,
     },
     Newer { have: "HAVE_MLX5_REG_DMABUF", text: "mlx5dv_reg_dmabuf_mr(", since: "rdma-core 54", add: mlx5 },
+    Newer {
+        have: "HAVE_DMA_SG",
+        text: "struct dma_sg_map {",
+        since: "kernel/dma_sg, which only the repository has",
+        add: dma_sgs,
+    },
 ];
 
 /// The size of the field that `get` borrows.
@@ -162,6 +168,20 @@ fn libraries(facts: &mut Facts) {
     fields!(facts: "ibv_cq" = ibv_cq { context });
     fields!(facts: "ibv_pd" = ibv_pd { handle });
     fields!(facts: "ibv_port_attr" = ibv_port_attr { port_cap_flags2 });
+}
+
+fn dma_sgs(facts: &mut Facts) {
+    values!(facts:
+        "DMA_SG_DEVICE_NONE" = dma_sg::DEVICE_NONE,
+        "DMA_SG_DEVICE_PCI" = dma_sg::DEVICE_PCI,
+        "DMA_SG_DEVICE_RDMA" = dma_sg::DEVICE_RDMA,
+        "DMA_SG_NAME_LEN" = dma_sg::NAME_LEN,
+        "DMA_SG_IOCTL_MAP" = dma_sg::IOCTL_MAP,
+        "DMA_SG_IOCTL_READ" = dma_sg::IOCTL_READ,
+    );
+    whole!(facts: "dma_sg_map" = dma_sg::Map { fd, device, flags, reserved, name });
+    whole!(facts: "dma_sg_entry" = dma_sg::Entry { addr, len });
+    whole!(facts: "dma_sg_read" = dma_sg::Read { first, count, total, entries });
 }
 
 fn sync_file(facts: &mut Facts) {

@@ -82,8 +82,10 @@ impl HostPages {
     /// Maps pieces whose total length the caller has checked to be neither 0 nor beyond `isize::MAX`.
     pub(super) fn map(pieces: Vec<Piece>) -> Result<Self, Errno> {
         let length: usize = pieces.iter().map(|piece| piece.length as usize).sum();
-        // A memfd's block size is its page size, which its mapping must be aligned to.
-        let mut align = 1;
+        // Transparent huge pages come only where address and offset are alike in them. The block size of
+        // a memfd does not say so while huge pages are by advice.
+        let mut align = Some(transparent_page_size()).filter(|size| *size <= length).unwrap_or(1);
+        // It is the page size of hugetlb, which its mapping must be aligned to.
         for piece in &pieces {
             align = align.max(fstat(&piece.memfd)?.st_blksize as usize);
         }
@@ -125,6 +127,15 @@ impl HostPages {
         }
         Ok(())
     }
+}
+
+/// Bytes of a transparent huge page; 1 on a kernel without them.
+fn transparent_page_size() -> usize {
+    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|size: &usize| size.is_power_of_two())
+        .unwrap_or(1)
 }
 
 impl Drop for HostPages {

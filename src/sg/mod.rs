@@ -1,11 +1,65 @@
-//! The scatter list with 64-bit lengths.
+//! The scatter list with 64-bit lengths, and the arithmetic of `ib_umem` on it.
 //!
 //! A dma-buf as a device addresses it is a list of runs, and a run of GPU memory is easily larger than
-//! 4 GiB; hence a `u64` where `ibv_sge` and the kernel's scatterlist have 32 bits.
+//! 4 GiB; hence a `u64` where `ibv_sge` and the kernel's scatterlist have 32 bits. Nothing in here needs
+//! a device, and nothing allocates but what makes a list.
+//!
+//! ```text
+//!  PageList ──DmaMap──▶ DmaSgList ──view──▶ DmaSgView ──▶ best_page_size, blocks   (a device's page table)
+//!  pages: pfn, count    addr, len           a range       sges                     (work requests)
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `builder.rs`, `list.rs`, `view.rs` | the list, how it is made, and a range of it |
+//! | `pages.rs`, `map.rs`, `iova.rs` | pages, and how they become addresses that a device uses |
+//! | `blocks.rs` | best page size and blocks, with the kernel's exact answers |
+//! | `wire.rs` | scatter/gather elements under the limits of work requests |
+//!
+//! ```
+//! use dmabuf_rdma::sg::{DmaSg, DmaSgList, PageSizes};
+//! use dmabuf_rdma::Iova;
+//!
+//! # fn main() -> dmabuf_rdma::Result<()> {
+//! // Two runs of 6 GiB and 2 MiB, and a range that begins and ends inside them.
+//! let runs = [DmaSg { addr: 0x2_0000_0000, len: 6 << 30 }, DmaSg { addr: 0x10_0020_0000, len: 2 << 20 }];
+//! let list = DmaSgList::from_runs(runs)?;
+//! let range = list.view((6 << 30) - 4096, 8192)?;
+//! assert_eq!(range.run_at(5000), Some(DmaSg { addr: 0x10_0020_0000 + 904, len: 3192 }));
+//!
+//! assert_eq!(list.to_string(), "6.0 GiB in 2 segments, best page size 2 MiB");
+//! let page_size = list.best_page_size(PageSizes::ALL, Iova(0))?;
+//! assert_eq!(list.blocks(page_size, Iova(0))?.len(), 3073);
+//! # Ok(())
+//! # }
+//! ```
+
+mod blocks;
+mod builder;
+mod iova;
+mod list;
+mod map;
+#[cfg(test)]
+mod model;
+pub mod pagemap;
+mod pages;
+mod text;
+mod view;
+mod wire;
+
+pub use blocks::{Blocks, PageSizes};
+pub use builder::DmaSgBuilder;
+pub use iova::IovaSpace;
+pub use list::DmaSgList;
+pub use map::{BusOffset, DmaMap, Identity, SegmentLimits, Translation};
+pub use pages::{PageList, PageRun};
+pub use text::Size;
+pub use view::{DmaSgView, Runs};
+pub use wire::{SgeGroup, SgeGroups, SgeLimits, WireSge};
 
 /// One run of device addresses: `len` bytes from `addr`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DmaSg {
     /// First address, in the address space of whom the list is for.
@@ -14,54 +68,10 @@ pub struct DmaSg {
     pub len: u64,
 }
 
-/// A list of runs, in the order of the bytes they hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DmaSgList {
-    runs: Box<[DmaSg]>,
-}
-
-impl DmaSgList {
-    /// A list of one run. Whoever calls has checked it: not empty, no overflow.
-    pub(crate) fn single(run: DmaSg) -> Self {
-        debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
-        Self { runs: Box::new([run]) }
-    }
-
-    /// The runs, in order.
-    pub fn runs(&self) -> &[DmaSg] {
-        &self.runs
-    }
-
-    /// Length of all runs together in bytes.
-    pub fn total_len(&self) -> u64 {
-        self.runs.iter().map(|run| run.len).sum()
-    }
-
-    /// The run that holds the byte at `offset` of the list, cut so that it begins with that byte;
-    /// `None` past the end.
-    pub fn run_at(&self, mut offset: u64) -> Option<DmaSg> {
-        for run in &self.runs {
-            if offset < run.len {
-                return Some(DmaSg { addr: run.addr + offset, len: run.len - offset });
-            }
-            offset -= run.len;
-        }
-        None
+impl std::fmt::Debug for DmaSg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DmaSg {{ addr: {:#x}, len: {:#x} }}", self.addr, self.len)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_byte_is_found_in_its_run() {
-        let runs = [DmaSg { addr: 0x1000, len: 0x1000 }, DmaSg { addr: 1 << 40, len: 5 << 30 }];
-        let list = DmaSgList { runs: Box::new(runs) };
-        assert_eq!(list.total_len(), (5 << 30) + 0x1000);
-        assert_eq!(list.run_at(0xfff), Some(DmaSg { addr: 0x1fff, len: 1 }));
-        assert_eq!(list.run_at(0x1000), Some(runs[1]));
-        assert_eq!(list.run_at((5 << 30) + 0xfff).map(|run| run.len), Some(1));
-        assert_eq!(list.run_at((5 << 30) + 0x1000), None);
-    }
-}
+const _: () = assert!(size_of::<DmaSg>() == 16);

@@ -4,6 +4,7 @@ pub mod buffers;
 pub mod bytes;
 pub mod census;
 pub mod drm;
+pub mod kcore;
 pub mod peers;
 pub mod system;
 

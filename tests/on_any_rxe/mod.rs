@@ -5,5 +5,6 @@ mod dmabuf;
 mod exporters;
 mod fences;
 mod foreign;
+mod pagemap;
 mod registration_checks;
 mod verbs;

@@ -35,11 +35,23 @@ struct Benchmark {
     guest: Option<Shape>,
 }
 
-const BENCHMARKS: &[Benchmark] = &[Benchmark {
-    name: "register",
-    about: "register and deregister, against a bare C program doing the same ioctl",
-    guest: Some(Shape { rxe: Rxe::Dmabuf, memory: Size::gib(4), cpus: 2, limit: Duration::from_secs(1200) }),
-}];
+const BENCHMARKS: &[Benchmark] = &[
+    Benchmark {
+        name: "register",
+        about: "register and deregister, against a bare C program doing the same ioctl",
+        guest: Some(Shape {
+            rxe: Rxe::Dmabuf,
+            memory: Size::gib(4),
+            cpus: 2,
+            limit: Duration::from_secs(1200),
+        }),
+    },
+    Benchmark {
+        name: "sg",
+        about: "lists of runs: building, lookup, blocks, page size, against C over a scatterlist",
+        guest: None,
+    },
+];
 
 /// Run a benchmark and show how it does against its goals.
 #[derive(clap::Args)]

@@ -51,6 +51,14 @@ if [ -n "$RXE_MODULE" ]; then
 	mount --bind "$RXE_MODULE" "$STOCK_RXE"
 fi
 
+# A module that Debian's tree does not have. kmod has an index of that tree, so
+# it is told what to run instead; busybox reads the list. What dma_sg needs is
+# loaded already.
+mkdir -p /run/modprobe.d
+echo "install dma_sg insmod $DMA_SG_MODULE" >/run/modprobe.d/dma_sg.conf
+ln -s "$DMA_SG_MODULE" "/lib/modules/$RELEASE/dma_sg.ko"
+echo "dma_sg.ko:" >>"/lib/modules/$RELEASE/modules.dep"
+
 # The defaults, 64 MiB and 1024 pieces, are less than the tests use.
 echo 65536 >/sys/module/udmabuf/parameters/size_limit_mb
 echo 65536 >/sys/module/udmabuf/parameters/list_limit

@@ -119,6 +119,7 @@ impl Guest {
                 ("RXE", self.rxe.name().to_string()),
                 ("STOCK_RXE", kernel.stock_rxe()?.to_string_lossy().into_owned()),
                 ("RXE_MODULE", module.unwrap_or_default().to_string_lossy().into_owned()),
+                ("DMA_SG_MODULE", kernel.dma_sg()?.to_string_lossy().into_owned()),
                 ("TERMINAL", if self.terminal { "yes" } else { "" }.to_string()),
                 ("ROWS", rows.to_string()),
                 ("COLUMNS", columns.to_string()),

@@ -3,10 +3,11 @@
 //! The path is: the machine's apt sources ([`sources`]) → a private apt folder
 //! ([`apt`]) → the newest complete version ([`resolve`]) → packages fetched and
 //! unpacked ([`fetch`]) → a folder ([`Unpacked`]) that gives the image, the
-//! modules, the headers and rxe's source of exactly one version → the module
-//! built from them ([`rxe`]).
+//! modules, the headers and rxe's source of exactly one version → the modules
+//! built from them ([`built`], [`rxe`]).
 
 mod apt;
+mod built;
 mod fetch;
 mod image;
 mod modules;
@@ -130,6 +131,11 @@ impl Unpacked {
         let module = modules.last().context("rdma_rxe is built in")?;
         let inside = module.path.strip_prefix(self.modules_dir())?;
         Ok(Path::new("/lib/modules").join(&self.release).join(inside))
+    }
+
+    /// The module that shows a dma-buf's addresses, built first if need be.
+    pub fn dma_sg(&self) -> Result<PathBuf> {
+        built::module(self, "dma_sg", "dma_sg", &[self.headers()])
     }
 
     /// The modules named and all they depend on, in the order to load them.

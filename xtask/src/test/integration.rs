@@ -23,8 +23,70 @@ const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
 const SWIOTLB: &str = "on_swiotlb::";
+const IOMMU: &str = "on_iommu::";
+const PCI: &str = "on_pci::";
 const LONG: &str = "long::";
-const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, LONG];
+const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LONG];
+
+/// An IOMMU, a device behind it, and one that a second host bridge leaves out of it. Without interrupt
+/// remapping, which would want another interrupt controller under KVM.
+const BEHIND_AN_IOMMU: &[&str] = &[
+    "-device",
+    "intel-iommu",
+    "-device",
+    "virtio-rng-pci,addr=1e.0",
+    "-device",
+    "pxb-pcie,id=aside,bus_nr=0x80,bus=pcie.0,bypass_iommu=true",
+    "-device",
+    "pcie-root-port,id=aside0,bus=aside,chassis=9,slot=9",
+    "-device",
+    "virtio-rng-pci,bus=aside0",
+];
+
+/// Two NUMA nodes; a switch with a device at each of two ports; a device of two functions behind another
+/// root port; and a host bridge of each node with a device behind a root port.
+const PCI_TOPOLOGY: &[&str] = &[
+    "-object",
+    "memory-backend-ram,id=ram0,size=1G",
+    "-object",
+    "memory-backend-ram,id=ram1,size=1G",
+    "-numa",
+    "node,nodeid=0,memdev=ram0,cpus=0-1",
+    "-numa",
+    "node,nodeid=1,memdev=ram1",
+    "-device",
+    "pcie-root-port,id=rp0,bus=pcie.0,chassis=11,slot=11,addr=10.0",
+    "-device",
+    "x3130-upstream,id=up0,bus=rp0",
+    "-device",
+    "xio3130-downstream,id=dn0,bus=up0,chassis=12,slot=12,addr=0.0",
+    "-device",
+    "xio3130-downstream,id=dn1,bus=up0,chassis=13,slot=13,addr=1.0",
+    "-device",
+    "virtio-rng-pci,bus=dn0",
+    "-object",
+    "memory-backend-ram,id=shared,size=16M,share=on",
+    "-device",
+    "ivshmem-plain,memdev=shared,bus=dn1",
+    "-device",
+    "pcie-root-port,id=rp1,bus=pcie.0,chassis=14,slot=14,addr=11.0",
+    "-device",
+    "virtio-rng-pci,bus=rp1,multifunction=on,addr=0.0",
+    "-device",
+    "virtio-rng-pci,bus=rp1,addr=0.1",
+    "-device",
+    "pxb-pcie,id=node0,bus_nr=0x80,bus=pcie.0,numa_node=0",
+    "-device",
+    "pcie-root-port,id=rp2,bus=node0,chassis=15,slot=15",
+    "-device",
+    "virtio-rng-pci,bus=rp2",
+    "-device",
+    "pxb-pcie,id=node1,bus_nr=0xc0,bus=pcie.0,numa_node=1",
+    "-device",
+    "pcie-root-port,id=rp3,bus=node1,chassis=16,slot=16",
+    "-device",
+    "virtio-rng-pci,bus=rp3",
+];
 
 /// One place where tests run.
 struct Place {
@@ -33,6 +95,8 @@ struct Place {
     guest: Option<(Rxe, Size)>,
     /// More words for the guest kernel's command line.
     append: &'static [&'static str],
+    /// More arguments for QEMU.
+    qemu: &'static [&'static str],
     /// The modules whose tests run here.
     modules: Vec<&'static str>,
 }
@@ -44,6 +108,7 @@ fn places(host: bool, long: bool) -> Vec<Place> {
         name,
         guest,
         append,
+        qemu: &[],
         modules: modules.to_vec(),
     };
     if host {
@@ -55,6 +120,11 @@ fn places(host: bool, long: bool) -> Vec<Place> {
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
         place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(7))), &[], &dmabuf),
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
+        Place {
+            qemu: BEHIND_AN_IOMMU,
+            ..place("IOMMU guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[IOMMU])
+        },
+        Place { qemu: PCI_TOPOLOGY, ..place("PCI guest", Some((Rxe::Stock, Size::gib(2))), &[], &[PCI]) },
     ]
 }
 
@@ -85,7 +155,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if args.host && (name.starts_with(STOCK) || name.starts_with(SWIOTLB)) => {
+            _ if args.host && [STOCK, SWIOTLB, IOMMU, PCI].iter().any(|m| name.starts_with(m)) => {
                 summary.skipped.push((name.clone(), "needs a guest of its own"))
             }
             _ => summary.missed.push(name.clone()),
@@ -120,6 +190,7 @@ impl Place {
                 let guest = Guest {
                     limit: Some(Duration::from_secs(limit)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
+                    qemu: self.qemu.iter().map(|word| word.to_string()).collect(),
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };

@@ -1,0 +1,114 @@
+//! What the benchmarks share: pairs of measurements, and the rows that they become.
+
+use std::env;
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use serde_json::json;
+
+pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// On the highest processor that we may use, since the lowest have the interrupts.
+pub fn stay_on_one_processor() -> Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(last.ok_or("no processor to run on")?)?;
+    Ok(sched_setaffinity(this, &one)?)
+}
+
+/// What either side took, in one pair.
+pub struct Pair {
+    pub library: f64,
+    pub bare: f64,
+}
+
+/// Both sides in turns, A B then B A, after once for nothing: what is looked up, allocated and loaded
+/// only once.
+pub fn pairs(
+    pairs: usize,
+    mut library: impl FnMut() -> Result<f64>,
+    mut bare: impl FnMut() -> Result<f64>,
+) -> Result<Vec<Pair>> {
+    library()?;
+    bare()?;
+    let pair = |at| {
+        if at % 2 == 0 {
+            let library = library()?;
+            Ok(Pair { library, bare: bare()? })
+        } else {
+            let bare = bare()?;
+            Ok(Pair { library: library()?, bare })
+        }
+    };
+    (0..pairs).map(pair).collect()
+}
+
+#[derive(Clone, Copy)]
+pub struct Spread {
+    pub min: f64,
+    pub median: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of an odd number of values, so that one of them is the median.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<_> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Self { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
+    }
+}
+
+pub struct Peer {
+    pub value: f64,
+    pub ratio: f64,
+}
+
+impl Peer {
+    /// Its median, and the median over the pairs of what the library took of it.
+    pub fn of(pairs: &[Pair]) -> Self {
+        Self {
+            value: Spread::of(pairs.iter().map(|pair| pair.bare)).median,
+            ratio: Spread::of(pairs.iter().map(|pair| pair.library / pair.bare)).median,
+        }
+    }
+}
+
+/// Rows go to stdout and, as lines of JSON, into the file that `BENCH_ROWS` names.
+pub struct Rows(Option<File>);
+
+impl Rows {
+    pub fn new() -> Result<Self> {
+        Ok(Self(env::var_os("BENCH_ROWS").map(File::create).transpose()?))
+    }
+
+    pub fn add(
+        &mut self,
+        row: &str,
+        unit: &str,
+        of: Spread,
+        peer: Option<Peer>,
+        goal: Option<&str>,
+    ) -> Result<()> {
+        let Spread { min, median, max } = of;
+        print!("{row:<40} {median:>9.2} {unit} ({min:.2} to {max:.2})");
+        match &peer {
+            Some(Peer { value, ratio }) => println!(", bare C {value:.2} {unit}, ratio {ratio:.4}"),
+            None => println!(),
+        }
+        if let Some(file) = &mut self.0 {
+            let (peer, ratio) = peer.map(|peer| (peer.value, peer.ratio)).unzip();
+            let line = json!({
+                "row": row, "value": median, "unit": unit, "min": min, "max": max,
+                "peer_value": peer, "ratio": ratio, "goal": goal,
+            });
+            writeln!(file, "{line}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! The list itself.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::hint;
+
+use super::view::Spans;
+use super::wire::{SgeGroups, SgeLimits};
+use super::{Blocks, DmaSg, DmaSgBuilder, DmaSgView, PageSizes};
+use crate::Result;
+use crate::mr::Lkey;
+use crate::umem::Iova;
+
+/// A list of runs, in the order of the bytes they hold. Never empty.
+///
+/// Two lists are equal when they cover the same addresses in the same order, however these are cut into
+/// runs; [`runs`](Self::runs) shows the cuts. A byte is found in O(log n). Memory is 16 bytes a run,
+/// and half a byte a run for the index, which short lists do without.
+#[derive(Clone)]
+pub struct DmaSgList {
+    runs: Box<[DmaSg]>,
+    /// The offset at which each stride of runs after the first begins.
+    index: Box<[u64]>,
+    /// Strides a byte.
+    scale: f64,
+    total: u64,
+}
+
+/// Runs under one entry of the index: few cache lines, which are fetched at once, while the index of a
+/// million runs stays in the processor's second cache.
+pub(super) const STRIDE: usize = 16;
+
+impl DmaSgList {
+    /// A list of one run. Whoever calls has checked it: not empty, no overflow.
+    pub(crate) fn single(run: DmaSg) -> Self {
+        debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
+        Self { runs: Box::new([run]), index: Box::default(), scale: 0.0, total: run.len }
+    }
+
+    /// What the builder checked and indexed.
+    pub(super) fn from_checked(runs: Box<[DmaSg]>, index: Box<[u64]>, total: u64) -> Self {
+        debug_assert_eq!(index.len(), (runs.len() - 1) / STRIDE);
+        let scale = (index.len() + 1) as f64 / total as f64;
+        Self { runs, index, scale, total }
+    }
+
+    /// A list of these runs, neighbours merged.
+    ///
+    /// # Errors
+    /// As [`DmaSgBuilder::push`] and [`DmaSgBuilder::finish`].
+    #[inline]
+    pub fn from_runs(runs: impl IntoIterator<Item = DmaSg>) -> Result<Self> {
+        let mut builder = DmaSgBuilder::new();
+        builder.extend(runs)?;
+        builder.finish()
+    }
+
+    /// Lists, or ranges of lists, one after the other: a buffer made of several dma-bufs.
+    ///
+    /// # Errors
+    /// [`Error::TotalOverflow`](crate::Error::TotalOverflow): longer than 64 bits count;
+    /// [`Error::ZeroLength`](crate::Error::ZeroLength): no list at all.
+    pub fn concat<'a>(parts: impl IntoIterator<Item: Into<DmaSgView<'a>>>) -> Result<Self> {
+        let mut builder = DmaSgBuilder::new();
+        for part in parts {
+            builder.extend(part.into().runs())?;
+        }
+        builder.finish()
+    }
+
+    /// The runs, in order.
+    pub fn runs(&self) -> &[DmaSg] {
+        &self.runs
+    }
+
+    /// Length of all runs together in bytes.
+    pub fn total_len(&self) -> u64 {
+        self.total
+    }
+
+    /// The run that holds the byte at `offset` of the list, cut so that it begins with that byte;
+    /// `None` past the end.
+    #[inline]
+    pub fn run_at(&self, offset: u64) -> Option<DmaSg> {
+        let (at, skip) = self.find(offset)?;
+        let run = self.runs[at];
+        Some(DmaSg { addr: run.addr + skip, len: run.len - skip })
+    }
+
+    /// Which run holds the byte at `offset`, and how far into it.
+    #[inline]
+    pub(super) fn find(&self, offset: u64) -> Option<(usize, u64)> {
+        if offset >= self.total {
+            return None;
+        }
+        let stride = self.stride_of(offset);
+        let first = stride * STRIDE;
+        let within = offset - stride.checked_sub(1).map_or(0, |before| self.index[before]);
+        // All of the stride, without a branch on what was read: the processor then goes on to the next
+        // lookup while memory still answers this one.
+        let (mut at, mut start, mut end) = (first, 0, 0);
+        for run in self.runs[first..].iter().take(STRIDE) {
+            end += run.len;
+            let past = end <= within;
+            at += usize::from(past);
+            start = hint::select_unpredictable(past, end, start);
+        }
+        Some((at, within - start))
+    }
+
+    /// How many strides after the first begin at or before `offset`: near where it would be if all runs
+    /// were of one length, as pages are, and from there outwards in doubling steps.
+    #[inline]
+    fn stride_of(&self, offset: u64) -> usize {
+        let index = &self.index;
+        let guess = ((offset as f64 * self.scale) as usize).min(index.len());
+        let (mut low, mut high) = (guess, guess);
+        let mut step = 1;
+        while low > 0 && index[low - 1] > offset {
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        step = 1;
+        while high < index.len() && index[high] <= offset {
+            high = (high + step).min(index.len());
+            step *= 2;
+        }
+        low + index[low..high].partition_point(|&start| start <= offset)
+    }
+
+    /// All of the list as a view.
+    pub fn as_view(&self) -> DmaSgView<'_> {
+        DmaSgView::whole(self)
+    }
+
+    /// `length` bytes from `offset`, without copying: the first and the last run are cut as they are
+    /// read.
+    ///
+    /// # Errors
+    /// [`Error::ZeroLength`](crate::Error::ZeroLength),
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange): the range is empty or not inside the list.
+    pub fn view(&self, offset: u64, length: u64) -> Result<DmaSgView<'_>> {
+        self.as_view().view(offset, length)
+    }
+
+    /// Of all of it: see [`DmaSgView::best_page_size`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn best_page_size(&self, supported: PageSizes, iova: Iova) -> Result<u64> {
+        self.as_view().best_page_size(supported, iova)
+    }
+
+    /// Of all of it: see [`DmaSgView::blocks`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn blocks(&self, page_size: u64, iova: Iova) -> Result<Blocks<'_>> {
+        self.as_view().blocks(page_size, iova)
+    }
+
+    /// Of all of it: see [`DmaSgView::sges`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sges(&self, lkey: Lkey, limits: SgeLimits) -> Result<SgeGroups<'_>> {
+        self.as_view().sges(lkey, limits)
+    }
+}
+
+impl PartialEq for DmaSgList {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_view() == other.as_view()
+    }
+}
+
+impl Eq for DmaSgList {}
+
+impl Hash for DmaSgList {
+    /// Of the merged runs, as equality is.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Spans::new(self.as_view()).for_each(|span| span.hash(state));
+    }
+}
+
+impl fmt::Debug for DmaSgList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.as_view(), f)
+    }
+}
+
+impl fmt::Display for DmaSgList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.as_view(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model;
+    use super::*;
+    use crate::Error;
+    use proptest::prelude::*;
+    use std::collections::hash_map::DefaultHasher;
+
+    #[test]
+    fn a_byte_is_found_in_its_run() {
+        let runs = [DmaSg { addr: 0x1000, len: 0x1000 }, DmaSg { addr: 1 << 40, len: 5 << 30 }];
+        let list = DmaSgList::from_runs(runs).unwrap();
+        assert_eq!(list.total_len(), (5 << 30) + 0x1000);
+        assert_eq!(list.run_at(0xfff), Some(DmaSg { addr: 0x1fff, len: 1 }));
+        assert_eq!(list.run_at(0x1000), Some(runs[1]));
+        assert_eq!(list.run_at((5 << 30) + 0xfff).map(|run| run.len), Some(1));
+        assert_eq!(list.run_at((5 << 30) + 0x1000), None);
+    }
+
+    #[test]
+    fn memory_stays_within_24_bytes_a_run_and_one_run_has_no_index() {
+        assert!(DmaSgList::single(DmaSg { addr: 0, len: 1 << 40 }).index.is_empty());
+        for n in [2, STRIDE, STRIDE + 1, 1000] {
+            let list = model::scattered(n);
+            assert_eq!(list.runs().len(), n);
+            assert!(list.index.len() * 8 <= n * 8, "{n} runs, {} entries", list.index.len());
+        }
+    }
+
+    /// Lengths of which no guess is near.
+    #[test]
+    fn a_byte_is_found_among_runs_of_uneven_length() {
+        let mut builder = DmaSgBuilder::new();
+        for i in 0..3000_u64 {
+            let len = if i % 1000 < 990 { 1 + i % 3 } else { 1 << (i % 45) };
+            builder.push(DmaSg { addr: i << 50 >> 1 | 1, len }).unwrap();
+        }
+        let list = builder.finish().unwrap();
+        let mut offset = 0;
+        for &run in list.runs() {
+            assert_eq!(list.run_at(offset), Some(run));
+            let last = DmaSg { addr: run.addr + run.len - 1, len: 1 };
+            assert_eq!(list.run_at(offset + run.len - 1), Some(last));
+            offset += run.len;
+        }
+        assert_eq!(list.run_at(offset), None);
+    }
+
+    fn hash(list: &DmaSgList) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        list.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    proptest! {
+        /// Against the addresses of all bytes, one by one.
+        #[test]
+        fn lookup_agrees_with_counting_bytes(list in model::list()) {
+            let bytes = model::bytes(list.as_view());
+            prop_assert_eq!(bytes.len() as u64, list.total_len());
+            for (offset, &addr) in bytes.iter().enumerate() {
+                let run = list.run_at(offset as u64).unwrap();
+                prop_assert_eq!(run.addr, addr);
+                prop_assert_eq!(&bytes[offset..][..run.len as usize], &(addr..addr + run.len).collect::<Vec<_>>());
+            }
+            prop_assert_eq!(list.run_at(list.total_len()), None);
+            prop_assert_eq!(list.run_at(u64::MAX), None);
+        }
+
+        /// Against equality of the addresses of all bytes.
+        #[test]
+        fn equality_and_hash_go_by_coverage(left in model::list(), right in model::list()) {
+            let same = model::bytes(left.as_view()) == model::bytes(right.as_view());
+            prop_assert_eq!(left == right, same);
+            // Cut otherwise: every byte a run of its own.
+            let mut cut = DmaSgBuilder::new();
+            for addr in model::bytes(left.as_view()) {
+                cut.push_apart(DmaSg { addr, len: 1 }).unwrap();
+            }
+            let cut = cut.finish().unwrap();
+            prop_assert_eq!(cut.runs().len() as u64, left.total_len());
+            prop_assert_eq!(&cut, &left);
+            prop_assert_eq!(hash(&cut), hash(&left));
+        }
+
+        #[test]
+        fn a_concatenation_has_the_bytes_of_its_parts(parts in prop::collection::vec(model::list(), 1..5)) {
+            let whole = DmaSgList::concat(&parts).unwrap();
+            let expected: Vec<_> = parts.iter().flat_map(|part| model::bytes(part.as_view())).collect();
+            prop_assert_eq!(model::bytes(whole.as_view()), expected);
+            prop_assert!(whole.runs().windows(2).all(|w| w[0].addr + w[0].len != w[1].addr), "not merged");
+        }
+
+        /// Any input whatever: no panic, and an error exactly where the sums say so.
+        #[test]
+        fn arbitrary_runs_are_taken_or_refused_by_name(
+            runs in prop::collection::vec((model::edge(), model::edge()), 0..6)
+        ) {
+            let mut total = 0_u128;
+            let mut expected = "";
+            for &(addr, len) in &runs {
+                total += u128::from(len);
+                expected = if len == 0 {
+                    "zero"
+                } else if u128::from(addr) + u128::from(len) > u128::from(u64::MAX) {
+                    "address"
+                } else if total > u128::from(u64::MAX) {
+                    "total"
+                } else {
+                    continue;
+                };
+                break;
+            }
+            if runs.is_empty() {
+                expected = "zero";
+            }
+            let built = DmaSgList::from_runs(runs.into_iter().map(|(addr, len)| DmaSg { addr, len }));
+            let seen = match &built {
+                Ok(list) => {
+                    prop_assert_eq!(u128::from(list.total_len()), total);
+                    ""
+                }
+                Err(Error::ZeroLength { .. }) => "zero",
+                Err(Error::AddressOverflow { .. }) => "address",
+                Err(Error::TotalOverflow { .. }) => "total",
+                Err(other) => panic!("{other}"),
+            };
+            prop_assert_eq!(seen, expected);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Modules built here for the guest's kernel: each by a `build.sh` in a folder
+//! of `kernel/`, again when something in that folder has changed.
+
+use super::Unpacked;
+use crate::lock::{self, Staging};
+use crate::{process, project, ui};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The module of that name from `kernel/FOLDER`, built first if need be. Its
+/// `build.sh` gets `arguments` and then where to put the module.
+pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]) -> Result<PathBuf> {
+    let parts = project::root().join("kernel").join(folder);
+    let script = parts.join("build.sh");
+    if !script.is_file() {
+        bail!("{} is missing", script.display());
+    }
+    let key = key(kernel, &parts)?;
+    let target = kernel.build_dir(folder);
+    let module = target.join(format!("{name}.ko"));
+    let current = || fs::read_to_string(target.join("key")).is_ok_and(|k| k == key) && module.is_file();
+    if current() {
+        return Ok(module);
+    }
+    let _lock = lock::exclusive(&target.with_extension("lock"))?;
+    if current() {
+        return Ok(module);
+    }
+    let step =
+        ui::Step::start("Building", &format!("{name} of kernel/{folder} for Linux {}", kernel.release));
+    let staging = Staging::beside(&target)?;
+    let output = staging.path();
+    let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output))
+        .context("the module does not build")?;
+    fs::write(output.join("build.log"), log)?;
+    fs::write(output.join("key"), key)?;
+    staging.finish(&target)?;
+    step.done("Built", name);
+    Ok(module)
+}
+
+/// Changes when the module has to be built again.
+fn key(kernel: &Unpacked, parts: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = fs::read_dir(parts)
+        .with_context(|| format!("cannot read {}", parts.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        // What people read does not change the module.
+        .filter(|path| path.is_file() && path.extension().is_none_or(|e| e != "md"))
+        .collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    kernel.release.hash(&mut hasher);
+    for file in files {
+        file.file_name().hash(&mut hasher);
+        fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);
+    }
+    Ok(format!("{:016x}\n", hasher.finish()))
+}
