@@ -80,6 +80,14 @@ impl Outcome {
     pub fn success(&self) -> bool {
         self.status == Some(0) && self.failure.is_none() && self.complaints.is_empty()
     }
+
+    /// Whether the guest died of QEMU's emulation and not of what ran in it: while the kernel patches its
+    /// own code (a static key), another emulated processor can run into the breakpoint that stands there
+    /// for a moment, after the kernel believes that all have seen it go. The kernel itself has no other
+    /// `int3` that it does not know of.
+    pub fn tripped_over_a_patch(&self) -> bool {
+        self.complaints.iter().any(|line| line.contains("Oops: int3"))
+    }
 }
 
 impl Guest {

@@ -196,7 +196,12 @@ impl Place {
                 };
                 let mut job = Job::new(words)?;
                 job.directory = project::root().to_path_buf();
-                let outcome = guest.run(&job)?;
+                let mut outcome = guest.run(&job)?;
+                if outcome.tripped_over_a_patch() {
+                    vm::report(&outcome);
+                    ui::note("Again", "QEMU ran code that the kernel was patching; that guest starts anew");
+                    outcome = guest.run(&job)?;
+                }
                 vm::report(&outcome);
                 let success = outcome.success();
                 (outcome.stdout, success)
