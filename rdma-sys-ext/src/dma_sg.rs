@@ -81,13 +81,14 @@ pub const IOCTL_READ: libc::Ioctl = libc::_IOWR::<Read>(0xde, 0x01);
 /// - ENODEV: no such device.
 /// - ENXIO: no driver has set up the device for DMA.
 /// - EBUSY: its driver manages DMA by itself: vfio-pci, pci-stub.
-/// - EOPNOTSUPP: mappings for the device would be bounced (`swiotlb=force`, or a DMA mask too small).
+/// - EADDRNOTAVAIL: mappings for the device would be bounced (`swiotlb=force`, or a DMA mask too small).
 /// - ENOMEM, EMFILE, ENFILE.
 /// - whatever the exporter answers when it is asked to attach, pin or map.
 /// - ENOTTY: `device` is not `/dev/dma_sg`.
 #[doc(alias = "DMA_SG_IOCTL_MAP")]
 pub fn map(device: BorrowedFd<'_>, dmabuf: BorrowedFd<'_>, kind: u32, name: &CStr) -> io::Result<OwnedFd> {
-    let mut request = Map { fd: dmabuf.as_raw_fd(), device: kind, flags: 0, reserved: 0, name: [0; NAME_LEN] };
+    let mut request =
+        Map { fd: dmabuf.as_raw_fd(), device: kind, flags: 0, reserved: 0, name: [0; NAME_LEN] };
     let bytes = name.to_bytes();
     if bytes.len() >= NAME_LEN {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));

@@ -29,7 +29,8 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
     if current() {
         return Ok(module);
     }
-    let step = ui::Step::start("Building", &format!("{name} of kernel/{folder} for Linux {}", kernel.release));
+    let step =
+        ui::Step::start("Building", &format!("{name} of kernel/{folder} for Linux {}", kernel.release));
     let staging = Staging::beside(&target)?;
     let output = staging.path();
     let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output))
