@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
+use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint, view_hint};
 use crate::dmabuf::CpuAccess;
 use crate::mr::{Access, Refusal};
 use crate::pci::{BarRefusal, PciAddress};
@@ -486,6 +486,42 @@ pub enum Error {
         bar: u8,
         /// What is wrong with it, and what to do.
         refusal: BarRefusal,
+    },
+
+    // -- a device's view ----------------------------------------------------------------------
+    /// The module `dma_sg` is not loaded.
+    #[error("/dev/dma_sg is not there: build the module (kernel/dma_sg/README.md) and `modprobe dma_sg`")]
+    ViewModuleMissing {
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The module shows addresses to an administrator only.
+    #[error("a device's view of a buffer is made of physical addresses: it takes root and CAP_SYS_ADMIN")]
+    ViewNotPermitted {
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The buffer could not be mapped for the device, or the list not be read.
+    #[error("cannot see {size} bytes of exporter {exporter:?} as {device} does{}", view_hint(.source))]
+    View {
+        /// Whose view was asked for.
+        device: String,
+        /// The exporter's name.
+        exporter: String,
+        /// Size of the buffer in bytes.
+        size: u64,
+        /// What the kernel or the exporter answered.
+        source: io::Error,
+    },
+    /// The mapping has ended before the view was dropped.
+    #[error(
+        "the view for {device} has ended, since its exporter moved the buffer or the device lost its driver: make a new one"
+    )]
+    ViewEnded {
+        /// Whose view it was.
+        device: String,
+        /// What the kernel answered (`ESTALE`).
+        source: io::Error,
     },
 
     // -- verbs objects ------------------------------------------------------------------------

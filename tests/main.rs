@@ -6,6 +6,7 @@ mod common;
 mod long;
 mod on_any_rxe;
 mod on_dmabuf_rxe;
+mod on_iommu;
 mod on_pci;
 mod on_stock_rxe;
 mod on_swiotlb;

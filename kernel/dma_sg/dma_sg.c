@@ -200,16 +200,37 @@ static int dma_sg_bus_event(struct notifier_block *nb, unsigned long event,
 	return NOTIFY_DONE;
 }
 
-/*
- * Write the list, or only count its entries if @entries is NULL. Neighbours
- * become one entry: an sg entry ends where 32 bits do, a run of memory may not.
- */
-static u64 dma_sg_flatten(struct sg_table *sgt, struct dma_sg_entry *entries,
-			  u64 *bytes)
+/* Make room for twice as many entries as there are. */
+static int dma_sg_grow(struct dma_sg_view *view, u64 *room)
 {
-	u64 count = 0, end = 0, total = 0;
+	u64 more = max(2 * *room, PAGE_SIZE / sizeof(*view->entries));
+	struct dma_sg_entry *entries;
+
+	entries = __vmalloc_array(more, sizeof(*entries),
+				  GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!entries)
+		return -ENOMEM;
+
+	if (view->count)
+		memcpy(entries, view->entries, view->count * sizeof(*entries));
+	vfree(view->entries);
+	view->entries = entries;
+	*room = more;
+
+	return 0;
+}
+
+/*
+ * Take down the list. Neighbours become one entry: an sg entry ends where 32
+ * bits do, a run of memory may not. That often leaves a thousandth of a long
+ * list, so it is walked once and room is made on the way.
+ */
+static int dma_sg_flatten(struct dma_sg_view *view, struct sg_table *sgt)
+{
+	u64 room = 0, begin = 0, end = 0;
 	struct scatterlist *sg;
 	unsigned int i;
+	int err;
 
 	for_each_sgtable_dma_sg(sgt, sg, i) {
 		u64 addr = sg_dma_address(sg);
@@ -218,22 +239,25 @@ static u64 dma_sg_flatten(struct sg_table *sgt, struct dma_sg_entry *entries,
 		if (!len)
 			continue;
 
-		if (count && addr == end) {
-			if (entries)
-				entries[count - 1].len += len;
-		} else {
-			if (entries) {
-				entries[count].addr = addr;
-				entries[count].len = len;
+		if (addr != end || !view->count) {
+			if (view->count)
+				view->entries[view->count - 1].len = end - begin;
+			if (view->count == room) {
+				err = dma_sg_grow(view, &room);
+				if (err)
+					return err;
 			}
-			count++;
+			view->entries[view->count++].addr = addr;
+			begin = addr;
 		}
 		end = addr + len;
-		total += len;
+		view->bytes += len;
 	}
 
-	*bytes = total;
-	return count;
+	if (view->count)
+		view->entries[view->count - 1].len = end - begin;
+
+	return 0;
 }
 
 /* Map an attached buffer and take down its list. The buffer is locked. */
@@ -257,15 +281,9 @@ static int dma_sg_map_locked(struct dma_sg_view *view)
 		goto err_unpin;
 	}
 
-	view->count = dma_sg_flatten(sgt, NULL, &view->bytes);
-	view->entries = __vmalloc_array(max(view->count, 1ULL),
-					sizeof(*view->entries),
-					GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (!view->entries) {
-		err = -ENOMEM;
+	err = dma_sg_flatten(view, sgt);
+	if (err)
 		goto err_unmap;
-	}
-	dma_sg_flatten(sgt, view->entries, &view->bytes);
 	view->sgt = sgt;
 
 	return 0;
@@ -298,7 +316,7 @@ static int dma_sg_check_device(struct device *dev)
 	 * over what has been written to the buffer in the meantime.
 	 */
 	if (is_swiotlb_force_bounce(dev) || dma_addressing_limited(dev))
-		return -EOPNOTSUPP;
+		return -EADDRNOTAVAIL;
 
 	return 0;
 }
@@ -307,15 +325,22 @@ static struct device *dma_sg_find_pci(const char *name)
 {
 	unsigned int domain, bus, slot, func;
 	struct pci_dev *pdev;
-	char rest;
 
-	if (sscanf(name, "%x:%x:%x.%x%c", &domain, &bus, &slot, &func,
-		   &rest) != 4 || bus > 0xff || slot > 0x1f || func > 7)
+	if (sscanf(name, "%x:%x:%x.%x", &domain, &bus, &slot, &func) != 4 ||
+	    bus > 0xff || slot > 0x1f || func > 7)
 		return ERR_PTR(-EINVAL);
 
 	pdev = pci_get_domain_bus_and_slot(domain, bus, PCI_DEVFN(slot, func));
+	if (!pdev)
+		return ERR_PTR(-ENODEV);
 
-	return pdev ? &pdev->dev : ERR_PTR(-ENODEV);
+	/* sscanf() is content with more than addresses. */
+	if (strcmp(name, pci_name(pdev))) {
+		pci_dev_put(pdev);
+		return ERR_PTR(-EINVAL);
+	}
+
+	return &pdev->dev;
 }
 
 static struct device *dma_sg_find_rdma(const char *name)

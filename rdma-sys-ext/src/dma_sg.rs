@@ -81,7 +81,7 @@ pub const IOCTL_READ: libc::Ioctl = libc::_IOWR::<Read>(0xde, 0x01);
 /// - ENODEV: no such device.
 /// - ENXIO: no driver has set up the device for DMA.
 /// - EBUSY: its driver manages DMA by itself: vfio-pci, pci-stub.
-/// - EOPNOTSUPP: mappings for the device would be bounced (`swiotlb=force`, or a DMA mask too small).
+/// - EADDRNOTAVAIL: mappings for the device would be bounced (`swiotlb=force`, or a DMA mask too small).
 /// - ENOMEM, EMFILE, ENFILE.
 /// - whatever the exporter answers when it is asked to attach, pin or map.
 /// - ENOTTY: `device` is not `/dev/dma_sg`.

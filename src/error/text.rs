@@ -33,6 +33,22 @@ pub(super) fn deregister_hint(source: &io::Error) -> &'static str {
     }
 }
 
+/// Why a buffer cannot be mapped for a device.
+pub(super) fn view_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENXIO) => ": no driver has set the device up for DMA, so bind one",
+        Some(libc::EBUSY) => {
+            ": its driver (vfio-pci, pci-stub, a bridge's) has taken its DMA out of the kernel's hands"
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            ": its mappings would be bounced (swiotlb=force, or a DMA mask too small for this memory)"
+        }
+        Some(libc::ENOSYS) => ": the exporter has no pages to list",
+        Some(libc::EOPNOTSUPP | ENOTSUPP) => ": the exporter does not map its memory for this device",
+        _ => "",
+    }
+}
+
 pub(super) fn post_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOMEM) => ": the queue is full, so poll completions first",

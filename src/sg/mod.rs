@@ -15,6 +15,7 @@
 //! | `pages.rs`, `map.rs`, `iova.rs` | pages, and how they become addresses that a device uses |
 //! | `blocks.rs` | best page size and blocks, with the kernel's exact answers |
 //! | `wire.rs` | scatter/gather elements under the limits of work requests |
+//! | `device_view.rs` | any dma-buf as a given device sees it |
 //!
 //! ```
 //! use dmabuf_rdma::sg::{DmaSg, DmaSgList, PageSizes};
@@ -36,6 +37,7 @@
 
 mod blocks;
 mod builder;
+mod device_view;
 mod iova;
 mod list;
 mod map;
@@ -49,6 +51,7 @@ mod wire;
 
 pub use blocks::{Blocks, PageSizes};
 pub use builder::DmaSgBuilder;
+pub use device_view::{DeviceView, DmaDevice, device_view};
 pub use iova::IovaSpace;
 pub use list::DmaSgList;
 pub use map::{BusOffset, DmaMap, Identity, SegmentLimits, Translation};

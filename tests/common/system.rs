@@ -18,6 +18,18 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The PCI devices that a driver is bound to, in order of their addresses.
+#[track_caller]
+pub fn driven_by(driver: &str) -> Vec<dmabuf_rdma::pci::PciAddress> {
+    let path = format!("/sys/bus/pci/drivers/{driver}");
+    let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mut found: Vec<_> =
+        entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect();
+    found.sort();
+    assert!(!found.is_empty(), "{path} has no device");
+    found
+}
+
 /// A kernel parameter with another value, until this is dropped.
 pub struct Setting {
     path: String,
@@ -65,20 +77,30 @@ pub fn unprivileged<T: Send>(action: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| scope.spawn(action).join().expect("the unprivileged thread"))
     };
     privileged(Box::new(move || {
-        drop_privileges();
+        // SAFETY: takes a number; a raw system call changes this thread only.
+        unsafe { libc::syscall(libc::SYS_setfsuid, 65534) };
+        drop_capabilities();
         action()
     }))
 }
 
+/// Runs something on a thread of its own that is root's and has no capability.
+pub fn without_capabilities<T: Send>(action: impl FnOnce() -> T + Send) -> T {
+    let bare = || {
+        drop_capabilities();
+        action()
+    };
+    std::thread::scope(|scope| scope.spawn(bare).join().expect("the thread without capabilities"))
+}
+
 /// The capabilities of one thread, `struct __user_cap_header_struct` and `__user_cap_data_struct`.
-fn drop_privileges() {
+fn drop_capabilities() {
     const VERSION_3: u32 = 0x2008_0522; // linux/capability.h
     let header: [u32; 2] = [VERSION_3, 0];
     let none = [0_u32; 6];
     // SAFETY: header and data have the layout of version 3, and both outlive the calls; a raw system
     // call changes this thread only.
     unsafe {
-        libc::syscall(libc::SYS_setfsuid, 65534);
         assert_eq!(libc::syscall(libc::SYS_capset, &header, &none), 0, "capset");
     }
 }

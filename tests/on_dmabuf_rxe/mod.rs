@@ -1,6 +1,7 @@
 //! A device that imports dma-bufs.
 
 mod data;
+mod device_view;
 mod lifetime;
 mod protection;
 mod support;

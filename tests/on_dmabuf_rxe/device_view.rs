@@ -1,0 +1,254 @@
+//! A dma-buf as a device sees it, proved by reading the memory that the list names.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dmabuf_rdma::exporter::{Exporter, Pages};
+use dmabuf_rdma::mr::MemoryRegion;
+use dmabuf_rdma::sg::{DmaDevice, DmaSgList, device_view};
+use dmabuf_rdma::{DmaBuf, Error};
+use rdma_sys_ext::dma_sg;
+
+use crate::assert_refused;
+use crate::common::buffers::{every_kind, heap, udmabuf};
+use crate::common::census::{Census, dma_bufs};
+use crate::common::drm::card;
+use crate::common::kcore::Kcore;
+use crate::common::peers::{Peers, device, domain};
+use crate::common::system::{driven_by, modprobe, run, unprivileged, without_capabilities};
+use crate::common::{assert_same, pattern};
+
+const SIZE: u64 = 6 << 20;
+
+/// What is in the memory that a list names.
+fn memory(kcore: &Kcore, list: &DmaSgList) -> Vec<u8> {
+    kcore.gather(list.runs().iter().map(|run| (run.addr, run.len)))
+}
+
+#[test]
+fn the_memory_that_a_list_names_has_every_byte_that_a_peer_wrote() {
+    modprobe("dma_sg");
+    let kcore = Kcore::open();
+    let rdma = device();
+    let pci = driven_by("virtio-pci")[0];
+    for kind in every_kind() {
+        let peers = Peers::new();
+        let subject = (kind.allocate)(SIZE);
+        let size = subject.dmabuf.size();
+        let other = udmabuf(Pages::Base, size);
+        let (source, target) = (peers.register(&other.dmabuf), peers.register(&subject.dmabuf));
+        let write = |seed| {
+            let put = pattern(size as usize, seed);
+            other.dmabuf.map().unwrap().write(0, &put).unwrap();
+            peers.write(&source, &target);
+            put
+        };
+        let put = write(51);
+        // None of these is behind an IOMMU here, so each list is of physical addresses.
+        let devices = [DmaDevice::None, DmaDevice::Rdma(rdma.name()), DmaDevice::Pci(pci)];
+        let views = devices.map(|device| device_view(&subject.dmabuf, device).unwrap());
+        let lists = views.each_ref().map(|view| view.list().unwrap());
+        for (device, list) in devices.iter().zip(&lists) {
+            let what = format!("{} for {device}", kind.name);
+            assert_eq!(list.total_len(), size, "{what}");
+            assert_same(&memory(&kcore, list), &put, &what);
+        }
+        // The views hold the memory in its place: what is written later is where they said.
+        let put = write(52);
+        assert_same(&memory(&kcore, &lists[0]), &put, &format!("{}, later", kind.name));
+        assert!(views.iter().all(|view| view.is_valid()));
+    }
+}
+
+#[test]
+fn huge_pages_are_few_and_long_runs() {
+    modprobe("dma_sg");
+    for kind in every_kind().iter().filter(|kind| kind.name.contains("huge pages")) {
+        let subject = (kind.allocate)(SIZE);
+        let list = device_view(&subject.dmabuf, DmaDevice::None).unwrap().list().unwrap();
+        assert!(list.runs().len() <= 3, "{}: {} runs of 3 huge pages", kind.name, list.runs().len());
+        assert!(list.runs().iter().all(|run| run.addr % (2 << 20) == 0), "{}", kind.name);
+    }
+}
+
+#[test]
+fn a_list_is_read_in_batches_of_any_size() {
+    modprobe("dma_sg");
+    let buffer = crate::common::buffers::pieces(1 << 20).dmabuf;
+    let view = device_view(&buffer, DmaDevice::None).unwrap();
+    let whole = view.list().unwrap();
+    let (_, total) = dma_sg::read(view.as_fd(), 0, &mut []).unwrap();
+    assert_eq!(total, whole.runs().len() as u64);
+    assert!(total >= 2, "four memfds in another order are not one run");
+    for size in [1, 3, 1000] {
+        let mut seen = Vec::new();
+        let mut batch = vec![dma_sg::Entry::default(); size];
+        loop {
+            let (count, _) = dma_sg::read(view.as_fd(), seen.len() as u64, &mut batch).unwrap();
+            seen.extend(batch[..count].iter().map(|entry| (entry.addr, entry.len)));
+            if count < size {
+                break;
+            }
+        }
+        let expected: Vec<_> = whole.runs().iter().map(|run| (run.addr, run.len)).collect();
+        assert_eq!(seen, expected, "in batches of {size}");
+    }
+    let past = dma_sg::read(view.as_fd(), total + 1, &mut [dma_sg::Entry::default()]);
+    assert_eq!(past.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+}
+
+fn users() -> u32 {
+    let text = fs::read_to_string("/sys/module/dma_sg/refcnt").expect("refcnt");
+    text.trim().parse().expect("a number")
+}
+
+#[test]
+fn killing_the_holder_of_a_view_leaves_nothing() {
+    modprobe("dma_sg");
+    let census = Census::take();
+    let (users_before, buffers_before) = (users(), dma_bufs());
+    let view = device_view(&heap(SIZE), DmaDevice::None).unwrap();
+    let holder = Command::new("sleep").arg("1000").stdin(Stdio::from(OwnedFd::from(view))).spawn();
+    let mut holder = holder.expect("sleep");
+    assert_eq!((users(), dma_bufs()), (users_before + 1, buffers_before + 1), "held by the child alone");
+    let unload = Command::new("rmmod").arg("dma_sg").stderr(Stdio::null()).status().unwrap();
+    assert!(!unload.success(), "the module went while a view was open");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    census.assert_unchanged();
+    assert_eq!(users(), users_before);
+}
+
+#[test]
+fn a_thousand_views_leave_nothing() {
+    modprobe("dma_sg");
+    let kinds = every_kind();
+    let buffers: Vec<_> = kinds.iter().map(|kind| (kind.allocate)(256 << 10)).collect();
+    let pci = driven_by("virtio-pci")[0];
+    let census = Census::take();
+    for cycle in 0..1000 {
+        let buffer = &buffers[cycle % buffers.len()].dmabuf;
+        let device = if cycle % 2 == 0 { DmaDevice::None } else { DmaDevice::Pci(pci) };
+        let view = device_view(buffer, device).unwrap();
+        assert_eq!(view.list().unwrap().total_len(), buffer.size());
+    }
+    census.assert_unchanged();
+}
+
+/// The module's own answer, past the checks of the library.
+fn errno(dmabuf: BorrowedFd<'_>, kind: u32, name: &std::ffi::CStr) -> Option<i32> {
+    let node = File::open("/dev/dma_sg").unwrap();
+    dma_sg::map(node.as_fd(), dmabuf, kind, name).unwrap_err().raw_os_error()
+}
+
+#[test]
+fn what_is_no_dma_buf_or_no_device_is_refused() {
+    modprobe("dma_sg");
+    let census = Census::take();
+    let buffer = heap(4096);
+    // SAFETY: nothing owns this number, which is above any limit, and it is only looked up.
+    let closed = unsafe { BorrowedFd::borrow_raw(1_000_000_000) };
+    assert_eq!(errno(closed, dma_sg::DEVICE_NONE, c""), Some(libc::EBADF));
+    let null = File::open("/dev/null").unwrap();
+    assert_eq!(errno(null.as_fd(), dma_sg::DEVICE_NONE, c""), Some(libc::EINVAL));
+    let malformed: [(u32, &std::ffi::CStr); 6] = [
+        (dma_sg::DEVICE_NONE, c"rxe0"),
+        (dma_sg::DEVICE_PCI, c""),
+        (dma_sg::DEVICE_PCI, c"0000:00:20.0"),
+        (dma_sg::DEVICE_PCI, c"0000:00:00.8"),
+        (dma_sg::DEVICE_PCI, c"0000:00:00.0x"),
+        (3, c""),
+    ];
+    for (kind, name) in malformed {
+        assert_eq!(errno(buffer.as_fd(), kind, name), Some(libc::EINVAL), "{kind} {name:?}");
+    }
+    assert_eq!(errno(buffer.as_fd(), dma_sg::DEVICE_PCI, c"0000:fe:1f.7"), Some(libc::ENODEV));
+    assert_eq!(errno(buffer.as_fd(), dma_sg::DEVICE_RDMA, c"nowhere0"), Some(libc::ENODEV));
+
+    let view = |device| device_view(&buffer, device);
+    let message = assert_refused!(view(DmaDevice::Rdma("nowhere0")), Error::UnknownDevice { .. });
+    assert!(message.contains("rxe0"), "{message}");
+    let long = "x".repeat(64);
+    assert_refused!(view(DmaDevice::Rdma(&long)), Error::UnknownDevice { .. });
+    assert_refused!(view(DmaDevice::Rdma("rxe0\0x")), Error::UnknownDevice { .. });
+    let absent = DmaDevice::Pci("0000:fe:1f.7".parse().unwrap());
+    assert_refused!(view(absent), Error::NotInSysfs { .. });
+    // The host bridge has no driver.
+    let bridge = view(DmaDevice::Pci("0000:00:00.0".parse().unwrap()));
+    assert_refused!(bridge, Error::View { source, .. } if source.raw_os_error() == Some(libc::ENXIO));
+    drop((buffer, null));
+    census.assert_unchanged();
+}
+
+#[test]
+fn an_exporter_that_refuses_is_quoted() {
+    modprobe("dma_sg");
+    let video: DmaBuf = card("bochs-drm").allocate(1 << 20).unwrap().dmabuf;
+    let census = Census::take();
+    for device in [DmaDevice::None, DmaDevice::Pci(driven_by("virtio-pci")[0])] {
+        let refused = device_view(&video, device);
+        let message = assert_refused!(refused, Error::View { source, .. } if source.raw_os_error() == Some(libc::ENOSYS));
+        assert!(message.contains("no pages"), "{message}");
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn only_an_administrator_sees_addresses() {
+    modprobe("dma_sg");
+    let buffer = heap(4096);
+    let view = || device_view(&buffer, DmaDevice::None);
+    let refused = unprivileged(view);
+    assert_refused!(refused, Error::ViewNotPermitted { source, .. } if source.raw_os_error() == Some(libc::EACCES));
+    let refused = without_capabilities(view);
+    assert_refused!(refused, Error::ViewNotPermitted { source, .. } if source.raw_os_error() == Some(libc::EPERM));
+    // Nor through a descriptor that somebody else opened.
+    let node = File::open("/dev/dma_sg").unwrap();
+    let map = || dma_sg::map(node.as_fd(), buffer.as_fd(), dma_sg::DEVICE_NONE, c"");
+    assert_eq!(without_capabilities(map).unwrap_err().raw_os_error(), Some(libc::EPERM));
+}
+
+#[test]
+fn without_the_module_the_error_says_so() {
+    modprobe("dma_sg");
+    run("rmmod", &["dma_sg"]);
+    let refused = device_view(&heap(4096), DmaDevice::None);
+    let message = assert_refused!(refused, Error::ViewModuleMissing { .. });
+    assert!(message.contains("modprobe dma_sg"), "{message}");
+    modprobe("dma_sg");
+    device_view(&heap(4096), DmaDevice::None).unwrap();
+}
+
+/// The view of 4 GiB, list included, beside what the kernel takes to map the same buffer for rxe. The
+/// fastest of some turns each, since this is about work and not about what else the machine does.
+#[test]
+fn a_view_costs_no_more_than_a_registration() {
+    modprobe("dma_sg");
+    let domain = domain();
+    // One after the other: the guest has no room for both.
+    let kinds: [(&str, fn(u64) -> DmaBuf); 2] =
+        [("dma-heap system", heap), ("udmabuf", |size| udmabuf(Pages::Base, size).dmabuf)];
+    for (name, allocate) in kinds {
+        let buffer = allocate(4 << 30);
+        let (mut viewing, mut registering) = (Duration::MAX, Duration::MAX);
+        let mut runs = 0;
+        for _ in 0..7 {
+            let start = Instant::now();
+            let view = device_view(&buffer, DmaDevice::None).unwrap();
+            let list = view.list().unwrap();
+            viewing = viewing.min(start.elapsed());
+            assert_eq!(list.total_len(), 4 << 30);
+            runs = list.runs().len();
+            drop(view);
+            let start = Instant::now();
+            let region = MemoryRegion::builder(&domain, &buffer).register().unwrap();
+            registering = registering.min(start.elapsed());
+            region.deregister().unwrap();
+        }
+        let ratio = viewing.as_secs_f64() / registering.as_secs_f64();
+        println!("{name}: {runs} runs, view {viewing:?}, registration {registering:?}, ratio {ratio:.2}");
+        assert!(ratio <= 1.2, "{name}: view {viewing:?}, registration {registering:?}");
+    }
+}
