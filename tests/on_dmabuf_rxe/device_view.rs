@@ -174,10 +174,10 @@ fn what_is_no_dma_buf_or_no_device_is_refused() {
     assert_refused!(view(DmaDevice::Rdma(&long)), Error::UnknownDevice { .. });
     assert_refused!(view(DmaDevice::Rdma("rxe0\0x")), Error::UnknownDevice { .. });
     let absent = DmaDevice::Pci("0000:fe:1f.7".parse().unwrap());
-    assert_refused!(view(absent), Error::NotInSysfs { .. });
+    assert_refused!(view(absent), Error::Addresses(dmabuf_rdma::error::AddressError::NotInSysfs { .. }));
     // The host bridge has no driver.
     let bridge = view(DmaDevice::Pci("0000:00:00.0".parse().unwrap()));
-    assert_refused!(bridge, Error::View { source, .. } if source.raw_os_error() == Some(libc::ENXIO));
+    assert_refused!(bridge, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENXIO));
     drop((buffer, null));
     census.assert_unchanged();
 }
@@ -189,7 +189,7 @@ fn an_exporter_that_refuses_is_quoted() {
     let census = Census::take();
     for device in [DmaDevice::None, DmaDevice::Pci(driven_by("virtio-pci")[0])] {
         let refused = device_view(&video, device);
-        let message = assert_refused!(refused, Error::View { source, .. } if source.raw_os_error() == Some(libc::ENOSYS));
+        let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS));
         assert!(message.contains("no pages"), "{message}");
     }
     census.assert_unchanged();
@@ -201,9 +201,9 @@ fn only_an_administrator_sees_addresses() {
     let buffer = heap(4096);
     let view = || device_view(&buffer, DmaDevice::None);
     let refused = unprivileged(view);
-    assert_refused!(refused, Error::ViewNotPermitted { source, .. } if source.raw_os_error() == Some(libc::EACCES));
+    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::ViewNotPermitted { source, .. }) if source.raw_os_error() == Some(libc::EACCES));
     let refused = without_capabilities(view);
-    assert_refused!(refused, Error::ViewNotPermitted { source, .. } if source.raw_os_error() == Some(libc::EPERM));
+    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::ViewNotPermitted { source, .. }) if source.raw_os_error() == Some(libc::EPERM));
     // Nor through a descriptor that somebody else opened.
     let node = File::open("/dev/dma_sg").unwrap();
     let map = || dma_sg::map(node.as_fd(), buffer.as_fd(), dma_sg::DEVICE_NONE, c"");
@@ -215,7 +215,10 @@ fn without_the_module_the_error_says_so() {
     modprobe("dma_sg");
     run("rmmod", &["dma_sg"]);
     let refused = device_view(&heap(4096), DmaDevice::None);
-    let message = assert_refused!(refused, Error::ViewModuleMissing { .. });
+    let message = assert_refused!(
+        refused,
+        Error::Addresses(dmabuf_rdma::error::AddressError::ViewModuleMissing { .. })
+    );
     assert!(message.contains("modprobe dma_sg"), "{message}");
     modprobe("dma_sg");
     device_view(&heap(4096), DmaDevice::None).unwrap();
@@ -228,7 +231,8 @@ fn a_view_costs_no_more_than_a_registration() {
     modprobe("dma_sg");
     let domain = domain();
     // One after the other: the guest has no room for both.
-    let kinds: [(&str, fn(u64) -> DmaBuf); 2] =
+    type Allocate = fn(u64) -> DmaBuf;
+    let kinds: [(&str, Allocate); 2] =
         [("dma-heap system", heap), ("udmabuf", |size| udmabuf(Pages::Base, size).dmabuf)];
     for (name, allocate) in kinds {
         let buffer = allocate(4 << 30);
