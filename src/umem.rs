@@ -99,7 +99,7 @@ impl Umem {
     /// How many blocks of `page_size` bytes the range touches, from its iova on.
     ///
     /// # Errors
-    /// [`Error::InvalidPageSize`]: it is no power of two.
+    /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): it is no power of two.
     #[doc(alias = "ib_umem_num_dma_blocks")]
     pub fn num_dma_blocks(&self, page_size: u64) -> Result<u64> {
         self.sg.num_blocks(page_size, self.iova)
@@ -114,7 +114,7 @@ impl Umem {
     /// The page size, of those supported, that maps the range best from its iova on.
     ///
     /// # Errors
-    /// [`Error::NoPageSize`]: none of them fits.
+    /// [`AddressError::NoPageSize`](crate::error::AddressError::NoPageSize): none of them fits.
     #[doc(alias = "ib_umem_find_best_pgsz")]
     pub fn best_page_size(&self, supported: PageSizes) -> Result<u64> {
         self.sg.best_page_size(supported, self.iova)
@@ -123,7 +123,7 @@ impl Umem {
     /// The addresses of the range's blocks of `page_size` bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidPageSize`]: it is no power of two, or larger than the list allows.
+    /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): it is no power of two, or larger than the list allows.
     #[doc(alias = "rdma_umem_for_each_dma_block")]
     pub fn dma_blocks(&self, page_size: u64) -> Result<Blocks<'_>> {
         self.sg.blocks(page_size, self.iova)
@@ -175,7 +175,10 @@ mod tests {
         let blocks: Vec<_> = umem.dma_blocks(0x1000).unwrap().collect();
         assert_eq!(blocks, [0x7_0000_0000, 0x7_0000_1000, 0x7_0000_2000, 0x7_0000_3000]);
         assert_eq!(umem.best_page_size(PageSizes::ALL).unwrap(), 0x4000);
-        assert!(matches!(umem.best_page_size(PageSizes(0)), Err(Error::NoPageSize { supported: 0, .. })));
+        assert!(matches!(
+            umem.best_page_size(PageSizes(0)),
+            Err(Error::Addresses(crate::error::AddressError::NoPageSize { supported: 0, .. }))
+        ));
         let shown = "8.0 KiB in 1 segment, best page size 16 KiB, at iova 0x700000ffe (offset 8190)";
         assert_eq!(umem.to_string(), shown);
     }

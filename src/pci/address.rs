@@ -53,9 +53,11 @@ impl FromStr for PciAddress {
     /// Parses `0000:03:00.0`; without a domain (`03:00.0`, as lspci prints it) it is 0.
     ///
     /// # Errors
-    /// [`Error::InvalidPciAddress`].
+    /// [`AddressError::InvalidPciAddress`](crate::error::AddressError::InvalidPciAddress).
     fn from_str(text: &str) -> Result<Self> {
-        Self::parse(text).ok_or_else(|| Error::InvalidPciAddress { text: text.into() })
+        Self::parse(text).ok_or_else(|| {
+            Error::Addresses(crate::error::AddressError::InvalidPciAddress { text: text.into() })
+        })
     }
 }
 
@@ -87,7 +89,10 @@ mod tests {
         ];
         for text in broken {
             let refused = text.parse::<PciAddress>();
-            assert!(matches!(&refused, Err(Error::InvalidPciAddress { text: t }) if t == text), "{text:?}");
+            assert!(
+                matches!(&refused, Err(Error::Addresses(crate::error::AddressError::InvalidPciAddress { text: t })) if t == text),
+                "{text:?}"
+            );
         }
     }
 }

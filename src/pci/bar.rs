@@ -92,7 +92,7 @@ impl PciDevice {
     /// All BARs of the device that have a size, switched on or not, in order.
     ///
     /// # Errors
-    /// [`Error::Sysfs`]: `resource` or `config` cannot be read, or is not of the form that the kernel
+    /// [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): `resource` or `config` cannot be read, or is not of the form that the kernel
     /// gives it (`drivers/pci/pci-sysfs.c`).
     pub fn bars(&self) -> Result<Vec<Bar>> {
         let config = self.config()?;
@@ -110,12 +110,18 @@ impl PciDevice {
     /// The memory BAR with this number, which is there and switched on.
     ///
     /// # Errors
-    /// - [`Error::BarUnusable`]: it is not there, of size 0, of I/O ports, or the device does not answer
+    /// - [`AddressError::BarUnusable`](crate::error::AddressError::BarUnusable): it is not there, of size 0, of I/O ports, or the device does not answer
     ///   at it; [`BarRefusal`] says which.
-    /// - [`Error::Sysfs`]: as for [`bars`](Self::bars).
+    /// - [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): as for [`bars`](Self::bars).
     pub fn bar(&self, index: u8) -> Result<Bar> {
         let bars = self.bars()?;
-        let refused = |refusal| Error::BarUnusable { device: self.address(), bar: index, refusal };
+        let refused = |refusal| {
+            Error::Addresses(crate::error::AddressError::BarUnusable {
+                device: self.address(),
+                bar: index,
+                refusal,
+            })
+        };
         let Some(bar) = bars.iter().find(|bar| bar.index == index) else {
             return Err(refused(BarRefusal::Absent { present: bars.iter().map(|bar| bar.index).collect() }));
         };

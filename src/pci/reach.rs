@@ -82,7 +82,7 @@ impl PciDevice {
     /// depends on their drivers too; a registration tells.
     ///
     /// # Errors
-    /// [`Error::Sysfs`](crate::Error::Sysfs): the configuration space of a port cannot be read.
+    /// [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): the configuration space of a port cannot be read.
     pub fn reach(&self, to: &PciDevice) -> Result<Reach> {
         let common = common_folder(self.path(), to.path());
         let port = self.way_up().find(|(_, path)| *path == common);

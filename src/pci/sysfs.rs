@@ -75,7 +75,7 @@ impl Sysfs {
     /// The PCI function with this address.
     ///
     /// # Errors
-    /// [`Error::NotInSysfs`]: there is none. [`Error::Sysfs`]: it cannot be read.
+    /// [`AddressError::NotInSysfs`](crate::error::AddressError::NotInSysfs): there is none. [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): it cannot be read.
     pub fn device(&self, address: PciAddress) -> Result<PciDevice> {
         let link = self.root.join("bus/pci/devices").join(address.to_string());
         let path = self.resolve(&link, || format!("PCI device {address}"))?;
@@ -85,10 +85,10 @@ impl Sysfs {
     /// Where an RDMA device is: `mlx5_0`, `rxe0`.
     ///
     /// # Errors
-    /// [`Error::UnknownDevice`]: there is none. [`Error::Sysfs`]: it cannot be read.
+    /// [`Error::UnknownDevice`]: there is none. [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): it cannot be read.
     pub fn rdma_device(&self, name: &str) -> Result<Location> {
         match self.class_device("infiniband", "RDMA device", name) {
-            Err(Error::NotInSysfs { .. }) => {
+            Err(Error::Addresses(crate::error::AddressError::NotInSysfs { .. })) => {
                 Err(Error::UnknownDevice { name: name.into(), present: self.names("infiniband")? })
             }
             answer => answer,
@@ -98,7 +98,7 @@ impl Sysfs {
     /// All RDMA devices that are on the PCI bus, in order of their names.
     ///
     /// # Errors
-    /// [`Error::Sysfs`]: sysfs cannot be read. A machine without RDMA has none, which is no error.
+    /// [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): sysfs cannot be read. A machine without RDMA has none, which is no error.
     pub fn rdma_on_pci(&self) -> Result<Vec<PciDevice>> {
         let mut found = Vec::new();
         for name in self.names("infiniband")? {
@@ -112,7 +112,7 @@ impl Sysfs {
     /// Where a DRM card is: `card0`, `renderD128`.
     ///
     /// # Errors
-    /// [`Error::NotInSysfs`]: there is none. [`Error::Sysfs`]: it cannot be read.
+    /// [`AddressError::NotInSysfs`](crate::error::AddressError::NotInSysfs): there is none. [`AddressError::Sysfs`](crate::error::AddressError::Sysfs): it cannot be read.
     pub fn drm_card(&self, name: &str) -> Result<Location> {
         self.class_device("drm", "DRM card", name)
     }
@@ -134,7 +134,10 @@ impl Sysfs {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
         if !plain || !entry.exists() {
             let source = io::Error::from_raw_os_error(libc::ENOENT);
-            return Err(Error::NotInSysfs { what: format!("{what} {name:?}"), source });
+            return Err(Error::Addresses(crate::error::AddressError::NotInSysfs {
+                what: format!("{what} {name:?}"),
+                source,
+            }));
         }
         let software = || {
             let netdev = fs::read_to_string(entry.join("parent")).ok().map(|text| text.trim().to_string());
@@ -155,7 +158,9 @@ impl Sysfs {
 
     fn resolve(&self, link: &Path, what: impl Fn() -> String) -> Result<PathBuf> {
         fs::canonicalize(link).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotInSysfs { what: what(), source },
+            io::ErrorKind::NotFound => {
+                Error::Addresses(crate::error::AddressError::NotInSysfs { what: what(), source })
+            }
             _ => failed(link)(source),
         })
     }
@@ -165,11 +170,11 @@ impl Location {
     /// The PCI device.
     ///
     /// # Errors
-    /// [`Error::NotOnPci`].
+    /// [`AddressError::NotOnPci`](crate::error::AddressError::NotOnPci).
     pub fn pci(self) -> Result<PciDevice> {
         match self {
             Self::Pci(device) => Ok(device),
-            Self::NotPci { name, .. } => Err(Error::NotOnPci { name }),
+            Self::NotPci { name, .. } => Err(Error::Addresses(crate::error::AddressError::NotOnPci { name })),
         }
     }
 }
@@ -252,7 +257,9 @@ fn address_of(path: &Path) -> Option<PciAddress> {
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Sysfs { path: path.display().to_string(), source }
+    move |source| {
+        Error::Addresses(crate::error::AddressError::Sysfs { path: path.display().to_string(), source })
+    }
 }
 
 pub(super) fn invalid(path: &Path, expected: &str) -> Error {

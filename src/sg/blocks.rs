@@ -21,10 +21,13 @@ impl PageSizes {
     /// The sizes given.
     ///
     /// # Errors
-    /// [`Error::InvalidPageSize`]: one is no power of two.
+    /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): one is no power of two.
     pub fn of(sizes: &[u64]) -> Result<Self> {
         match sizes.iter().find(|size| !size.is_power_of_two()) {
-            Some(&page_size) => Err(Error::InvalidPageSize { page_size, alignment: 1 << 63 }),
+            Some(&page_size) => Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size,
+                alignment: 1 << 63,
+            })),
             None => Ok(Self(sizes.iter().fold(0, |all, size| all | size))),
         }
     }
@@ -38,7 +41,7 @@ impl<'a> DmaSgView<'a> {
     /// One pass over the runs, nothing allocated.
     ///
     /// # Errors
-    /// - [`Error::NoPageSize`]: no supported size is small enough for the list and this iova, or none
+    /// - [`AddressError::NoPageSize`](crate::error::AddressError::NoPageSize): no supported size is small enough for the list and this iova, or none
     ///   is supported at all (the kernel answers 0).
     /// - [`Error::IovaOverflow`]: the range's last iova does not fit in 64 bits.
     #[doc(alias = "ib_umem_find_best_pgsz")]
@@ -51,7 +54,10 @@ impl<'a> DmaSgView<'a> {
         let conflict = conflict(self, iova);
         let most = (conflict | single).trailing_zeros().min(63);
         match supported.0 & (u64::MAX >> (63 - most)) {
-            0 => Err(Error::NoPageSize { supported: supported.0, alignment: alignment(conflict) }),
+            0 => Err(Error::Addresses(crate::error::AddressError::NoPageSize {
+                supported: supported.0,
+                alignment: alignment(conflict),
+            })),
             fitting => Ok(1 << fitting.ilog2()),
         }
     }
@@ -59,7 +65,7 @@ impl<'a> DmaSgView<'a> {
     /// How many pages of `page_size` bytes the range touches when it is mapped from `iova` on.
     ///
     /// # Errors
-    /// [`Error::InvalidPageSize`]: it is no power of two; [`Error::IovaOverflow`]: the range's last
+    /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): it is no power of two; [`Error::IovaOverflow`]: the range's last
     /// iova does not fit in 64 bits.
     #[doc(alias = "ib_umem_num_dma_blocks")]
     pub fn num_blocks(&self, page_size: u64, iova: Iova) -> Result<u64> {
@@ -72,14 +78,17 @@ impl<'a> DmaSgView<'a> {
     /// As many as [`num_blocks`](Self::num_blocks) says. One pass over the runs to check the size.
     ///
     /// # Errors
-    /// [`Error::InvalidPageSize`]: not a power of two, or larger than the runs and `iova` allow: take
+    /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): not a power of two, or larger than the runs and `iova` allow: take
     /// it from [`best_page_size`](Self::best_page_size). [`Error::IovaOverflow`] as there.
     #[doc(alias("rdma_umem_for_each_dma_block", "rdma_for_each_block"))]
     pub fn blocks(&self, page_size: u64, iova: Iova) -> Result<Blocks<'a>> {
         let left = count(self.total_len(), page_size, iova)?;
         let conflict = conflict(self, iova);
         if conflict & (page_size - 1) != 0 {
-            return Err(Error::InvalidPageSize { page_size, alignment: alignment(conflict) });
+            return Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size,
+                alignment: alignment(conflict),
+            }));
         }
         Ok(Blocks {
             spans: Spans::new(*self),
@@ -109,7 +118,10 @@ impl DmaSgList {
 
 fn count(length: u64, page_size: u64, iova: Iova) -> Result<u64> {
     if !page_size.is_power_of_two() {
-        return Err(Error::InvalidPageSize { page_size, alignment: 1 << 63 });
+        return Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+            page_size,
+            alignment: 1 << 63,
+        }));
     }
     let shift = page_size.trailing_zeros();
     // Of 2^64 pages of one byte there is one fewer than counts, since a list is shorter than that.
@@ -228,19 +240,40 @@ mod tests {
     fn unfit_page_sizes_are_refused_by_name() {
         let list = list(&[(0x1000, 0x1000), (0x3800, 0x800)]);
         let refused = |supported, iova| list.best_page_size(PageSizes(supported), Iova(iova)).unwrap_err();
-        assert!(matches!(refused(0, 0x1000), Error::NoPageSize { supported: 0, alignment: 0x800 }));
-        assert!(matches!(refused(0x3000, 0), Error::NoPageSize { supported: 0x3000, alignment: 0x800 }));
-        assert!(matches!(refused(0x1000, 1), Error::NoPageSize { alignment: 1, .. }));
+        assert!(matches!(
+            refused(0, 0x1000),
+            Error::Addresses(crate::error::AddressError::NoPageSize { supported: 0, alignment: 0x800 })
+        ));
+        assert!(matches!(
+            refused(0x3000, 0),
+            Error::Addresses(crate::error::AddressError::NoPageSize { supported: 0x3000, alignment: 0x800 })
+        ));
+        assert!(matches!(
+            refused(0x1000, 1),
+            Error::Addresses(crate::error::AddressError::NoPageSize { alignment: 1, .. })
+        ));
         assert!(matches!(refused(1, u64::MAX), Error::IovaOverflow { iova: Iova(u64::MAX), length: 0x1800 }));
         for size in [0, 3, 0x1800, u64::MAX] {
             assert!(
-                matches!(list.blocks(size, Iova(0)), Err(Error::InvalidPageSize { page_size, .. }) if page_size == size)
+                matches!(list.blocks(size, Iova(0)), Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { page_size, .. })) if page_size == size)
             );
-            assert!(matches!(list.num_blocks(size, Iova(0)), Err(Error::InvalidPageSize { .. })));
-            assert!(matches!(PageSizes::of(&[0x1000, size]), Err(Error::InvalidPageSize { .. })));
+            assert!(matches!(
+                list.num_blocks(size, Iova(0)),
+                Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { .. }))
+            ));
+            assert!(matches!(
+                PageSizes::of(&[0x1000, size]),
+                Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { .. }))
+            ));
         }
         let refused = list.blocks(0x1000, Iova(0x1000)).unwrap_err();
-        assert!(matches!(refused, Error::InvalidPageSize { page_size: 0x1000, alignment: 0x800 }));
+        assert!(matches!(
+            refused,
+            Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size: 0x1000,
+                alignment: 0x800
+            })
+        ));
         assert_eq!(PageSizes::of(&[0x1000, 0x20_0000]).unwrap(), PageSizes(0x20_1000));
         assert_eq!(list.as_view().dma_offset(0), 0x1000, "no panic");
     }
@@ -266,7 +299,7 @@ mod tests {
             let pages = model::Pages { bytes: &model::bytes(view), iova };
             match view.best_page_size(PageSizes(supported), Iova(iova)) {
                 Ok(size) => prop_assert_eq!(Some(size), pages.best(supported)),
-                Err(Error::NoPageSize { .. }) => prop_assert_eq!(None, pages.best(supported)),
+                Err(Error::Addresses(crate::error::AddressError::NoPageSize { .. })) => prop_assert_eq!(None, pages.best(supported)),
                 Err(other) => panic!("{other}"),
             }
             for size in (0..10).map(|bit| 1_u64 << bit) {
@@ -277,7 +310,7 @@ mod tests {
                         prop_assert_eq!(blocks.len(), expected.len());
                         prop_assert_eq!(blocks.collect::<Vec<_>>(), expected);
                     }
-                    (Err(Error::InvalidPageSize { .. }), None) => {}
+                    (Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { .. })), None) => {}
                     (seen, expected) => panic!("{seen:?}, expected {expected:x?}"),
                 }
             }

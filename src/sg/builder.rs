@@ -63,8 +63,8 @@ impl DmaSgBuilder {
     ///
     /// # Errors
     /// - [`Error::ZeroLength`]: the run is empty; the offset is where in the list it would be.
-    /// - [`Error::AddressOverflow`]: its end does not fit in 64 bits.
-    /// - [`Error::TotalOverflow`]: the length of all runs together does not.
+    /// - [`AddressError::AddressOverflow`](crate::error::AddressError::AddressOverflow): its end does not fit in 64 bits.
+    /// - [`AddressError::TotalOverflow`](crate::error::AddressError::TotalOverflow): the length of all runs together does not.
     ///
     /// After an error the builder is as before.
     #[inline]
@@ -165,9 +165,9 @@ fn refused(run: DmaSg, total: u64) -> Error {
     if length == 0 {
         Error::ZeroLength { offset: total }
     } else if addr.checked_add(length).is_none() {
-        Error::AddressOverflow { addr, length }
+        Error::Addresses(crate::error::AddressError::AddressOverflow { addr, length })
     } else {
-        Error::TotalOverflow { total, length }
+        Error::Addresses(crate::error::AddressError::TotalOverflow { total, length })
     }
 }
 
@@ -199,12 +199,12 @@ mod tests {
         assert!(matches!(builder.push_apart(sg(7, 0)), Err(Error::ZeroLength { offset: 0x1000 })));
         assert!(matches!(
             builder.push(sg(u64::MAX, 1)),
-            Err(Error::AddressOverflow { addr: u64::MAX, length: 1 })
+            Err(Error::Addresses(crate::error::AddressError::AddressOverflow { addr: u64::MAX, length: 1 }))
         ));
         let most = u64::MAX - 0xfff;
         assert!(matches!(
             builder.push(sg(0, most)),
-            Err(Error::TotalOverflow { total: 0x1000, length }) if length == most
+            Err(Error::Addresses(crate::error::AddressError::TotalOverflow { total: 0x1000, length })) if length == most
         ));
         assert!(matches!(
             builder.extend([sg(0x2000, 5), sg(0, 0)]),

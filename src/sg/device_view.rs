@@ -76,24 +76,30 @@ pub struct DeviceView {
 /// Peer-to-peer mappings are allowed, so memory of another PCI device is seen where this one reaches it.
 ///
 /// # Errors
-/// - [`Error::ViewModuleMissing`] (`ENOENT`): the module is not loaded.
-/// - [`Error::ViewNotPermitted`] (`EACCES`, `EPERM`): not root, or no CAP_SYS_ADMIN.
-/// - [`Error::UnknownDevice`], [`Error::NotInSysfs`]: there is no such device.
-/// - [`Error::View`]: the device is not set up for DMA by its driver (`ENXIO`), is somebody else's
+/// - [`AddressError::ViewModuleMissing`](crate::error::AddressError::ViewModuleMissing) (`ENOENT`): the module is not loaded.
+/// - [`AddressError::ViewNotPermitted`](crate::error::AddressError::ViewNotPermitted) (`EACCES`, `EPERM`): not root, or no CAP_SYS_ADMIN.
+/// - [`Error::UnknownDevice`], [`AddressError::NotInSysfs`](crate::error::AddressError::NotInSysfs): there is no such device.
+/// - [`AddressError::View`](crate::error::AddressError::View): the device is not set up for DMA by its driver (`ENXIO`), is somebody else's
 ///   (`EBUSY`) or would be given bounce buffers (`EADDRNOTAVAIL`); or the exporter refuses, with its errno.
 ///
 /// Source: `kernel/dma_sg/dma_sg.c`; `drivers/dma-buf/dma-buf.c` for what an exporter may answer.
 #[doc(alias = "DMA_SG_IOCTL_MAP")]
 pub fn device_view(buffer: &DmaBuf, device: DmaDevice<'_>) -> Result<DeviceView> {
-    let refused = |source: io::Error| Error::View {
-        device: device.to_string(),
-        exporter: buffer.exporter_name().unwrap_or_default(),
-        size: buffer.size(),
-        source,
+    let refused = |source: io::Error| {
+        Error::Addresses(crate::error::AddressError::View {
+            device: device.to_string(),
+            exporter: buffer.exporter_name().unwrap_or_default(),
+            size: buffer.size(),
+            source,
+        })
     };
     let node = File::open(NODE).map_err(|source| match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Error::ViewModuleMissing { source },
-        Some(libc::EACCES | libc::EPERM) => Error::ViewNotPermitted { source },
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            Error::Addresses(crate::error::AddressError::ViewModuleMissing { source })
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            Error::Addresses(crate::error::AddressError::ViewNotPermitted { source })
+        }
         _ => refused(source),
     })?;
     let (kind, name) = match device {
@@ -107,7 +113,7 @@ pub fn device_view(buffer: &DmaBuf, device: DmaDevice<'_>) -> Result<DeviceView>
         Err(_) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
     };
     let fd = mapped.map_err(|source| match source.raw_os_error() {
-        Some(libc::EPERM) => Error::ViewNotPermitted { source },
+        Some(libc::EPERM) => Error::Addresses(crate::error::AddressError::ViewNotPermitted { source }),
         // An exporter may say this too, so look whether the device is there.
         Some(libc::ENODEV | libc::EINVAL) => device.absence().unwrap_or_else(|| refused(source)),
         _ => refused(source),
@@ -124,8 +130,8 @@ impl DeviceView {
     /// Reads the list: device addresses in the order of the buffer's bytes, neighbours merged.
     ///
     /// # Errors
-    /// - [`Error::ViewEnded`] (`ESTALE`): the addresses are not the buffer's any more.
-    /// - [`Error::View`]: the module answered otherwise.
+    /// - [`AddressError::ViewEnded`](crate::error::AddressError::ViewEnded) (`ESTALE`): the addresses are not the buffer's any more.
+    /// - [`AddressError::View`](crate::error::AddressError::View): the module answered otherwise.
     /// - [`Error::ZeroLength`]: the exporter mapped nothing.
     #[doc(alias = "DMA_SG_IOCTL_READ")]
     pub fn list(&self) -> Result<DmaSgList> {
@@ -152,13 +158,16 @@ impl DeviceView {
 
     fn read(&self, first: u64, entries: &mut [sys::Entry]) -> Result<(usize, u64)> {
         sys::read(self.fd.as_fd(), first, entries).map_err(|source| match source.raw_os_error() {
-            Some(libc::ESTALE) => Error::ViewEnded { device: self.device.clone(), source },
-            _ => Error::View {
+            Some(libc::ESTALE) => Error::Addresses(crate::error::AddressError::ViewEnded {
+                device: self.device.clone(),
+                source,
+            }),
+            _ => Error::Addresses(crate::error::AddressError::View {
                 device: self.device.clone(),
                 exporter: self.exporter.clone(),
                 size: self.size,
                 source,
-            },
+            }),
         })
     }
 }

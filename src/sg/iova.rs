@@ -25,7 +25,7 @@ impl IovaSpace {
     ///
     /// # Errors
     /// - [`Error::ZeroLength`], [`Error::IovaOverflow`]: there is no such range.
-    /// - [`Error::InvalidPageSize`]: the alignment is no power of two.
+    /// - [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): the alignment is no power of two.
     pub fn new(base: Iova, size: u64, alignment: u64) -> Result<Self> {
         if size == 0 {
             return Err(Error::ZeroLength { offset: base.0 });
@@ -34,7 +34,10 @@ impl IovaSpace {
             return Err(Error::IovaOverflow { iova: base, length: size });
         }
         if !alignment.is_power_of_two() {
-            return Err(Error::InvalidPageSize { page_size: alignment, alignment: 1 << 63 });
+            return Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size: alignment,
+                alignment: 1 << 63,
+            }));
         }
         Ok(Self { alignment, free: BTreeMap::from([(base.0, size)]), used: BTreeMap::new() })
     }
@@ -47,7 +50,7 @@ impl IovaSpace {
     /// Takes a part of so many bytes.
     ///
     /// # Errors
-    /// [`Error::ZeroLength`]; [`Error::IovaExhausted`]: no free part has room for it, aligned.
+    /// [`Error::ZeroLength`]; [`AddressError::IovaExhausted`](crate::error::AddressError::IovaExhausted): no free part has room for it, aligned.
     pub fn allocate(&mut self, length: u64) -> Result<Iova> {
         if length == 0 {
             return Err(Error::ZeroLength { offset: 0 });
@@ -59,7 +62,11 @@ impl IovaSpace {
         });
         let Some((start, iova, left)) = fitting else {
             let largest = self.free.values().copied().max().unwrap_or(0);
-            return Err(Error::IovaExhausted { length, alignment: self.alignment, largest });
+            return Err(Error::Addresses(crate::error::AddressError::IovaExhausted {
+                length,
+                alignment: self.alignment,
+                largest,
+            }));
         };
         self.free.remove(&start);
         if iova > start {
@@ -75,11 +82,11 @@ impl IovaSpace {
     /// Gives a part back, whole.
     ///
     /// # Errors
-    /// [`Error::IovaNotMapped`]: no such part is mapped; it was given back before, or is longer or
+    /// [`AddressError::IovaNotMapped`](crate::error::AddressError::IovaNotMapped): no such part is mapped; it was given back before, or is longer or
     /// shorter.
     pub fn release(&mut self, iova: Iova, length: u64) -> Result<()> {
         if self.used.get(&iova.0) != Some(&length) {
-            return Err(Error::IovaNotMapped { iova, length });
+            return Err(Error::Addresses(crate::error::AddressError::IovaNotMapped { iova, length }));
         }
         self.used.remove(&iova.0);
         let (mut start, mut end) = (iova.0, iova.0 + length);
@@ -101,12 +108,15 @@ impl Translation for IovaSpace {
     /// All pages as one run.
     ///
     /// # Errors
-    /// - [`Error::InvalidPageSize`]: pages smaller than the alignment's page cannot be told apart by an
+    /// - [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): pages smaller than the alignment's page cannot be told apart by an
     ///   IOMMU, larger ones would not be aligned; that is, the alignment is less than a page.
-    /// - [`Error::IovaExhausted`]: no free part has room for them.
+    /// - [`AddressError::IovaExhausted`](crate::error::AddressError::IovaExhausted): no free part has room for them.
     fn map(&mut self, pages: &PageList) -> Result<DmaSgList> {
         if self.alignment < pages.page_size() {
-            return Err(Error::InvalidPageSize { page_size: pages.page_size(), alignment: self.alignment });
+            return Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size: pages.page_size(),
+                alignment: self.alignment,
+            }));
         }
         let len = pages.total_len();
         let Iova(addr) = self.allocate(len)?;
@@ -116,7 +126,8 @@ impl Translation for IovaSpace {
     fn unmap(&mut self, list: &DmaSgList) -> Result<()> {
         let DmaSg { addr, .. } = list.runs()[0];
         let len = list.total_len();
-        let mapping = Error::IovaNotMapped { iova: Iova(addr), length: len };
+        let mapping =
+            Error::Addresses(crate::error::AddressError::IovaNotMapped { iova: Iova(addr), length: len });
         // In one piece, however it was cut into segments.
         if addr.checked_add(len).is_none() || *list != DmaSgList::single(DmaSg { addr, len }) {
             return Err(mapping);
@@ -149,11 +160,23 @@ mod tests {
 
         map.unmap(&list).unwrap();
         let again = map.unmap(&list);
-        assert!(matches!(again, Err(Error::IovaNotMapped { iova: Iova(0x1000), length: 0x5000 })));
+        assert!(matches!(
+            again,
+            Err(Error::Addresses(crate::error::AddressError::IovaNotMapped {
+                iova: Iova(0x1000),
+                length: 0x5000
+            }))
+        ));
         let part = DmaSgList::from_runs(other.runs()[..1].iter().copied()).unwrap();
-        assert!(matches!(map.unmap(&part), Err(Error::IovaNotMapped { .. })));
+        assert!(matches!(
+            map.unmap(&part),
+            Err(Error::Addresses(crate::error::AddressError::IovaNotMapped { .. }))
+        ));
         let holes = DmaSgList::concat([&other.to_owned(), &part]).unwrap();
-        assert!(matches!(map.unmap(&holes), Err(Error::IovaNotMapped { .. })));
+        assert!(matches!(
+            map.unmap(&holes),
+            Err(Error::Addresses(crate::error::AddressError::IovaNotMapped { .. }))
+        ));
         map.unmap(&other).unwrap();
         assert_eq!(map.translation().mapped(), 0);
         assert_eq!(map.map(&pages).unwrap(), list, "the same part again");
@@ -167,21 +190,37 @@ mod tests {
         let refused = map.map(&pages(2));
         assert!(matches!(
             refused,
-            Err(Error::IovaExhausted { length: 0x2000, alignment: 0x1000, largest: 0x1000 })
+            Err(Error::Addresses(crate::error::AddressError::IovaExhausted {
+                length: 0x2000,
+                alignment: 0x1000,
+                largest: 0x1000
+            }))
         ));
         map.unmap(&three).unwrap();
         assert!(map.map(&pages(4)).is_ok());
-        assert!(matches!(map.map(&pages(1)), Err(Error::IovaExhausted { largest: 0, .. })));
+        assert!(matches!(
+            map.map(&pages(1)),
+            Err(Error::Addresses(crate::error::AddressError::IovaExhausted { largest: 0, .. }))
+        ));
     }
 
     #[test]
     fn a_space_that_is_none_is_refused() {
         assert!(matches!(IovaSpace::new(Iova(5), 0, 1), Err(Error::ZeroLength { .. })));
         assert!(matches!(IovaSpace::new(Iova(u64::MAX), 1, 1), Err(Error::IovaOverflow { .. })));
-        assert!(matches!(IovaSpace::new(Iova(0), 4096, 3), Err(Error::InvalidPageSize { page_size: 3, .. })));
+        assert!(matches!(
+            IovaSpace::new(Iova(0), 4096, 3),
+            Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { page_size: 3, .. }))
+        ));
         let mut space = IovaSpace::new(Iova(0), 1 << 20, 1024).unwrap();
         let refused = space.map(&PageList::from_pfns(4096, [1]).unwrap());
-        assert!(matches!(refused, Err(Error::InvalidPageSize { page_size: 4096, alignment: 1024 })));
+        assert!(matches!(
+            refused,
+            Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size: 4096,
+                alignment: 1024
+            }))
+        ));
         assert!(matches!(space.allocate(0), Err(Error::ZeroLength { .. })));
     }
 
@@ -206,7 +245,7 @@ mod tests {
                             taken[iova.0 as usize..][..length as usize].fill(true);
                             held.push((iova, length));
                         }
-                        Err(Error::IovaExhausted { .. }) => prop_assert_eq!(expected, None),
+                        Err(Error::Addresses(crate::error::AddressError::IovaExhausted { .. })) => prop_assert_eq!(expected, None),
                         Err(other) => panic!("{other}"),
                     }
                 } else {
@@ -216,7 +255,7 @@ mod tests {
                     space.release(iova, length).unwrap();
                     taken[iova.0 as usize..][..length as usize].fill(false);
                     let twice = space.release(iova, length);
-                    prop_assert!(matches!(twice, Err(Error::IovaNotMapped { .. })), "{twice:?}");
+                    prop_assert!(matches!(twice, Err(Error::Addresses(crate::error::AddressError::IovaNotMapped { .. }))), "{twice:?}");
                 }
             }
             for (iova, length) in held {

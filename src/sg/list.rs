@@ -58,7 +58,7 @@ impl DmaSgList {
     /// Lists, or ranges of lists, one after the other: a buffer made of several dma-bufs.
     ///
     /// # Errors
-    /// [`Error::TotalOverflow`](crate::Error::TotalOverflow): longer than 64 bits count;
+    /// [`AddressError::TotalOverflow`](crate::error::AddressError::TotalOverflow): longer than 64 bits count;
     /// [`Error::ZeroLength`](crate::Error::ZeroLength): no list at all.
     pub fn concat<'a>(parts: impl IntoIterator<Item: Into<DmaSgView<'a>>>) -> Result<Self> {
         let mut builder = DmaSgBuilder::new();
@@ -318,8 +318,8 @@ mod tests {
                     ""
                 }
                 Err(Error::ZeroLength { .. }) => "zero",
-                Err(Error::AddressOverflow { .. }) => "address",
-                Err(Error::TotalOverflow { .. }) => "total",
+                Err(Error::Addresses(crate::error::AddressError::AddressOverflow { .. })) => "address",
+                Err(Error::Addresses(crate::error::AddressError::TotalOverflow { .. })) => "total",
                 Err(other) => panic!("{other}"),
             };
             prop_assert_eq!(seen, expected);

@@ -15,7 +15,7 @@ pub trait Translation {
     /// Gives back what [`map`](Self::map) returned. A translation that holds nothing has nothing to do.
     ///
     /// # Errors
-    /// [`Error::IovaNotMapped`]: it is not mapped, or not as this.
+    /// [`AddressError::IovaNotMapped`](crate::error::AddressError::IovaNotMapped): it is not mapped, or not as this.
     fn unmap(&mut self, list: &DmaSgList) -> Result<()> {
         let _ = list;
         Ok(())
@@ -42,11 +42,11 @@ pub struct BusOffset {
 
 impl Translation for BusOffset {
     /// # Errors
-    /// [`Error::AddressOverflow`]: a bus address below 0 or above 64 bits.
+    /// [`AddressError::AddressOverflow`](crate::error::AddressError::AddressOverflow): a bus address below 0 or above 64 bits.
     fn map(&mut self, pages: &PageList) -> Result<DmaSgList> {
         let mut builder = DmaSgBuilder::new();
         for DmaSg { addr, len } in pages.physical() {
-            let refused = Error::AddressOverflow { addr, length: len };
+            let refused = Error::Addresses(crate::error::AddressError::AddressOverflow { addr, length: len });
             let addr = addr.checked_add_signed(self.offset).ok_or(refused)?;
             builder.push(DmaSg { addr, len })?;
         }
@@ -73,7 +73,8 @@ impl SegmentLimits {
 
     fn check(&self, page_size: u64) -> Result<()> {
         let Self { max_size, boundary_mask } = *self;
-        let refused = |limit, value| Err(Error::InvalidLimit { limit, value });
+        let refused =
+            |limit, value| Err(Error::Addresses(crate::error::AddressError::InvalidLimit { limit, value }));
         if max_size < page_size {
             refused("max_size", max_size)
         } else if boundary_mask < page_size - 1 || boundary_mask & boundary_mask.wrapping_add(1) != 0 {
@@ -121,9 +122,9 @@ impl<T: Translation> DmaMap<T> {
     /// far as the limits allow.
     ///
     /// # Errors
-    /// - [`Error::InvalidLimit`]: a limit below the page size, or a boundary mask that is none.
-    /// - What the translation answers: [`Error::AddressOverflow`], [`Error::IovaExhausted`],
-    ///   [`Error::InvalidPageSize`].
+    /// - [`AddressError::InvalidLimit`](crate::error::AddressError::InvalidLimit): a limit below the page size, or a boundary mask that is none.
+    /// - What the translation answers: [`AddressError::AddressOverflow`](crate::error::AddressError::AddressOverflow), [`AddressError::IovaExhausted`](crate::error::AddressError::IovaExhausted),
+    ///   [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize).
     #[doc(alias("dma_map_sg", "dma_map_sgtable"))]
     pub fn map(&mut self, pages: &PageList) -> Result<DmaSgList> {
         // First, so that nothing stays mapped after an error.
@@ -135,7 +136,7 @@ impl<T: Translation> DmaMap<T> {
     /// Gives back what [`map`](Self::map) returned.
     ///
     /// # Errors
-    /// [`Error::IovaNotMapped`]: it was given back before, or never mapped here.
+    /// [`AddressError::IovaNotMapped`](crate::error::AddressError::IovaNotMapped): it was given back before, or never mapped here.
     #[doc(alias("dma_unmap_sg", "dma_unmap_sgtable"))]
     pub fn unmap(&mut self, list: &DmaSgList) -> Result<()> {
         self.translation.unmap(list)
@@ -168,7 +169,13 @@ mod tests {
         map.unmap(&list).unwrap();
         for offset in [-0x1001, i64::MIN] {
             let refused = DmaMap::new(BusOffset { offset }, SegmentLimits::NONE).map(&pages);
-            assert!(matches!(refused, Err(Error::AddressOverflow { addr: 0x1000, length: 0x2000 })));
+            assert!(matches!(
+                refused,
+                Err(Error::Addresses(crate::error::AddressError::AddressOverflow {
+                    addr: 0x1000,
+                    length: 0x2000
+                }))
+            ));
         }
     }
 
@@ -177,11 +184,17 @@ mod tests {
         let with = |max_size, boundary_mask| {
             DmaMap::new(Identity, SegmentLimits { max_size, boundary_mask }).map(&pages(&[(1, 2)]))
         };
-        assert!(matches!(with(4095, u64::MAX), Err(Error::InvalidLimit { limit: "max_size", value: 4095 })));
+        assert!(matches!(
+            with(4095, u64::MAX),
+            Err(Error::Addresses(crate::error::AddressError::InvalidLimit {
+                limit: "max_size",
+                value: 4095
+            }))
+        ));
         for mask in [0, 0xffe, 0xfff0, 0x7ff, u64::MAX - 1] {
             let refused = with(4096, mask);
             assert!(
-                matches!(refused, Err(Error::InvalidLimit { limit: "boundary_mask", value }) if value == mask)
+                matches!(refused, Err(Error::Addresses(crate::error::AddressError::InvalidLimit { limit: "boundary_mask", value })) if value == mask)
             );
         }
         assert_eq!(with(4097, 0xfff).unwrap().runs().len(), 2);

@@ -48,12 +48,12 @@ pub fn of_backing(backing: &Backing) -> Result<PageList> {
 /// memory region, a udmabuf, io_uring's registered buffers. Otherwise the list is of the moment.
 ///
 /// # Errors
-/// - [`Error::ZeroLength`], [`Error::AddressOverflow`]: an empty range, or one beyond the address space.
-/// - [`Error::FramesHidden`]: the kernel shows page frames only to CAP_SYS_ADMIN of the initial user
+/// - [`Error::ZeroLength`], [`AddressError::AddressOverflow`](crate::error::AddressError::AddressOverflow): an empty range, or one beyond the address space.
+/// - [`AddressError::FramesHidden`](crate::error::AddressError::FramesHidden): the kernel shows page frames only to CAP_SYS_ADMIN of the initial user
 ///   namespace; to others it gives zeros, which are never returned.
-/// - [`Error::NoFrame`]: there is no page: nothing is mapped, a fault would raise SIGBUS, or it is the
+/// - [`AddressError::NoFrame`](crate::error::AddressError::NoFrame): there is no page: nothing is mapped, a fault would raise SIGBUS, or it is the
 ///   mapping of a dma-buf or of device memory (`EINVAL`, `ENOMEM`, `EFAULT`, `EHWPOISON`).
-/// - [`Error::PagemapTruncated`], [`Error::Pagemap`]: the file ended early, or cannot be read.
+/// - [`AddressError::PagemapTruncated`](crate::error::AddressError::PagemapTruncated), [`AddressError::Pagemap`](crate::error::AddressError::Pagemap): the file ended early, or cannot be read.
 #[doc(alias = "pagemap")]
 pub fn host_range(start: *const u8, length: u64) -> Result<PageList> {
     frames_here(start, length, |address, length| {
@@ -72,8 +72,8 @@ fn frames_here(
     populate: impl Fn(u64, u64) -> Result<(), Errno>,
 ) -> Result<PageList> {
     let file = File::open(PAGEMAP).map_err(|source| match source.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => Error::FramesHidden,
-        _ => Error::Pagemap { operation: "open", source },
+        Some(libc::EACCES | libc::EPERM) => Error::Addresses(crate::error::AddressError::FramesHidden),
+        _ => Error::Addresses(crate::error::AddressError::Pagemap { operation: "open", source }),
     })?;
     let read = |buffer: &mut [u8], offset| file.read_at(buffer, offset);
     frames(start.addr() as u64, length, page_size(), read, populate)
@@ -100,7 +100,9 @@ fn frames(
     }
     // One page less than 64 bits hold, so that no end is beyond them.
     let end = start.checked_add(length).filter(|end| *end <= u64::MAX - page_size);
-    let end = end.ok_or(Error::AddressOverflow { addr: start, length })?.next_multiple_of(page_size);
+    let end = end
+        .ok_or(Error::Addresses(crate::error::AddressError::AddressOverflow { addr: start, length }))?
+        .next_multiple_of(page_size);
     let mut address = start - start % page_size;
     let pages = (end - address) / page_size;
     let mut buffer = vec![0; ENTRY * BATCH.min(pages as usize)];
@@ -114,14 +116,19 @@ fn frames(
             // All the rest of the batch at once: what is there already costs little.
             let from = address + missing as u64 * page_size;
             let rest = (count - missing) as u64 * page_size;
-            populate(from, rest).map_err(|errno| Error::NoFrame { address: from, source: errno.into() })?;
+            populate(from, rest).map_err(|errno| {
+                Error::Addresses(crate::error::AddressError::NoFrame { address: from, source: errno.into() })
+            })?;
             let buffer = &mut buffer[missing * ENTRY..];
             read_entries(buffer, from / page_size, page_size, &read)?;
             missing += merge(buffer, &mut runs)?;
         }
         if missing < count {
             let source = io::Error::from(Errno::EFAULT);
-            return Err(Error::NoFrame { address: address + missing as u64 * page_size, source });
+            return Err(Error::Addresses(crate::error::AddressError::NoFrame {
+                address: address + missing as u64 * page_size,
+                source,
+            }));
         }
         address += count as u64 * page_size;
     }
@@ -139,11 +146,18 @@ fn read_entries(
     while done < buffer.len() {
         match read(&mut buffer[done..], first * ENTRY as u64 + done as u64) {
             Ok(0) => {
-                return Err(Error::PagemapTruncated { address: (first + (done / ENTRY) as u64) * page_size });
+                return Err(Error::Addresses(crate::error::AddressError::PagemapTruncated {
+                    address: (first + (done / ENTRY) as u64) * page_size,
+                }));
             }
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(Error::Pagemap { operation: "read", source }),
+            Err(source) => {
+                return Err(Error::Addresses(crate::error::AddressError::Pagemap {
+                    operation: "read",
+                    source,
+                }));
+            }
         }
     }
     Ok(())
@@ -166,7 +180,7 @@ fn merge(entries: &[u8], runs: &mut Vec<PageRun>) -> Result<usize> {
                 break;
             }
             if pfn == 0 {
-                return Err(Error::FramesHidden);
+                return Err(Error::Addresses(crate::error::AddressError::FramesHidden));
             }
             if last.count == 0 || pfn != last.pfn + last.count {
                 if last.count > 0 {
@@ -289,29 +303,50 @@ mod tests {
         let fake = Fake::new(0, vec![at(50), 0]);
         let refuse = |_, _| Err(Errno::EINVAL);
         let refused = frames(0, 2 * PAGE, PAGE, |b, o| fake.read(b, o), refuse).unwrap_err();
-        assert!(matches!(refused, Error::NoFrame { address: 4096, .. }), "{refused:?}");
+        assert!(
+            matches!(refused, Error::Addresses(crate::error::AddressError::NoFrame { address: 4096, .. })),
+            "{refused:?}"
+        );
         assert_eq!(refused.errno(), Some(libc::EINVAL));
         let refused = frames(0, 2 * PAGE, PAGE, |b, o| fake.read(b, o), |_, _| Ok(())).unwrap_err();
-        assert!(matches!(refused, Error::NoFrame { address: 4096, .. }), "{refused:?}");
+        assert!(
+            matches!(refused, Error::Addresses(crate::error::AddressError::NoFrame { address: 4096, .. })),
+            "{refused:?}"
+        );
     }
 
     #[test]
     fn zeros_and_ends_are_named() {
         let hidden = Fake::new(0, vec![at(50), PRESENT]);
-        assert!(matches!(hidden.frames(0, 2 * PAGE), Err(Error::FramesHidden)));
+        assert!(matches!(
+            hidden.frames(0, 2 * PAGE),
+            Err(Error::Addresses(crate::error::AddressError::FramesHidden))
+        ));
         let short = Fake::new(0x10, vec![at(50); 3]);
         assert!(matches!(
             short.frames(0x10 * PAGE, 4 * PAGE),
-            Err(Error::PagemapTruncated { address: 0x13000 })
+            Err(Error::Addresses(crate::error::AddressError::PagemapTruncated { address: 0x13000 }))
         ));
         assert!(matches!(short.frames(0, 0), Err(Error::ZeroLength { .. })));
         for (start, length) in
             [(u64::MAX, 1), (1, u64::MAX), (PAGE, u64::MAX - PAGE - 5), (u64::MAX - PAGE, 1)]
         {
-            assert!(matches!(short.frames(start, length), Err(Error::AddressOverflow { .. })), "{start:#x}");
+            assert!(
+                matches!(
+                    short.frames(start, length),
+                    Err(Error::Addresses(crate::error::AddressError::AddressOverflow { .. }))
+                ),
+                "{start:#x}"
+            );
         }
         let broken = |_: &mut [u8], _| Err(io::Error::from_raw_os_error(libc::EIO));
         let refused = frames(0, PAGE, PAGE, broken, |_, _| Ok(())).unwrap_err();
-        assert!(matches!(refused, Error::Pagemap { operation: "read", .. }), "{refused:?}");
+        assert!(
+            matches!(
+                refused,
+                Error::Addresses(crate::error::AddressError::Pagemap { operation: "read", .. })
+            ),
+            "{refused:?}"
+        );
     }
 }

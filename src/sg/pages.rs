@@ -27,13 +27,16 @@ impl PageList {
     /// A list of these runs, neighbours merged.
     ///
     /// # Errors
-    /// - [`Error::InvalidPageSize`]: the page size is no power of two.
+    /// - [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): the page size is no power of two.
     /// - [`Error::ZeroLength`]: a run of no pages, or no run at all.
-    /// - [`Error::AddressOverflow`]: a run's last physical address does not fit in 64 bits.
-    /// - [`Error::TotalOverflow`]: the length of all does not.
+    /// - [`AddressError::AddressOverflow`](crate::error::AddressError::AddressOverflow): a run's last physical address does not fit in 64 bits.
+    /// - [`AddressError::TotalOverflow`](crate::error::AddressError::TotalOverflow): the length of all does not.
     pub fn from_runs(page_size: u64, runs: impl IntoIterator<Item = PageRun>) -> Result<Self> {
         if !page_size.is_power_of_two() {
-            return Err(Error::InvalidPageSize { page_size, alignment: 1 << 63 });
+            return Err(Error::Addresses(crate::error::AddressError::InvalidPageSize {
+                page_size,
+                alignment: 1 << 63,
+            }));
         }
         let shift = page_size.trailing_zeros();
         let most = u64::MAX >> shift;
@@ -45,13 +48,16 @@ impl PageList {
             }
             // In pages as they came, since in bytes they do not fit.
             if pfn.checked_add(count).is_none_or(|end| end > most) {
-                return Err(Error::AddressOverflow {
+                return Err(Error::Addresses(crate::error::AddressError::AddressOverflow {
                     addr: pfn.saturating_mul(page_size),
                     length: count.saturating_mul(page_size),
-                });
+                }));
             }
             if total.checked_add(count).is_none_or(|sum| sum > most) {
-                return Err(Error::TotalOverflow { total: total << shift, length: count << shift });
+                return Err(Error::Addresses(crate::error::AddressError::TotalOverflow {
+                    total: total << shift,
+                    length: count << shift,
+                }));
             }
             builder.push(DmaSg { addr: pfn, len: count })?;
         }
@@ -107,22 +113,37 @@ mod tests {
     #[test]
     fn bad_pages_are_refused_by_name() {
         let one = |page_size, pfn, count| PageList::from_runs(page_size, [PageRun { pfn, count }]);
-        assert!(matches!(one(4095, 1, 1), Err(Error::InvalidPageSize { page_size: 4095, .. })));
-        assert!(matches!(one(0, 1, 1), Err(Error::InvalidPageSize { page_size: 0, .. })));
+        assert!(matches!(
+            one(4095, 1, 1),
+            Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { page_size: 4095, .. }))
+        ));
+        assert!(matches!(
+            one(0, 1, 1),
+            Err(Error::Addresses(crate::error::AddressError::InvalidPageSize { page_size: 0, .. }))
+        ));
         assert!(matches!(one(4096, 1, 0), Err(Error::ZeroLength { offset: 0 })));
         assert!(matches!(PageList::from_pfns(4096, []), Err(Error::ZeroLength { offset: 0 })));
         assert!(one(4096, (1 << 52) - 2, 1).is_ok());
         assert!(matches!(
             one(4096, (1 << 52) - 1, 1),
-            Err(Error::AddressOverflow { addr: 0xffff_ffff_ffff_f000, .. })
+            Err(Error::Addresses(crate::error::AddressError::AddressOverflow {
+                addr: 0xffff_ffff_ffff_f000,
+                ..
+            }))
         ));
         assert!(matches!(
             one(4096, u64::MAX, 1),
-            Err(Error::AddressOverflow { addr: u64::MAX, length: 4096 })
+            Err(Error::Addresses(crate::error::AddressError::AddressOverflow {
+                addr: u64::MAX,
+                length: 4096
+            }))
         ));
         let most = PageRun { pfn: 0, count: (1 << 52) - 1 };
         let twice = PageList::from_runs(4096, [most, PageRun { pfn: 5, count: 1 }]);
-        assert!(matches!(twice, Err(Error::TotalOverflow { length: 4096, .. })));
+        assert!(matches!(
+            twice,
+            Err(Error::Addresses(crate::error::AddressError::TotalOverflow { length: 4096, .. }))
+        ));
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl<'a> DmaSgView<'a> {
     /// when it is asked for.
     ///
     /// # Errors
-    /// [`Error::InvalidLimit`]: a limit of 0, under which nothing could be sent.
+    /// [`AddressError::InvalidLimit`](crate::error::AddressError::InvalidLimit): a limit of 0, under which nothing could be sent.
     pub fn sges(&self, lkey: Lkey, limits: SgeLimits) -> Result<SgeGroups<'a>> {
         let all = [
             ("max_sge", limits.max_sge.into()),
@@ -52,7 +52,7 @@ impl<'a> DmaSgView<'a> {
             ("max_message", limits.max_message),
         ];
         if let Some(&(limit, value)) = all.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::InvalidLimit { limit, value });
+            return Err(Error::Addresses(crate::error::AddressError::InvalidLimit { limit, value }));
         }
         let cursor = Cursor { spans: Spans::new(*self), rest: DmaSg { addr: 0, len: 0 } };
         Ok(SgeGroups { cursor, offset: 0, lkey, limits })
@@ -184,7 +184,7 @@ mod tests {
     fn limits_of_zero_are_refused() {
         let list = model::scattered(3);
         let refused = |limits: SgeLimits| match list.sges(KEY, limits) {
-            Err(Error::InvalidLimit { limit, value: 0 }) => limit,
+            Err(Error::Addresses(crate::error::AddressError::InvalidLimit { limit, value: 0 })) => limit,
             other => panic!("{other:?}"),
         };
         let fine = SgeLimits::new(1, 1);

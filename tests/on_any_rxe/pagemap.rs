@@ -65,7 +65,7 @@ fn pages_that_nobody_touched_are_brought_in_and_keep_their_bytes() {
         // Beyond the end of the file there is no page to bring in.
         let end = start.wrapping_add(length as usize);
         let beyond = pagemap::host_range(end, 8);
-        assert_refused!(beyond, Error::NoFrame { .. });
+        assert_refused!(beyond, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. }));
         assert_eq!(beyond.unwrap_err().errno(), Some(libc::EFAULT));
     }
 }
@@ -78,7 +78,8 @@ fn a_dma_bufs_own_mapping_is_refused_and_not_shown_as_zeros() {
     // SAFETY: a new mapping at an address of the kernel's choice, of which no reference is made.
     let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &buffer, 0).unwrap() };
     let refused = pagemap::host_range(start.as_ptr().cast(), 1 << 20);
-    let message = assert_refused!(refused, Error::NoFrame { .. });
+    let message =
+        assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. }));
     assert!(message.contains("take the Backing of a udmabuf, or a device's view"), "{message}");
     assert_eq!(refused.unwrap_err().errno(), Some(libc::EINVAL));
     // SAFETY: this test's own mapping, used no more.
@@ -89,18 +90,25 @@ fn a_dma_bufs_own_mapping_is_refused_and_not_shown_as_zeros() {
 fn without_the_privilege_there_are_no_addresses() {
     let backing = udmabuf(Pages::Base, 1 << 20).backing.unwrap();
     let refused = unprivileged(|| pagemap::of_backing(&backing));
-    let message = assert_refused!(refused, Error::FramesHidden);
+    let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::FramesHidden));
     assert!(message.contains("CAP_SYS_ADMIN"), "{message}");
 }
 
 #[test]
 fn addresses_that_are_not_mapped_are_refused() {
     let null = pagemap::host_range(std::ptr::null(), 1);
-    assert_refused!(null, Error::NoFrame { address: 0, .. });
+    assert_refused!(null, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { address: 0, .. }));
     let odd = pagemap::host_range(std::ptr::without_provenance(1 << 62), PAGE);
-    assert!(matches!(odd, Err(Error::NoFrame { .. } | Error::PagemapTruncated { .. })), "{odd:?}");
+    assert!(
+        matches!(
+            odd,
+            Err(Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. })
+                | Error::Addresses(dmabuf_rdma::error::AddressError::PagemapTruncated { .. }))
+        ),
+        "{odd:?}"
+    );
     assert_refused!(
         pagemap::host_range(std::ptr::without_provenance(16), u64::MAX - 20),
-        Error::AddressOverflow { .. }
+        Error::Addresses(dmabuf_rdma::error::AddressError::AddressOverflow { .. })
     );
 }

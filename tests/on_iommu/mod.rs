@@ -84,11 +84,11 @@ fn a_device_that_loses_its_driver_ends_its_views() {
         let mut fds = [PollFd::new(ending.as_fd(), PollFlags::POLLPRI)];
         assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
         assert_eq!(fds[0].revents(), Some(PollFlags::POLLPRI));
-        assert_refused!(ending.list(), Error::ViewEnded { source, .. } if source.raw_os_error() == Some(libc::ESTALE));
+        assert_refused!(ending.list(), Error::Addresses(dmabuf_rdma::error::AddressError::ViewEnded { source, .. }) if source.raw_os_error() == Some(libc::ESTALE));
         assert!(other.is_valid());
         assert_eq!(other.list().unwrap().total_len(), SIZE);
         let unbound = device_view(&buffer, DmaDevice::Pci(address));
-        assert_refused!(unbound, Error::View { source, .. } if source.raw_os_error() == Some(libc::ENXIO));
+        assert_refused!(unbound, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENXIO));
 
         fs::write(format!("{driver}/bind"), address.to_string()).unwrap();
         let again = device_view(&buffer, DmaDevice::Pci(address)).unwrap();
@@ -104,5 +104,5 @@ fn a_device_that_manages_its_own_dma_is_refused() {
     devices();
     let port = driven_by("pcieport")[0];
     let refused = device_view(&heap(4096), DmaDevice::Pci(port));
-    assert_refused!(refused, Error::View { source, .. } if source.raw_os_error() == Some(libc::EBUSY));
+    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::EBUSY));
 }

@@ -120,7 +120,10 @@ fn class_devices_are_found_where_they_are() {
     let vgem = sysfs.drm_card(&name("vgem")).unwrap();
     assert!(matches!(&vgem, Location::NotPci { netdev: None, .. }), "{vgem}");
     let unknown = "0000:77:00.0".parse().unwrap();
-    assert_refused!(sysfs.device(unknown), Error::NotInSysfs { .. });
+    assert_refused!(
+        sysfs.device(unknown),
+        Error::Addresses(dmabuf_rdma::error::AddressError::NotInSysfs { .. })
+    );
 }
 
 #[test]
@@ -148,11 +151,32 @@ fn bars_are_where_the_kernel_says() {
     config.write_all_at(&[command[0] & !2, command[1]], 4).unwrap();
     let off = shared.bar(2);
     config.write_all_at(&command, 4).unwrap();
-    assert_refused!(off, Error::BarUnusable { bar: 2, refusal: BarRefusal::NotDecoding, .. });
+    assert_refused!(
+        off,
+        Error::Addresses(dmabuf_rdma::error::AddressError::BarUnusable {
+            bar: 2,
+            refusal: BarRefusal::NotDecoding,
+            ..
+        })
+    );
     assert!(shared.bar(2).is_ok());
-    assert_refused!(shared.bar(1), Error::BarUnusable { bar: 1, refusal: BarRefusal::Absent { .. }, .. });
+    assert_refused!(
+        shared.bar(1),
+        Error::Addresses(dmabuf_rdma::error::AddressError::BarUnusable {
+            bar: 1,
+            refusal: BarRefusal::Absent { .. },
+            ..
+        })
+    );
 
     let smbus = at("pci0000:00", &[":1f.3"]);
     assert_eq!(smbus.bars().unwrap()[0].kind, BarKind::IoPort);
-    assert_refused!(smbus.bar(4), Error::BarUnusable { bar: 4, refusal: BarRefusal::IoPort, .. });
+    assert_refused!(
+        smbus.bar(4),
+        Error::Addresses(dmabuf_rdma::error::AddressError::BarUnusable {
+            bar: 4,
+            refusal: BarRefusal::IoPort,
+            ..
+        })
+    );
 }

@@ -125,7 +125,9 @@ fn a_desktop_without_iommu() {
     let rxe = sysfs.rdma_device("rxe0").unwrap();
     let expected = Location::NotPci { name: "rxe0".into(), netdev: Some("enp2s0".into()) };
     assert_eq!((&rxe, rxe.to_string().as_str()), (&expected, "rxe0 (no PCI device: software on enp2s0)"));
-    assert!(matches!(rxe.pci(), Err(Error::NotOnPci { name }) if name == "rxe0"));
+    assert!(
+        matches!(rxe.pci(), Err(Error::Addresses(crate::error::AddressError::NotOnPci { name })) if name == "rxe0")
+    );
     let vgem = sysfs.drm_card("card1").unwrap();
     assert_eq!(vgem, Location::NotPci { name: "card1".into(), netdev: None });
     assert_eq!(sysfs.rdma_on_pci().unwrap().len(), 2);
@@ -198,7 +200,7 @@ fn bars_have_sizes_flags_and_bus_addresses() {
 #[test]
 fn bars_that_dma_cannot_go_to_are_refused() {
     let refusal = |machine: &Machine, address: &str, bar| match machine.device(address).bar(bar) {
-        Err(Error::BarUnusable { refusal, device, bar: named }) => {
+        Err(Error::Addresses(crate::error::AddressError::BarUnusable { refusal, device, bar: named })) => {
             assert_eq!((device.to_string().as_str(), named), (address, bar));
             refusal
         }
@@ -230,7 +232,10 @@ fn bars_that_dma_cannot_go_to_are_refused() {
     ] {
         odd.write("0000:00:04.0", "resource", broken.as_bytes());
         let refused = odd.device("0000:00:04.0").bars();
-        assert!(matches!(refused, Err(Error::Sysfs { .. })), "{broken:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Addresses(crate::error::AddressError::Sysfs { .. }))),
+            "{broken:?}: {refused:?}"
+        );
     }
 }
 
@@ -240,7 +245,7 @@ fn what_is_not_there_is_named() {
     let sysfs = cloud.sysfs();
     let refused = sysfs.device(address("0000:99:00.0")).unwrap_err();
     assert!(
-        matches!(&refused, Error::NotInSysfs { what, .. } if what == "PCI device 0000:99:00.0"),
+        matches!(&refused, Error::Addresses(crate::error::AddressError::NotInSysfs { what, .. }) if what == "PCI device 0000:99:00.0"),
         "{refused:?}"
     );
     assert_eq!(refused.errno(), Some(libc::ENOENT));
