@@ -3,10 +3,8 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use dmabuf_rdma::exporter::{Exporter, Pages};
-use dmabuf_rdma::mr::MemoryRegion;
 use dmabuf_rdma::sg::{DmaDevice, DmaSgList, device_view};
 use dmabuf_rdma::{DmaBuf, Error};
 use rdma_sys_ext::dma_sg;
@@ -16,7 +14,7 @@ use crate::common::buffers::{every_kind, heap, udmabuf};
 use crate::common::census::{Census, dma_bufs};
 use crate::common::drm::card;
 use crate::common::kcore::Kcore;
-use crate::common::peers::{Peers, device, domain};
+use crate::common::peers::{Peers, device};
 use crate::common::system::{driven_by, modprobe, run, unprivileged, without_capabilities};
 use crate::common::{assert_same, pattern};
 
@@ -222,37 +220,4 @@ fn without_the_module_the_error_says_so() {
     assert!(message.contains("modprobe dma_sg"), "{message}");
     modprobe("dma_sg");
     device_view(&heap(4096), DmaDevice::None).unwrap();
-}
-
-/// The view of 4 GiB, list included, beside what the kernel takes to map the same buffer for rxe. The
-/// fastest of some turns each, since this is about work and not about what else the machine does.
-#[test]
-fn a_view_costs_no_more_than_a_registration() {
-    modprobe("dma_sg");
-    let domain = domain();
-    // One after the other: the guest has no room for both.
-    type Allocate = fn(u64) -> DmaBuf;
-    let kinds: [(&str, Allocate); 2] =
-        [("dma-heap system", heap), ("udmabuf", |size| udmabuf(Pages::Base, size).dmabuf)];
-    for (name, allocate) in kinds {
-        let buffer = allocate(4 << 30);
-        let (mut viewing, mut registering) = (Duration::MAX, Duration::MAX);
-        let mut runs = 0;
-        for _ in 0..7 {
-            let start = Instant::now();
-            let view = device_view(&buffer, DmaDevice::None).unwrap();
-            let list = view.list().unwrap();
-            viewing = viewing.min(start.elapsed());
-            assert_eq!(list.total_len(), 4 << 30);
-            runs = list.runs().len();
-            drop(view);
-            let start = Instant::now();
-            let region = MemoryRegion::builder(&domain, &buffer).register().unwrap();
-            registering = registering.min(start.elapsed());
-            region.deregister().unwrap();
-        }
-        let ratio = viewing.as_secs_f64() / registering.as_secs_f64();
-        println!("{name}: {runs} runs, view {viewing:?}, registration {registering:?}, ratio {ratio:.2}");
-        assert!(ratio <= 1.2, "{name}: view {viewing:?}, registration {registering:?}");
-    }
 }
