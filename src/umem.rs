@@ -44,13 +44,14 @@ impl Umem {
     /// - [`Error::IovaOverflow`]: `iova + length` does not fit in 64 bits.
     /// - [`Error::IovaNotCongruent`]: `iova` and `offset` differ modulo the page size, which uverbs
     ///   refuses (`drivers/infiniband/core/uverbs_std_types_mr.c`).
+    #[inline]
     pub fn new(buffer: &DmaBuf, offset: u64, length: u64, iova: Iova) -> Result<Self> {
         check_range(offset, length, buffer.size())?;
         if iova.0.checked_add(length).is_none() {
             return Err(Error::IovaOverflow { iova, length });
         }
         let page_size = page_size();
-        if iova.0 % page_size != offset % page_size {
+        if (iova.0 ^ offset) & (page_size - 1) != 0 {
             return Err(Error::IovaNotCongruent { iova, offset, page_size });
         }
         let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
@@ -138,6 +139,7 @@ impl fmt::Display for Umem {
 }
 
 /// Checks that a range is not empty and lies within `size` bytes.
+#[inline]
 pub(crate) fn check_range(offset: u64, length: u64, size: u64) -> Result<()> {
     if length == 0 {
         return Err(Error::ZeroLength { offset });
@@ -149,6 +151,7 @@ pub(crate) fn check_range(offset: u64, length: u64, size: u64) -> Result<()> {
 }
 
 /// The kernel's page size in bytes.
+#[inline]
 pub(crate) fn page_size() -> u64 {
     static PAGE_SIZE: LazyLock<u64> = LazyLock::new(|| {
         // SAFETY: sysconf takes no pointer and has no precondition.

@@ -153,6 +153,7 @@ impl DmaBuf {
 }
 
 impl AsFd for DmaBuf {
+    #[inline]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -36,6 +36,7 @@ impl Access {
     const WRITES: Self = Self::LOCAL_WRITE.union(Self::REMOTE_WRITE).union(Self::REMOTE_ATOMIC);
 
     /// Checks the flags by themselves and against the buffer's mode, which the kernel does not.
+    #[inline]
     pub(super) fn check(self, buffer: &DmaBuf) -> Result<()> {
         self.check_flags()?;
         if self.intersects(Self::WRITES) && !buffer.is_writable() {

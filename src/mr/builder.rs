@@ -8,7 +8,8 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rdma_sys_ext::symbols::ibv_reg_dmabuf_mr;
 
 use super::path::{self, IMPORT, Path, Registered, Request};
-use super::{Access, MemoryRegion, Refusal, RefusalReason, probe};
+use super::probe::{self, probe};
+use super::{Access, Lkey, MemoryRegion, Refusal, RefusalReason};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
 use crate::umem::{Iova, Umem, page_size};
@@ -16,7 +17,7 @@ use crate::verbs::ProtectionDomain;
 use crate::{Error, Result};
 
 /// A registration to be; see [`MemoryRegion::builder`].
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 #[must_use = "nothing is registered until `register` is called"]
 pub struct MemoryRegionBuilder<'a> {
     domain: &'a ProtectionDomain,
@@ -85,6 +86,7 @@ impl<'a> MemoryRegionBuilder<'a> {
     /// - [`Error::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device does, but not this one.
     /// - [`Error::MemlockLimit`] (`ENOMEM`): on the HostMapping path.
     /// - [`Error::Register`]: anything else that the kernel or the provider answered.
+    #[inline]
     pub fn register(self) -> Result<MemoryRegion> {
         let (offset, length) = self.range.unwrap_or((0, self.buffer.size()));
         let umem = Umem::new(self.buffer, offset, length, self.iova.unwrap_or(Iova(offset)))?;
@@ -92,17 +94,33 @@ impl<'a> MemoryRegionBuilder<'a> {
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
             return Err(Error::ForeignBacking);
         }
-        let (registered, path) = self.try_paths(&umem)?;
-        let (lkey, iova) = (registered.lkey.0, umem.iova().0);
-        tracing::debug!(device = self.device(), %path, offset, length, iova, lkey, "registered a dma-buf");
+        let request = Request { offset, length, iova: umem.iova(), access: self.access };
+        let (registered, path) = match self.try_kernel(&request) {
+            Some(registered) => (registered, Path::Uverbs),
+            None => self.try_each(request)?,
+        };
+        if tracing::level_enabled!(tracing::Level::DEBUG) {
+            log_registered(self.domain, path, request, registered.lkey);
+        }
         let backing = self.backing.filter(|_| path == Path::HostMapping).cloned();
         Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), backing))
     }
 
+    /// The usual case where the provider imports nothing: straight to the kernel's command. Anything
+    /// but success is for `try_each` to explain.
+    #[inline]
+    fn try_kernel(self, request: &Request) -> Option<Registered> {
+        let domain = self.domain;
+        let ask = move || probe::provider_imports(domain);
+        if domain.context().provider_imports(ask) || !self.paths.contains(&Path::Uverbs) {
+            return None;
+        }
+        path::register_uverbs(domain, self.buffer.as_fd().as_raw_fd(), request).ok()
+    }
+
     /// The first path that does not say that it does not import dma-bufs.
-    fn try_paths(&self, umem: &Umem) -> Result<(Registered, Path)> {
-        let request =
-            Request { offset: umem.offset(), length: umem.len(), iova: umem.iova(), access: self.access };
+    #[inline(never)]
+    fn try_each(self, request: Request) -> Result<(Registered, Path)> {
         let mut refusals = Vec::new();
         for &path in IMPORT.iter().filter(|path| self.paths.contains(path)) {
             match self.import(path, &request) {
@@ -182,6 +200,12 @@ impl<'a> MemoryRegionBuilder<'a> {
     fn exporter(&self) -> String {
         self.buffer.exporter_name().unwrap_or_default()
     }
+}
+
+#[cold]
+fn log_registered(domain: &ProtectionDomain, path: Path, request: Request, lkey: Lkey) {
+    let (device, Request { offset, length, iova, .. }) = (domain.context().device_name(), request);
+    tracing::debug!(device, %path, offset, length, iova = iova.0, lkey = lkey.0, "registered a dma-buf");
 }
 
 /// The soft RLIMIT_MEMLOCK in bytes if pinning `needed` bytes more goes over it.

@@ -76,6 +76,7 @@ impl Registered {
     }
 
     /// Undoes the registration; when that fails it stands as before.
+    #[inline]
     pub(super) fn deregister(&self, domain: &ProtectionDomain) -> io::Result<()> {
         match self.handle {
             // SAFETY: the region is live: whoever holds this object deregisters once with success.
@@ -116,6 +117,7 @@ pub(super) fn register_verbs(
 }
 
 /// Registers through the kernel's own command.
+#[inline]
 pub(super) fn register_uverbs(
     domain: &ProtectionDomain,
     fd: RawFd,

@@ -99,25 +99,32 @@ impl DmaBufSupport {
 /// - [`Error::Verbs`]: no protection domain to ask with.
 pub fn probe(context: &Context) -> Result<DmaBufSupport> {
     let domain = ProtectionDomain::new(context)?;
-    // One page, so that nothing but the descriptor is wrong.
-    let page = Request { offset: 0, length: page_size(), iova: Iova(0), access: Access::LOCAL_WRITE };
-    let ask = |path: Path| {
-        let answer = match path {
-            Path::Verbs => match ibv_reg_dmabuf_mr() {
-                Ok(call) => path::register_verbs(call, &domain, -1, &page).map(drop),
-                Err(missing) => {
-                    return Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) }));
-                }
-            },
-            _ => path::register_uverbs(&domain, -1, &page).map(drop),
-        };
-        judge(path, answer).map_err(|source| Error::Probe {
+    let ask = |path| {
+        ask(path, &domain).map_err(|source| Error::Probe {
             device: context.device_name().into(),
             path,
             source,
         })
     };
     Ok(DmaBufSupport { verbs: ask(Path::Verbs)?, uverbs: ask(Path::Uverbs)? })
+}
+
+/// Whether the provider imports dma-bufs, or may: only a clear no is one.
+pub(super) fn provider_imports(domain: &ProtectionDomain) -> bool {
+    !matches!(ask(Path::Verbs, domain), Ok(Err(_)))
+}
+
+fn ask(path: Path, domain: &ProtectionDomain) -> io::Result<Result<(), Refusal>> {
+    // One page, so that nothing but the descriptor is wrong.
+    let page = Request { offset: 0, length: page_size(), iova: Iova(0), access: Access::LOCAL_WRITE };
+    let answer = match path {
+        Path::Verbs => match ibv_reg_dmabuf_mr() {
+            Ok(call) => path::register_verbs(call, domain, -1, &page).map(drop),
+            Err(missing) => return Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) })),
+        },
+        _ => path::register_uverbs(domain, -1, &page).map(drop),
+    };
+    judge(path, answer)
 }
 
 fn judge(path: Path, answer: io::Result<()>) -> io::Result<Result<(), Refusal>> {

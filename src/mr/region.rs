@@ -1,6 +1,7 @@
 //! A registered region.
 
 use std::fmt;
+use std::io;
 
 use super::path::{Path, Registered};
 use super::{Access, MemoryRegionBuilder};
@@ -145,31 +146,49 @@ impl MemoryRegion {
     /// [`DeregisterError`] with [`Error::Deregister`] (`EBUSY`: a memory window is bound to it); it
     /// hands the region back.
     #[doc(alias = "ibv_dereg_mr")]
+    #[inline]
     pub fn deregister(mut self) -> Result<(), DeregisterError> {
         match self.release() {
             Ok(()) => Ok(()),
-            Err(error) => Err(DeregisterError { region: Box::new(self), error }),
+            Err(source) => {
+                let error = Error::Deregister { lkey: self.lkey().0, source };
+                Err(DeregisterError { region: Box::new(self), error })
+            }
         }
     }
 
-    fn release(&mut self) -> Result<()> {
-        if !self.live {
-            return Ok(());
+    #[inline]
+    fn release(&mut self) -> io::Result<()> {
+        if self.live {
+            self.registered.deregister(&self.domain)?;
+            self.live = false;
+            if tracing::level_enabled!(tracing::Level::DEBUG) {
+                log_deregistered(self.lkey(), self.len());
+            }
         }
-        self.registered
-            .deregister(&self.domain)
-            .map_err(|source| Error::Deregister { lkey: self.lkey().0, source })?;
-        self.live = false;
-        tracing::debug!(lkey = self.lkey().0, length = self.len(), "deregistered");
         Ok(())
+    }
+
+    /// Out of line, so that nothing of it is where `deregister` ends.
+    #[inline(never)]
+    fn drop_live(&mut self) {
+        let Err(source) = self.release() else { return };
+        let error = Error::Deregister { lkey: self.lkey().0, source };
+        let (device, errno) = (self.domain.context().device_name(), error.errno());
+        tracing::warn!(device, %error, errno, "a region stays registered");
     }
 }
 
 impl Drop for MemoryRegion {
+    #[inline]
     fn drop(&mut self) {
-        if let Err(error) = self.release() {
-            let errno = error.errno();
-            tracing::warn!(device = self.domain.context().device_name(), %error, errno, "a region stays registered");
+        if self.live {
+            self.drop_live();
         }
     }
+}
+
+#[cold]
+fn log_deregistered(lkey: Lkey, length: u64) {
+    tracing::debug!(lkey = lkey.0, length, "deregistered");
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ibverbs_sys as ffi;
 use rdma_sys_ext::verbs as inline;
@@ -23,6 +23,7 @@ struct Inner {
     raw: NonNull<ffi::ibv_context>,
     owned: bool,
     device: Box<str>,
+    provider_imports: OnceLock<bool>,
 }
 
 // SAFETY: libibverbs contexts may be used from any thread; they lock what they write.
@@ -84,7 +85,14 @@ pub struct Port {
 
 impl Context {
     pub(super) fn opened(raw: NonNull<ffi::ibv_context>, device: &str) -> Self {
-        Self { inner: Arc::new(Inner { raw, owned: true, device: device.into() }) }
+        Self {
+            inner: Arc::new(Inner {
+                raw,
+                owned: true,
+                device: device.into(),
+                provider_imports: OnceLock::new(),
+            }),
+        }
     }
 
     /// Wraps a context that another library opened. It is never closed here.
@@ -96,7 +104,7 @@ impl Context {
         // SAFETY: an open context names its device, says the caller.
         let name = unsafe { CStr::from_ptr(ffi::ibv_get_device_name((*raw.as_ptr()).device)) };
         let device = name.to_string_lossy().into();
-        Self { inner: Arc::new(Inner { raw, owned: false, device }) }
+        Self { inner: Arc::new(Inner { raw, owned: false, device, provider_imports: OnceLock::new() }) }
     }
 
     /// The libibverbs object, for use with other libraries. It stays this object's to close.
@@ -190,7 +198,14 @@ impl Context {
         }
     }
 
+    /// Whether the provider imports dma-bufs, once `ask` has found out.
+    #[inline]
+    pub(crate) fn provider_imports(&self, ask: impl FnOnce() -> bool) -> bool {
+        *self.inner.provider_imports.get_or_init(ask)
+    }
+
     /// The descriptor that uverbs commands go to.
+    #[inline]
     pub(crate) fn cmd_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the context is open, and its cmd_fd with it, as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw((*self.inner.raw.as_ptr()).cmd_fd) }

@@ -28,6 +28,9 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// The driver that the last command was for.
+static LAST_DRIVER: AtomicU32 = AtomicU32::new(0);
+
 /// One attribute of a command, with the borrow of the memory that the kernel may write for it.
 #[repr(transparent)]
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl<'a> Attr<'a> {
     }
 
     /// A 32-bit value, in the first four of the eight bytes.
+    #[inline]
     fn u32(attr_id: u16, value: u32) -> Self {
         let mut bytes = [0; 8];
         bytes[..4].copy_from_slice(&value.to_ne_bytes());
@@ -102,12 +106,18 @@ impl<'a, const N: usize> Command<'a, N> {
     /// private struct. Here the last right one is tried first, and only an EINVAL leads to asking
     /// which is right: a second device of another driver costs a few refused calls at each change.
     fn run(&mut self, cmd_fd: BorrowedFd<'_>) -> io::Result<()> {
-        static LAST_DRIVER: AtomicU32 = AtomicU32::new(0);
         self.header.driver_id = LAST_DRIVER.load(Ordering::Relaxed);
-        let refused = match self.ioctl(cmd_fd) {
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => e,
-            result => return result,
-        };
+        match self.ioctl(cmd_fd) {
+            Ok(()) => Ok(()),
+            Err(refused) => self.run_again(cmd_fd, refused),
+        }
+    }
+
+    #[cold]
+    fn run_again(&mut self, cmd_fd: BorrowedFd<'_>, refused: io::Error) -> io::Result<()> {
+        if refused.raw_os_error() != Some(libc::EINVAL) {
+            return Err(refused);
+        }
         match driver_id(cmd_fd) {
             Some(right) if right != self.header.driver_id => {
                 LAST_DRIVER.store(right, Ordering::Relaxed);

@@ -70,6 +70,7 @@ pub struct RegisteredMr {
 /// rdma-core: `ibv_cmd_reg_dmabuf_mr` in `libibverbs/cmd_mr.c`.
 #[doc(alias = "UVERBS_METHOD_REG_DMABUF_MR")]
 #[doc(alias = "ibv_cmd_reg_dmabuf_mr")]
+#[inline]
 pub unsafe fn reg_dmabuf_mr(cmd_fd: BorrowedFd<'_>, request: &RegDmabufMr) -> io::Result<RegisteredMr> {
     let (mut lkey, mut rkey) = (0, 0);
     let mut command = Command::new(
@@ -109,6 +110,7 @@ pub unsafe fn reg_dmabuf_mr(cmd_fd: BorrowedFd<'_>, request: &RegDmabufMr) -> io
 /// rdma-core: `ibv_cmd_dereg_mr` in `libibverbs/cmd_mr.c`.
 #[doc(alias = "UVERBS_METHOD_MR_DESTROY")]
 #[doc(alias = "ibv_cmd_dereg_mr")]
+#[inline]
 pub unsafe fn destroy(cmd_fd: BorrowedFd<'_>, handle: u32) -> io::Result<()> {
     let attributes = [Attr::object(abi::DESTROY_MR_HANDLE, handle)];
     Command::new(abi::OBJECT_MR, abi::MR_DESTROY, attributes).run(cmd_fd)
