@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::hint;
+use std::slice;
 
 use super::view::Spans;
 use super::wire::{SgeGroups, SgeLimits};
@@ -18,12 +19,19 @@ use crate::umem::Iova;
 /// and half a byte a run for the index, which short lists do without.
 #[derive(Clone)]
 pub struct DmaSgList {
-    runs: Box<[DmaSg]>,
+    runs: Runs,
     /// The offset at which each stride of runs after the first begins.
     index: Box<[u64]>,
     /// Strides a byte.
     scale: f64,
     total: u64,
+}
+
+/// One run, as every region's iova makes it, is not worth an allocation.
+#[derive(Clone)]
+enum Runs {
+    One(DmaSg),
+    Many(Box<[DmaSg]>),
 }
 
 /// Runs under one entry of the index: few cache lines, which are fetched at once, while the index of a
@@ -32,16 +40,17 @@ pub(super) const STRIDE: usize = 16;
 
 impl DmaSgList {
     /// A list of one run. Whoever calls has checked it: not empty, no overflow.
+    #[inline]
     pub(crate) fn single(run: DmaSg) -> Self {
         debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
-        Self { runs: Box::new([run]), index: Box::default(), scale: 0.0, total: run.len }
+        Self { runs: Runs::One(run), index: Box::default(), scale: 0.0, total: run.len }
     }
 
     /// What the builder checked and indexed.
     pub(super) fn from_checked(runs: Box<[DmaSg]>, index: Box<[u64]>, total: u64) -> Self {
         debug_assert_eq!(index.len(), (runs.len() - 1) / STRIDE);
         let scale = (index.len() + 1) as f64 / total as f64;
-        Self { runs, index, scale, total }
+        Self { runs: Runs::Many(runs), index, scale, total }
     }
 
     /// A list of these runs, neighbours merged.
@@ -69,8 +78,12 @@ impl DmaSgList {
     }
 
     /// The runs, in order.
+    #[inline]
     pub fn runs(&self) -> &[DmaSg] {
-        &self.runs
+        match &self.runs {
+            Runs::One(run) => slice::from_ref(run),
+            Runs::Many(runs) => runs,
+        }
     }
 
     /// Length of all runs together in bytes.
@@ -83,7 +96,7 @@ impl DmaSgList {
     #[inline]
     pub fn run_at(&self, offset: u64) -> Option<DmaSg> {
         let (at, skip) = self.find(offset)?;
-        let run = self.runs[at];
+        let run = self.runs()[at];
         Some(DmaSg { addr: run.addr + skip, len: run.len - skip })
     }
 
@@ -99,7 +112,7 @@ impl DmaSgList {
         // All of the stride, without a branch on what was read: the processor then goes on to the next
         // lookup while memory still answers this one.
         let (mut at, mut start, mut end) = (first, 0, 0);
-        for run in self.runs[first..].iter().take(STRIDE) {
+        for run in self.runs()[first..].iter().take(STRIDE) {
             end += run.len;
             let past = end <= within;
             at += usize::from(past);
