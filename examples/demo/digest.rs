@@ -1,41 +1,67 @@
-//! Patterns and digests of a buffer, through its CPU mapping.
+//! Patterns and digests of a buffer, through its CPU mapping, on all processors.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use dmabuf_rdma::dmabuf::{CpuAccess, Mapping};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::Result;
 
-const BLOCK: usize = 1 << 20;
+const BLOCK: u64 = 1 << 20;
 
 /// Fills a buffer with a pattern in which no two words of 8 bytes are alike, so that bytes that land
 /// in a wrong place show.
-pub fn fill(mapping: &Mapping, seed: u64, mut progress: impl FnMut(u64)) -> Result<()> {
+pub fn fill(mapping: &Mapping, seed: u64, progress: impl Fn(u64) + Sync) -> Result<()> {
     let guard = mapping.begin(CpuAccess::Write)?;
-    let mut block = vec![0; BLOCK];
-    for offset in (0..mapping.len()).step_by(BLOCK) {
-        let length = (mapping.len() - offset).min(BLOCK as u64) as usize;
-        for (at, word) in block[..length].chunks_mut(8).enumerate() {
+    let filled = AtomicU64::new(0);
+    each_block(mapping.len(), |offset, block| {
+        for (at, word) in block.chunks_mut(8).enumerate() {
             let bytes = scramble(seed ^ (offset + 8 * at as u64)).to_le_bytes();
             word.copy_from_slice(&bytes[..word.len()]);
         }
-        guard.write(offset, &block[..length])?;
-        progress(offset + length as u64);
-    }
+        guard.write(offset, block)?;
+        let length = block.len() as u64;
+        progress(filled.fetch_add(length, Ordering::Relaxed) + length);
+        Ok(())
+    })?;
     Ok(guard.end()?)
 }
 
-/// Digest of all of a buffer.
+/// Digest of all of a buffer: that of its blocks' digests.
 pub fn digest(mapping: &Mapping) -> Result<u128> {
     let guard = mapping.begin(CpuAccess::Read)?;
-    let mut block = vec![0; BLOCK];
-    let mut hash = Xxh3::new();
-    for offset in (0..mapping.len()).step_by(BLOCK) {
-        let length = (mapping.len() - offset).min(BLOCK as u64) as usize;
-        guard.read(offset, &mut block[..length])?;
-        hash.update(&block[..length]);
-    }
+    let digests = each_block(mapping.len(), |offset, block| {
+        guard.read(offset, block)?;
+        Ok(xxh3_128(block).to_le_bytes())
+    })?;
     guard.end()?;
-    Ok(hash.digest128())
+    Ok(xxh3_128(digests.as_flattened()))
+}
+
+/// What `work` makes of each block and its offset, in order; each processor has its share of the blocks.
+fn each_block<T: Send>(
+    size: u64,
+    work: impl Fn(u64, &mut [u8]) -> dmabuf_rdma::Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let processors = thread::available_parallelism()?.get() as u64;
+    let share = size.div_ceil(processors).next_multiple_of(BLOCK);
+    let one_share = |start: u64| {
+        let end = size.min(start + share);
+        let mut block = vec![0; BLOCK as usize];
+        let offsets = (start..end).step_by(BLOCK as usize);
+        offsets.map(|offset| work(offset, &mut block[..BLOCK.min(end - offset) as usize])).collect()
+    };
+    thread::scope(|scope| {
+        let starts = (0..size).step_by(share as usize);
+        let threads: Vec<_> = starts.map(|start| scope.spawn(move || one_share(start))).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            let made: dmabuf_rdma::Result<Vec<T>> = thread.join().expect("no block's work panics");
+            all.extend(made?);
+        }
+        Ok(all)
+    })
 }
 
 /// A bijection of 64 bits that spreads neighbours (multiply, shift, multiply).
