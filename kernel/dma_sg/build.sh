@@ -40,7 +40,7 @@ esac
 work=$output/dma_sg
 rm -rf "$work" "$output/dma_sg.ko"
 mkdir "$work"
-cp "$here/Makefile" "$here/dma_sg.c" "$here/dma_sg.h" "$work"
+cp "$here/Makefile" "$here"/*.[ch] "$work"
 
 # An empty CONFIG_DEBUG_INFO_BTF_MODULES does without pahole and the vmlinux.
 make -j"$(nproc)" -C "$headers" M="$work" CC="$cc" \

@@ -82,7 +82,7 @@ pub struct DeviceView {
 /// - [`AddressError::View`](crate::error::AddressError::View): the device is not set up for DMA by its driver (`ENXIO`), is somebody else's
 ///   (`EBUSY`) or would be given bounce buffers (`EADDRNOTAVAIL`); or the exporter refuses, with its errno.
 ///
-/// Source: `kernel/dma_sg/dma_sg.c`; `drivers/dma-buf/dma-buf.c` for what an exporter may answer.
+/// Source: `kernel/dma_sg/view.c`; `drivers/dma-buf/dma-buf.c` for what an exporter may answer.
 #[doc(alias = "DMA_SG_IOCTL_MAP")]
 pub fn device_view(buffer: &DmaBuf, device: DmaDevice<'_>) -> Result<DeviceView> {
     let refused = |source: io::Error| {

@@ -1,33 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /dev/dma_sg: what a device would be told about where a dma-buf is.
- *
- * A dma-buf has no addresses of its own. It gets some when it is mapped for a
- * device, and only drivers see them. This module maps a buffer for a device as
- * that device's driver would, keeps the mapping as long as a descriptor is
- * open, and lets its holder read the addresses. It moves no data.
+ * A buffer mapped for a device: made, read through a descriptor, and ended by
+ * whoever comes first.
  */
 
-#include <linux/anon_inodes.h>
-#include <linux/dma-buf.h>
-#include <linux/dma-map-ops.h>
 #include <linux/dma-resv.h>
-#include <linux/file.h>
-#include <linux/fs.h>
-#include <linux/miscdevice.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/pci.h>
-#include <linux/platform_device.h>
 #include <linux/poll.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
-#include <linux/swiotlb.h>
+#include <linux/uaccess.h>
 #include <linux/vmalloc.h>
-#if IS_ENABLED(CONFIG_INFINIBAND)
-#include <rdma/ib_verbs.h>
-#endif
 
 #include "dma_sg.h"
+#include "internal.h"
 
 /*
  * A buffer mapped for a device.
@@ -51,76 +39,6 @@ struct dma_sg_view {
 	struct dma_sg_entry *entries;
 	u64 count;
 	u64 bytes;
-};
-
-/* The device for those that have none, and for RDMA devices without one. */
-static struct platform_device *dma_sg_identity;
-
-/*
- * DMA mapping for that device: the identity. The default operations would be
- * the identity too, until somebody boots with swiotlb=force or encrypts memory.
- */
-#ifdef DMA_SG_HAVE_MAP_PHYS
-static dma_addr_t dma_sg_map_phys(struct device *dev, phys_addr_t phys,
-				  size_t size, enum dma_data_direction dir,
-				  unsigned long attrs)
-{
-	return phys;
-}
-#else
-static dma_addr_t dma_sg_map_page(struct device *dev, struct page *page,
-				  unsigned long offset, size_t size,
-				  enum dma_data_direction dir,
-				  unsigned long attrs)
-{
-	return page_to_phys(page) + offset;
-}
-
-static dma_addr_t dma_sg_map_resource(struct device *dev, phys_addr_t phys,
-				      size_t size, enum dma_data_direction dir,
-				      unsigned long attrs)
-{
-	return phys;
-}
-#endif
-
-static void dma_sg_unmap_one(struct device *dev, dma_addr_t addr, size_t size,
-			     enum dma_data_direction dir, unsigned long attrs)
-{
-}
-
-static int dma_sg_map_sg(struct device *dev, struct scatterlist *sgl, int nents,
-			 enum dma_data_direction dir, unsigned long attrs)
-{
-	struct scatterlist *sg;
-	int i;
-
-	for_each_sg(sgl, sg, nents, i) {
-		sg_dma_address(sg) = sg_phys(sg);
-		sg_dma_len(sg) = sg->length;
-	}
-
-	return nents;
-}
-
-static void dma_sg_unmap_sg(struct device *dev, struct scatterlist *sgl,
-			    int nents, enum dma_data_direction dir,
-			    unsigned long attrs)
-{
-}
-
-static const struct dma_map_ops dma_sg_identity_ops = {
-#ifdef DMA_SG_HAVE_MAP_PHYS
-	.map_phys = dma_sg_map_phys,
-	.unmap_phys = dma_sg_unmap_one,
-#else
-	.map_page = dma_sg_map_page,
-	.unmap_page = dma_sg_unmap_one,
-	.map_resource = dma_sg_map_resource,
-	.unmap_resource = dma_sg_unmap_one,
-#endif
-	.map_sg = dma_sg_map_sg,
-	.unmap_sg = dma_sg_unmap_sg,
 };
 
 /*
@@ -297,88 +215,6 @@ err_unpin:
 	return err;
 }
 
-/*
- * Whether a mapping made for this device now would mean anything. The caller
- * holds the device's lock, so that it stays true until the notifier is there.
- */
-static int dma_sg_check_device(struct device *dev)
-{
-	/* Masks and DMA operations are set up by and for a driver. */
-	if (!dev->driver)
-		return -ENXIO;
-
-	/* The device is in somebody else's IOMMU domain: a VM's, for one. */
-	if (dev_is_pci(dev) && to_pci_driver(dev->driver)->driver_managed_dma)
-		return -EBUSY;
-
-	/*
-	 * A bounced mapping names bounce buffers, and ending it would copy them
-	 * over what has been written to the buffer in the meantime.
-	 */
-	if (is_swiotlb_force_bounce(dev) || dma_addressing_limited(dev))
-		return -EADDRNOTAVAIL;
-
-	return 0;
-}
-
-static struct device *dma_sg_find_pci(const char *name)
-{
-	unsigned int domain, bus, slot, func;
-	struct pci_dev *pdev;
-
-	if (sscanf(name, "%x:%x:%x.%x", &domain, &bus, &slot, &func) != 4 ||
-	    bus > 0xff || slot > 0x1f || func > 7)
-		return ERR_PTR(-EINVAL);
-
-	pdev = pci_get_domain_bus_and_slot(domain, bus, PCI_DEVFN(slot, func));
-	if (!pdev)
-		return ERR_PTR(-ENODEV);
-
-	/* sscanf() is content with more than addresses. */
-	if (strcmp(name, pci_name(pdev))) {
-		pci_dev_put(pdev);
-		return ERR_PTR(-EINVAL);
-	}
-
-	return &pdev->dev;
-}
-
-static struct device *dma_sg_find_rdma(const char *name)
-{
-#if IS_ENABLED(CONFIG_INFINIBAND)
-	struct ib_device *ibdev;
-	struct device *dev;
-
-	ibdev = ib_device_get_by_name(name, RDMA_DRIVER_UNKNOWN);
-	if (!ibdev)
-		return ERR_PTR(-ENODEV);
-
-	/* Without a dma_device the CPU does the copying: rxe, siw. */
-	dev = get_device(ibdev->dma_device ?: &dma_sg_identity->dev);
-	/* Kept, this reference would keep the RDMA device from going. */
-	ib_device_put(ibdev);
-
-	return dev;
-#else
-	return ERR_PTR(-ENODEV);
-#endif
-}
-
-static struct device *dma_sg_find_device(u32 kind, const char *name)
-{
-	switch (kind) {
-	case DMA_SG_DEVICE_NONE:
-		return *name ? ERR_PTR(-EINVAL) :
-			       get_device(&dma_sg_identity->dev);
-	case DMA_SG_DEVICE_PCI:
-		return dma_sg_find_pci(name);
-	case DMA_SG_DEVICE_RDMA:
-		return dma_sg_find_rdma(name);
-	}
-
-	return ERR_PTR(-EINVAL);
-}
-
 static int dma_sg_attach(struct dma_sg_view *view)
 {
 	int err;
@@ -428,8 +264,8 @@ out:
 }
 
 /* Takes over the reference to @dmabuf, also when it fails. */
-static struct dma_sg_view *dma_sg_create(struct dma_buf *dmabuf, u32 kind,
-					 const char *name)
+struct dma_sg_view *dma_sg_create(struct dma_buf *dmabuf, u32 kind,
+				  const char *name)
 {
 	struct dma_sg_view *view;
 	int err;
@@ -448,7 +284,7 @@ static struct dma_sg_view *dma_sg_create(struct dma_buf *dmabuf, u32 kind,
 		goto err_free;
 	}
 
-	if (view->dev == &dma_sg_identity->dev)
+	if (dma_sg_is_identity(view->dev))
 		err = dma_sg_attach(view);
 	else
 		err = dma_sg_attach_watched(view);
@@ -467,7 +303,7 @@ err_put:
 	return ERR_PTR(err);
 }
 
-static void dma_sg_destroy(struct dma_sg_view *view)
+void dma_sg_destroy(struct dma_sg_view *view)
 {
 	/* Also waits for an event that is being handled. */
 	if (view->bus_nb.notifier_call)
@@ -541,7 +377,7 @@ static void dma_sg_view_show_fdinfo(struct seq_file *m, struct file *file)
 		   READ_ONCE(view->pinned) ? "pinned" : "mapped");
 }
 
-static const struct file_operations dma_sg_view_fops = {
+const struct file_operations dma_sg_view_fops = {
 	.owner = THIS_MODULE,
 	.release = dma_sg_view_release,
 	.unlocked_ioctl = dma_sg_view_ioctl,
@@ -549,116 +385,3 @@ static const struct file_operations dma_sg_view_fops = {
 	.poll = dma_sg_view_poll,
 	.show_fdinfo = dma_sg_view_show_fdinfo,
 };
-
-static long dma_sg_map(void __user *arg)
-{
-	struct dma_sg_view *view;
-	struct dma_buf *dmabuf;
-	struct dma_sg_map map;
-	struct file *file;
-	int fd;
-
-	if (copy_from_user(&map, arg, sizeof(map)))
-		return -EFAULT;
-	if (map.flags || map.reserved ||
-	    strnlen(map.name, sizeof(map.name)) == sizeof(map.name))
-		return -EINVAL;
-
-	dmabuf = dma_buf_get(map.fd);
-	if (IS_ERR(dmabuf))
-		return PTR_ERR(dmabuf);
-
-	view = dma_sg_create(dmabuf, map.device, map.name);
-	if (IS_ERR(view))
-		return PTR_ERR(view);
-
-	fd = get_unused_fd_flags(O_CLOEXEC);
-	if (fd < 0) {
-		dma_sg_destroy(view);
-		return fd;
-	}
-
-	file = anon_inode_getfile("[dma_sg]", &dma_sg_view_fops, view, O_RDONLY);
-	if (IS_ERR(file)) {
-		put_unused_fd(fd);
-		dma_sg_destroy(view);
-		return PTR_ERR(file);
-	}
-	fd_install(fd, file);
-
-	return fd;
-}
-
-/* Physical addresses are for the administrator: with them goes Rowhammer. */
-static int dma_sg_open(struct inode *inode, struct file *file)
-{
-	return capable(CAP_SYS_ADMIN) ? 0 : -EPERM;
-}
-
-static long dma_sg_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
-{
-	if (cmd != DMA_SG_IOCTL_MAP)
-		return -ENOTTY;
-
-	/* An open descriptor may have been inherited. */
-	if (!capable(CAP_SYS_ADMIN))
-		return -EPERM;
-
-	return dma_sg_map((void __user *)arg);
-}
-
-static const struct file_operations dma_sg_fops = {
-	.owner = THIS_MODULE,
-	.open = dma_sg_open,
-	.unlocked_ioctl = dma_sg_ioctl,
-	.compat_ioctl = compat_ptr_ioctl,
-};
-
-static struct miscdevice dma_sg_misc = {
-	.minor = MISC_DYNAMIC_MINOR,
-	.name = "dma_sg",
-	.fops = &dma_sg_fops,
-	.mode = 0600,
-};
-
-static int __init dma_sg_init(void)
-{
-	int err;
-
-	dma_sg_identity = platform_device_register_simple("dma_sg-identity",
-							  PLATFORM_DEVID_NONE,
-							  NULL, 0);
-	if (IS_ERR(dma_sg_identity))
-		return PTR_ERR(dma_sg_identity);
-
-	set_dma_ops(&dma_sg_identity->dev, &dma_sg_identity_ops);
-	dma_set_max_seg_size(&dma_sg_identity->dev, UINT_MAX);
-	err = dma_set_mask_and_coherent(&dma_sg_identity->dev,
-					DMA_BIT_MASK(64));
-	if (err)
-		goto err_device;
-
-	err = misc_register(&dma_sg_misc);
-	if (err)
-		goto err_device;
-
-	return 0;
-
-err_device:
-	platform_device_unregister(dma_sg_identity);
-	return err;
-}
-
-static void __exit dma_sg_exit(void)
-{
-	misc_deregister(&dma_sg_misc);
-	platform_device_unregister(dma_sg_identity);
-}
-
-module_init(dma_sg_init);
-module_exit(dma_sg_exit);
-
-/* What MODULE_IMPORT_NS() makes of its argument, which 6.13 turned into a string. */
-MODULE_INFO(import_ns, "DMA_BUF");
-MODULE_DESCRIPTION("A dma-buf's addresses as a device sees them");
-MODULE_LICENSE("GPL");

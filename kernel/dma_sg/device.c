@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The devices that a buffer can be mapped for: PCI devices, RDMA devices, and
+ * one of the module's own that addresses physical memory.
+ */
+
+#include <linux/dma-map-ops.h>
+#include <linux/err.h>
+#include <linux/pci.h>
+#include <linux/platform_device.h>
+#include <linux/scatterlist.h>
+#include <linux/string.h>
+#include <linux/swiotlb.h>
+#if IS_ENABLED(CONFIG_INFINIBAND)
+#include <rdma/ib_verbs.h>
+#endif
+
+#include "dma_sg.h"
+#include "internal.h"
+
+/* The device for those that have none, and for RDMA devices without one. */
+static struct platform_device *dma_sg_identity;
+
+/*
+ * DMA mapping for that device: the identity. The default operations would be
+ * the identity too, until somebody boots with swiotlb=force or encrypts memory.
+ */
+#ifdef DMA_SG_HAVE_MAP_PHYS
+static dma_addr_t dma_sg_map_phys(struct device *dev, phys_addr_t phys,
+				  size_t size, enum dma_data_direction dir,
+				  unsigned long attrs)
+{
+	return phys;
+}
+#else
+static dma_addr_t dma_sg_map_page(struct device *dev, struct page *page,
+				  unsigned long offset, size_t size,
+				  enum dma_data_direction dir,
+				  unsigned long attrs)
+{
+	return page_to_phys(page) + offset;
+}
+
+static dma_addr_t dma_sg_map_resource(struct device *dev, phys_addr_t phys,
+				      size_t size, enum dma_data_direction dir,
+				      unsigned long attrs)
+{
+	return phys;
+}
+#endif
+
+static void dma_sg_unmap_one(struct device *dev, dma_addr_t addr, size_t size,
+			     enum dma_data_direction dir, unsigned long attrs)
+{
+}
+
+static int dma_sg_map_sg(struct device *dev, struct scatterlist *sgl, int nents,
+			 enum dma_data_direction dir, unsigned long attrs)
+{
+	struct scatterlist *sg;
+	int i;
+
+	for_each_sg(sgl, sg, nents, i) {
+		sg_dma_address(sg) = sg_phys(sg);
+		sg_dma_len(sg) = sg->length;
+	}
+
+	return nents;
+}
+
+static void dma_sg_unmap_sg(struct device *dev, struct scatterlist *sgl,
+			    int nents, enum dma_data_direction dir,
+			    unsigned long attrs)
+{
+}
+
+static const struct dma_map_ops dma_sg_identity_ops = {
+#ifdef DMA_SG_HAVE_MAP_PHYS
+	.map_phys = dma_sg_map_phys,
+	.unmap_phys = dma_sg_unmap_one,
+#else
+	.map_page = dma_sg_map_page,
+	.unmap_page = dma_sg_unmap_one,
+	.map_resource = dma_sg_map_resource,
+	.unmap_resource = dma_sg_unmap_one,
+#endif
+	.map_sg = dma_sg_map_sg,
+	.unmap_sg = dma_sg_unmap_sg,
+};
+
+int dma_sg_identity_register(void)
+{
+	int err;
+
+	dma_sg_identity = platform_device_register_simple("dma_sg-identity",
+							  PLATFORM_DEVID_NONE,
+							  NULL, 0);
+	if (IS_ERR(dma_sg_identity))
+		return PTR_ERR(dma_sg_identity);
+
+	set_dma_ops(&dma_sg_identity->dev, &dma_sg_identity_ops);
+	dma_set_max_seg_size(&dma_sg_identity->dev, UINT_MAX);
+	err = dma_set_mask_and_coherent(&dma_sg_identity->dev,
+					DMA_BIT_MASK(64));
+	if (err)
+		platform_device_unregister(dma_sg_identity);
+
+	return err;
+}
+
+void dma_sg_identity_unregister(void)
+{
+	platform_device_unregister(dma_sg_identity);
+}
+
+/* Whether a device is the module's own, which never goes. */
+bool dma_sg_is_identity(struct device *dev)
+{
+	return dev == &dma_sg_identity->dev;
+}
+
+/*
+ * Whether a mapping made for this device now would mean anything. The caller
+ * holds the device's lock, so that it stays true until the notifier is there.
+ */
+int dma_sg_check_device(struct device *dev)
+{
+	/* Masks and DMA operations are set up by and for a driver. */
+	if (!dev->driver)
+		return -ENXIO;
+
+	/* The device is in somebody else's IOMMU domain: a VM's, for one. */
+	if (dev_is_pci(dev) && to_pci_driver(dev->driver)->driver_managed_dma)
+		return -EBUSY;
+
+	/*
+	 * A bounced mapping names bounce buffers, and ending it would copy them
+	 * over what has been written to the buffer in the meantime.
+	 */
+	if (is_swiotlb_force_bounce(dev) || dma_addressing_limited(dev))
+		return -EADDRNOTAVAIL;
+
+	return 0;
+}
+
+static struct device *dma_sg_find_pci(const char *name)
+{
+	unsigned int domain, bus, slot, func;
+	struct pci_dev *pdev;
+
+	if (sscanf(name, "%x:%x:%x.%x", &domain, &bus, &slot, &func) != 4 ||
+	    bus > 0xff || slot > 0x1f || func > 7)
+		return ERR_PTR(-EINVAL);
+
+	pdev = pci_get_domain_bus_and_slot(domain, bus, PCI_DEVFN(slot, func));
+	if (!pdev)
+		return ERR_PTR(-ENODEV);
+
+	/* sscanf() is content with more than addresses. */
+	if (strcmp(name, pci_name(pdev))) {
+		pci_dev_put(pdev);
+		return ERR_PTR(-EINVAL);
+	}
+
+	return &pdev->dev;
+}
+
+static struct device *dma_sg_find_rdma(const char *name)
+{
+#if IS_ENABLED(CONFIG_INFINIBAND)
+	struct ib_device *ibdev;
+	struct device *dev;
+
+	ibdev = ib_device_get_by_name(name, RDMA_DRIVER_UNKNOWN);
+	if (!ibdev)
+		return ERR_PTR(-ENODEV);
+
+	/* Without a dma_device the CPU does the copying: rxe, siw. */
+	dev = get_device(ibdev->dma_device ?: &dma_sg_identity->dev);
+	/* Kept, this reference would keep the RDMA device from going. */
+	ib_device_put(ibdev);
+
+	return dev;
+#else
+	return ERR_PTR(-ENODEV);
+#endif
+}
+
+struct device *dma_sg_find_device(u32 kind, const char *name)
+{
+	switch (kind) {
+	case DMA_SG_DEVICE_NONE:
+		return *name ? ERR_PTR(-EINVAL) :
+			       get_device(&dma_sg_identity->dev);
+	case DMA_SG_DEVICE_PCI:
+		return dma_sg_find_pci(name);
+	case DMA_SG_DEVICE_RDMA:
+		return dma_sg_find_rdma(name);
+	}
+
+	return ERR_PTR(-EINVAL);
+}
