@@ -6,6 +6,7 @@
 
 #include <linux/dma-map-ops.h>
 #include <linux/err.h>
+#include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/platform_device.h>
 #include <linux/scatterlist.h>
@@ -165,26 +166,60 @@ static struct device *dma_sg_find_pci(const char *name)
 	return &pdev->dev;
 }
 
+#if IS_ENABLED(CONFIG_INFINIBAND)
+/*
+ * The search for an RDMA device by its name, one at a time. What looked a name
+ * up is gone from the RDMA core of later kernels; a client, which is shown every
+ * device there is, works on all of them.
+ */
+static DEFINE_MUTEX(dma_sg_search_lock);
+static const char *dma_sg_search_name;
+static struct device *dma_sg_search_found;
+
+static int dma_sg_search_add(struct ib_device *ibdev)
+{
+	/* Without a dma_device the CPU does the copying: rxe, siw. */
+	if (!strcmp(dev_name(&ibdev->dev), dma_sg_search_name))
+		dma_sg_search_found = get_device(ibdev->dma_device ?:
+						 &dma_sg_identity->dev);
+
+	/* Declined: a client of the device would keep it from going. */
+	return -EOPNOTSUPP;
+}
+
+static struct ib_client dma_sg_search = {
+	.name = "dma_sg",
+	.add = dma_sg_search_add,
+	.no_kverbs_req = 1,
+};
+
 static struct device *dma_sg_find_rdma(const char *name)
 {
-#if IS_ENABLED(CONFIG_INFINIBAND)
-	struct ib_device *ibdev;
 	struct device *dev;
+	int err;
 
-	ibdev = ib_device_get_by_name(name, RDMA_DRIVER_UNKNOWN);
-	if (!ibdev)
-		return ERR_PTR(-ENODEV);
+	mutex_lock(&dma_sg_search_lock);
+	dma_sg_search_name = name;
+	dma_sg_search_found = NULL;
+	err = ib_register_client(&dma_sg_search);
+	if (!err)
+		ib_unregister_client(&dma_sg_search);
+	dev = dma_sg_search_found;
+	mutex_unlock(&dma_sg_search_lock);
 
-	/* Without a dma_device the CPU does the copying: rxe, siw. */
-	dev = get_device(ibdev->dma_device ?: &dma_sg_identity->dev);
-	/* Kept, this reference would keep the RDMA device from going. */
-	ib_device_put(ibdev);
+	if (err) {
+		put_device(dev);
+		return ERR_PTR(err);
+	}
 
-	return dev;
-#else
-	return ERR_PTR(-ENODEV);
-#endif
+	return dev ?: ERR_PTR(-ENODEV);
 }
+#else
+static struct device *dma_sg_find_rdma(const char *name)
+{
+	return ERR_PTR(-ENODEV);
+}
+#endif
 
 struct device *dma_sg_find_device(u32 kind, const char *name)
 {

@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let default = if terminal { 0 } else { 600 };
     let limit = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
     let guest = Guest {
-        kernel: kernel::by_name(&args.kernel)?,
+        kernel: kernel::lines::by_name(&args.kernel)?,
         cpus: args.cpus,
         append: args.append,
         qemu: args.qemu_arg,

@@ -94,7 +94,7 @@ impl Guest {
     /// A guest with Debian 12's kernel and defaults for the rest.
     pub fn new(rxe: Rxe, memory: Size) -> Guest {
         Guest {
-            kernel: &kernel::LINUX_6_12,
+            kernel: &kernel::lines::LINUX_6_12,
             rxe,
             memory,
             cpus: 2,

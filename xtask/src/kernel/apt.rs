@@ -19,8 +19,8 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Sets it up in `dir` and fetches the package lists.
-    pub fn update(dir: &Path) -> Result<Apt> {
+    /// Sets it up in `dir` and fetches the package lists of a Debian release, by default this machine's.
+    pub fn update(dir: &Path, release: Option<&str>) -> Result<Apt> {
         for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -33,7 +33,10 @@ impl Apt {
         let mut last = None;
         // Not every mirror carries the backports, and apt fails as a whole then.
         for backports in [true, false] {
-            let chosen = sources::for_release(&archives, &codename, backports);
+            let chosen = match release {
+                Some(other) if other != codename => sources::for_other_release(&archives, &codename, other),
+                _ => sources::for_release(&archives, &codename, backports),
+            };
             if chosen.is_empty() {
                 bail!(
                     "the apt sources of this machine name no Debian {codename} mirror; \
@@ -71,10 +74,9 @@ impl Apt {
         Ok(suites)
     }
 
-    /// Fetches packages of one version into `to`.
-    pub fn download(&self, packages: &[String], version: &str, to: &Path) -> Result<()> {
-        let names = packages.iter().map(|name| format!("{name}={version}"));
-        process::output(self.command("apt-get").args(["-q", "download"]).args(names).current_dir(to))?;
+    /// Fetches packages into `to`, each by its name or as `NAME=VERSION`.
+    pub fn download<'a>(&self, packages: impl IntoIterator<Item = &'a str>, to: &Path) -> Result<()> {
+        process::output(self.command("apt-get").args(["-q", "download"]).args(packages).current_dir(to))?;
         Ok(())
     }
 

@@ -33,7 +33,8 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
         ui::Step::start("Building", &format!("{name} of kernel/{folder} for Linux {}", kernel.release));
     let staging = Staging::beside(&target)?;
     let output = staging.path();
-    let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output))
+    let make = kernel.kernel.make_arguments;
+    let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output).args(make))
         .context("the module does not build")?;
     fs::write(output.join("build.log"), log)?;
     fs::write(output.join("key"), key)?;
@@ -52,7 +53,7 @@ fn key(kernel: &Unpacked, parts: &Path) -> Result<String> {
         .collect();
     files.sort();
     let mut hasher = DefaultHasher::new();
-    kernel.release.hash(&mut hasher);
+    (&kernel.release, kernel.kernel.make_arguments).hash(&mut hasher);
     for file in files {
         file.file_name().hash(&mut hasher);
         fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);

@@ -3,9 +3,10 @@
 //! A version has a folder of its own that appears only when it is complete.
 //! When one is there, nothing is asked of the network.
 
+use super::lines::{Kernel, filled};
 use super::resolve::{Choice, compare_versions, newest};
 use super::slim::slim;
-use super::{Kernel, Unpacked, apt::Apt, home, image, modules_tree, vmlinuz};
+use super::{Unpacked, apt::Apt, home, image, modules_tree, tools, vmlinuz};
 use crate::lock::{self, Staging};
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
@@ -26,7 +27,8 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     }
     let step =
         ui::Step::start("Fetching", &format!("Debian's Linux {} and its headers and source", kernel.line));
-    let apt = Apt::update(&home.join("apt"))?;
+    // Each release has lists of its own, so that no name stands for packages of two.
+    let apt = Apt::update(&home.join(kernel.release.unwrap_or("apt")), kernel.release)?;
     let choice = newest(kernel, &apt.offers()?).with_context(|| {
         format!("no suite of this machine's Debian mirror has a complete Linux {}", kernel.line)
     })?;
@@ -58,7 +60,7 @@ fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
 
 /// What a folder holds; it changes when this program wants something else in it.
 fn recipe(kernel: &Kernel) -> String {
-    format!("2 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
+    format!("3 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
 }
 
 fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()> {
@@ -66,17 +68,30 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
     for path in [&debs, &root, &source] {
         fs::create_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    apt.download(&choice.packages, &choice.version, &debs)?;
+    let versioned: Vec<_> = choice.packages.iter().map(|name| format!("{name}={}", choice.version)).collect();
+    apt.download(versioned.iter().map(String::as_str), &debs)?;
     for package in &choice.packages {
         let deb = deb_of(&debs, package)?;
         if package.starts_with("linux-source") {
-            extract_source(kernel, &deb, &source)?;
+            extract_source(kernel, &choice.abi, &deb, &source)?;
         } else {
             process::output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
         }
     }
     let release = format!("{}-amd64", choice.abi);
     relocate_headers(&root, &release, &choice.abi)?;
+    if !kernel.libraries.is_empty() {
+        let libraries = dir.join("libraries");
+        apt.download(kernel.libraries.iter().copied(), &debs)?;
+        for package in kernel.libraries {
+            process::output(Command::new("dpkg-deb").arg("-x").arg(deb_of(&debs, package)?).arg(&libraries))?;
+        }
+        tools::adapt(&root.join("usr/lib").join(format!("linux-kbuild-{}", choice.abi)), &libraries)?;
+    }
+    if !root.join("lib").exists() {
+        // Where this machine's depmod looks, also for a release that has all of it under `usr`.
+        std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("cannot link lib")?;
+    }
     let depmod = process::find("depmod").context("depmod is missing (package kmod)")?;
     let depmod = || process::output(Command::new(&depmod).arg("-b").arg(&root).arg(&release));
     depmod()?;
@@ -106,7 +121,7 @@ fn deb_of(debs: &Path, package: &str) -> Result<PathBuf> {
 
 /// Takes a few folders out of the archive in a package, without writing the
 /// 1.4 GB around them anywhere.
-fn extract_source(kernel: &Kernel, deb: &Path, to: &Path) -> Result<()> {
+fn extract_source(kernel: &Kernel, abi: &str, deb: &Path, to: &Path) -> Result<()> {
     let pipe = |command: &mut Command, stdin: Stdio| {
         let text = process::shown(command);
         let child = command.stdin(stdin).stdout(Stdio::piped()).spawn();
@@ -114,10 +129,11 @@ fn extract_source(kernel: &Kernel, deb: &Path, to: &Path) -> Result<()> {
     };
     let mut package = pipe(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb), Stdio::null())?;
     let stream = package.stdout.take().context("no output")?;
-    let member = format!("./{}", kernel.source.archive);
+    let path = filled(kernel.source.archive, abi);
+    let member = format!("./{path}");
     let mut archive = pipe(Command::new("tar").arg("-xO").arg(member), stream.into())?;
     let stream = archive.stdout.take().context("no output")?;
-    let top = Path::new(kernel.source.archive).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let top = Path::new(&path).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let top = top.trim_end_matches(".tar.xz");
     let folders = kernel.source.folders.iter().map(|folder| format!("{top}/{folder}"));
     let out = Command::new("tar")
@@ -134,17 +150,19 @@ fn extract_source(kernel: &Kernel, deb: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The headers include their other half by its installed path; make it
-/// relative to the file, so that they work wherever they lie.
+/// The headers name themselves and their other half by their installed paths; make
+/// these relative to the file, so that they work wherever they lie.
 fn relocate_headers(root: &Path, release: &str, abi: &str) -> Result<()> {
     let makefile = root.join(format!("usr/src/linux-headers-{release}/Makefile"));
     let common = format!("linux-headers-{abi}-common/Makefile");
     let old = super::read(&makefile)?;
-    let new = old.replace(
-        &format!("include /usr/src/{common}"),
-        &format!("include $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../{common}"),
+    let included = format!("include /usr/src/{common}");
+    let here = "$(dir $(realpath $(lastword $(MAKEFILE_LIST))))";
+    let new = old.replace(&included, &format!("include {here}../{common}")).replace(
+        &format!("KBUILD_OUTPUT=/usr/src/linux-headers-{release}"),
+        &format!("KBUILD_OUTPUT:={here}"),
     );
-    if old == new {
+    if !old.contains(&included) {
         bail!("{} does not look as expected:\n{old}", makefile.display());
     }
     fs::write(&makefile, new).with_context(|| format!("cannot write {}", makefile.display()))

@@ -10,84 +10,20 @@ mod apt;
 mod built;
 mod fetch;
 mod image;
+pub mod lines;
 mod modules;
 mod resolve;
 pub mod rxe;
 mod slim;
 mod sources;
+mod tools;
 
 pub use fetch::unpacked;
+pub use lines::Kernel;
 pub use modules::Module;
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
-
-/// A line of kernels that the guest can boot.
-#[derive(Debug)]
-pub struct Kernel {
-    /// What versions of it start with, and its name on the command line.
-    pub line: &'static str,
-    /// The packages needed, all of one version and from one suite. Each entry
-    /// lists alternatives, the first that exists is taken. `{abi}` stands for
-    /// the full name of the version, such as `6.12.90+deb12`.
-    pub packages: &'static [&'static [&'static str]],
-    /// The package that tells which versions there are.
-    pub index: &'static str,
-    /// The archive inside `linux-source-*` and the folders wanted from it.
-    pub source: Source,
-    /// Modules that mount the root: loaded before there is any file system.
-    pub root_modules: &'static [&'static str],
-    /// Modules that make an RDMA device, before rdma_rxe itself.
-    pub rdma_modules: &'static [&'static str],
-    /// Modules that tests load themselves.
-    pub test_modules: &'static [&'static str],
-    /// Initialisers that cost a slow machine much and give this guest nothing.
-    pub skipped_initcalls: &'static [&'static str],
-}
-
-/// What is taken from the kernel's source.
-#[derive(Debug)]
-pub struct Source {
-    pub archive: &'static str,
-    pub folders: &'static [&'static str],
-}
-
-/// Debian 12's newest kernel: it has udmabuf and dma-heaps, which 6.1 lacks.
-pub const LINUX_6_12: Kernel = Kernel {
-    line: "6.12",
-    packages: &[
-        &["linux-image-{abi}-amd64", "linux-image-{abi}-amd64-unsigned"],
-        &["linux-headers-{abi}-amd64"],
-        &["linux-headers-{abi}-common"],
-        &["linux-kbuild-{abi}"],
-        &["linux-source-6.12"],
-    ],
-    index: "linux-headers-{abi}-amd64",
-    source: Source { archive: "usr/src/linux-source-6.12.tar.xz", folders: &["drivers/infiniband/sw/rxe"] },
-    root_modules: &["9pnet_virtio", "9p", "overlay"],
-    // rxe asks the crypto layer for "crc32" by name, so nothing loads it for us.
-    rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy"],
-    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "veth", "sch_netem"],
-    // BTF, keys for signed modules, an entropy source and names for tracing.
-    skipped_initcalls: &[
-        "bpf_tcp_ca_kfunc_init",
-        "bpf_dummy_struct_ops_init",
-        "load_system_certificate_list",
-        "jent_mod_init",
-        "trace_eval_init",
-    ],
-};
-
-/// All that `--kernel` accepts.
-const KERNELS: &[&Kernel] = &[&LINUX_6_12];
-
-/// The kernel of that name.
-pub fn by_name(name: &str) -> Result<&'static Kernel> {
-    KERNELS.iter().find(|k| k.line == name).copied().with_context(|| {
-        let names: Vec<_> = KERNELS.iter().map(|k| k.line).collect();
-        format!("no kernel `{name}`; there is {}", names.join(", "))
-    })
-}
 
 /// One version, unpacked.
 #[derive(Debug)]
@@ -150,9 +86,11 @@ fn modules_tree(root: &Path, release: &str) -> PathBuf {
     if moved.is_dir() { moved } else { root.join("lib/modules").join(release) }
 }
 
-/// The image as packaged.
+/// The image as packaged; it moved too.
 fn vmlinuz(dir: &Path, release: &str) -> PathBuf {
-    dir.join(format!("root/boot/vmlinuz-{release}"))
+    let root = dir.join("root");
+    let moved = modules_tree(&root, release).join("vmlinuz");
+    if moved.is_file() { moved } else { root.join("boot").join(format!("vmlinuz-{release}")) }
 }
 
 /// Where kernels live.

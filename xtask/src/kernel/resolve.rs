@@ -3,7 +3,7 @@
 //! Versions are never hard-coded, since old ones leave the mirrors, and the
 //! packages of a new one may arrive hours apart.
 
-use super::Kernel;
+use super::lines::{Kernel, filled};
 use std::cmp::Ordering;
 
 /// A binary package that a suite offers.
@@ -64,7 +64,7 @@ fn complete(kernel: &Kernel, suite: &str, offers: &[Offer]) -> Vec<Choice> {
         let packages: Option<Vec<String>> = kernel
             .packages
             .iter()
-            .map(|alternatives| alternatives.iter().map(|p| p.replace("{abi}", abi)).find(|name| there(name)))
+            .map(|alternatives| alternatives.iter().map(|p| filled(p, abi)).find(|name| there(name)))
             .collect();
         if let Some(packages) = packages {
             choices.push(Choice {
@@ -132,7 +132,7 @@ fn compare_part(mut a: &str, mut b: &str) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::LINUX_6_12;
+    use crate::kernel::lines::LINUX_6_12;
 
     #[test]
     fn versions_order_as_debian_says() {

@@ -79,6 +79,13 @@ pub fn parse_list(text: &str) -> Vec<Archive> {
     archives
 }
 
+/// The suites of another release, from the mirror of this machine's main suite.
+pub fn for_other_release(archives: &[Archive], codename: &str, other: &str) -> Vec<Archive> {
+    let main = archives.iter().find(|archive| archive.suites.iter().any(|suite| suite == codename));
+    let suites = vec![other.to_string(), format!("{other}-backports")];
+    main.map(|main| Archive { suites, ..main.clone() }).into_iter().collect()
+}
+
 /// Of all archives those suites that can hold kernels of the release
 /// `codename`. The mirror of the main suite has the backports too, whether the
 /// machine uses them or not; `backports` says whether to add them.
@@ -196,5 +203,15 @@ Components: main
         archives[0].suites.push("bookworm-backports".into());
         assert_eq!(for_release(&archives, "bookworm", true)[0].suites.len(), 3);
         assert!(for_release(&archives, "trixie", true).is_empty());
+    }
+
+    #[test]
+    fn another_release_comes_from_the_same_mirror() {
+        let archives = parse_deb822(DEB822);
+        let other = for_other_release(&archives, "bookworm", "trixie");
+        assert_eq!(other.len(), 1);
+        assert_eq!((&other[0].uri, &other[0].signed_by), (&archives[0].uri, &archives[0].signed_by));
+        assert_eq!(other[0].suites, ["trixie", "trixie-backports"]);
+        assert!(for_other_release(&archives, "sid", "trixie").is_empty());
     }
 }

@@ -1,0 +1,72 @@
+//! The kernel's own build tools on a machine that is older than they are.
+//!
+//! Some of those that Debian packages (objtool, modpost) want a newer C library
+//! than Debian 12 has. Each of them gets a script in its place that starts it
+//! with the C library of its own release.
+
+use anyhow::{Context, Result};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where Debian has its libraries, and the program that loads them.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+
+/// Makes every program below `tools` run that does not with this machine's libraries.
+pub fn adapt(tools: &Path, libraries: &Path) -> Result<()> {
+    for program in programs(tools)? {
+        if !runs(&program)? {
+            wrap(&program, libraries)?;
+        }
+    }
+    Ok(())
+}
+
+/// The ELF files below a folder that may be executed.
+fn programs(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            found.extend(programs(&path)?);
+        } else if kind.is_file()
+            && fs::metadata(&path)?.permissions().mode() & 0o111 != 0
+            && fs::read(&path)?.starts_with(b"\x7fELF")
+        {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether this machine has the libraries, in versions that do.
+fn runs(program: &Path) -> Result<bool> {
+    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("cannot run ldd")?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(!String::from_utf8_lossy(&said).contains("not found"))
+}
+
+/// The name stays with the script; what it stands for moves aside. All paths are
+/// taken from the script's own, so that the folder can be moved.
+fn wrap(program: &Path, libraries: &Path) -> Result<()> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let aside = program.with_file_name(format!("{name}.elf"));
+    fs::rename(program, &aside).with_context(|| format!("cannot move {}", program.display()))?;
+    let folder = program.parent().context("a program lies in a folder")?;
+    let root = libraries.parent().context("the libraries lie in a folder")?;
+    let below = folder.strip_prefix(root).context("tools and libraries lie in one folder")?;
+    let up = "../".repeat(below.components().count());
+    let libraries = libraries.file_name().unwrap_or_default().to_string_lossy();
+    let script = format!(
+        "#!/bin/sh\n\
+         here=$(dirname \"$0\")\n\
+         libraries=$here/{up}{libraries}\n\
+         exec \"$libraries/{LOADER}\" --library-path \"$libraries/{LIBRARIES}\" \"$here/{name}.elf\" \"$@\"\n"
+    );
+    fs::write(program, script).with_context(|| format!("cannot write {}", program.display()))?;
+    fs::set_permissions(program, Permissions::from_mode(0o755))?;
+    Ok(())
+}
