@@ -9,12 +9,14 @@
 
 mod address;
 pub(crate) mod text;
+mod vfio;
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub use self::address::AddressError;
+pub use self::vfio::VfioError;
 
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
 use crate::dmabuf::CpuAccess;
@@ -161,6 +163,11 @@ pub enum Error {
     /// A list of addresses, or what it was to be read from: pages, PCI, a device's view.
     #[error(transparent)]
     Addresses(#[from] AddressError),
+
+    // -- memory of a PCI device ---------------------------------------------------------------
+    /// A PCI device, or its BAR, that cannot be had through VFIO.
+    #[error(transparent)]
+    Vfio(#[from] VfioError),
 
     // -- access flags -------------------------------------------------------------------------
     /// Flags that the kernel does not take for a dma-buf.

@@ -7,6 +7,8 @@ mod long;
 mod on_any_rxe;
 mod on_dmabuf_rxe;
 mod on_iommu;
+mod on_linux_6_12;
+mod on_linux_7;
 mod on_pci;
 mod on_stock_rxe;
 mod on_swiotlb;

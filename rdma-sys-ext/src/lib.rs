@@ -15,6 +15,7 @@
 //! | [`dma_buf`] | CPU access brackets, names, fences | `linux/dma-buf.h` |
 //! | [`udmabuf`] | dma-bufs over memfd pages | `linux/udmabuf.h` |
 //! | [`dma_heap`] | dma-bufs from the heaps in `/dev/dma_heap` | `linux/dma-heap.h` |
+//! | [`vfio`] | PCI devices in user space, and their BARs as dma-bufs | `linux/vfio.h` |
 //! | [`dma_sg`] | a dma-buf's addresses as a device sees them | `kernel/dma_sg` of this repository |
 //!
 //! # Safe and unsafe
@@ -39,6 +40,7 @@ pub mod symbols;
 pub mod udmabuf;
 pub mod uverbs;
 pub mod verbs;
+pub mod vfio;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -11,6 +11,7 @@
 #include <linux/dma-heap.h>
 #include <linux/magic.h>
 #include <linux/udmabuf.h>
+#include <linux/vfio.h>
 #include <rdma/ib_user_ioctl_cmds.h>
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/rdma_user_ioctl_cmds.h>
@@ -63,6 +64,38 @@ static void uverbs(void)
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_ACCESS_FLAGS);
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_RESP_LKEY);
 	VALUE(UVERBS_ATTR_REG_DMABUF_MR_RESP_RKEY);
+}
+
+static void vfio(void)
+{
+	VALUE(VFIO_API_VERSION);
+	VALUE(VFIO_TYPE1v2_IOMMU);
+	VALUE(VFIO_GROUP_FLAGS_VIABLE);
+	VALUE(VFIO_DEVICE_FEATURE_GET);
+	VALUE(VFIO_DEVICE_FEATURE_PROBE);
+	VALUE(VFIO_GET_API_VERSION);
+	VALUE(VFIO_SET_IOMMU);
+	VALUE(VFIO_GROUP_GET_STATUS);
+	VALUE(VFIO_GROUP_SET_CONTAINER);
+	VALUE(VFIO_GROUP_GET_DEVICE_FD);
+	VALUE(VFIO_DEVICE_FEATURE);
+	SIZE(vfio_group_status);
+	FIELD(vfio_group_status, argsz);
+	FIELD(vfio_group_status, flags);
+	SIZE(vfio_device_feature);
+	FIELD(vfio_device_feature, argsz);
+	FIELD(vfio_device_feature, flags);
+#ifdef HAVE_VFIO_DMA_BUF
+	VALUE(VFIO_DEVICE_FEATURE_DMA_BUF);
+	SIZE(vfio_device_feature_dma_buf);
+	FIELD(vfio_device_feature_dma_buf, region_index);
+	FIELD(vfio_device_feature_dma_buf, open_flags);
+	FIELD(vfio_device_feature_dma_buf, flags);
+	FIELD(vfio_device_feature_dma_buf, nr_ranges);
+	SIZE(vfio_region_dma_range);
+	FIELD(vfio_region_dma_range, offset);
+	FIELD(vfio_region_dma_range, length);
+#endif
 }
 
 static void dma_sg(void)
@@ -242,6 +275,7 @@ int main(void)
 	uverbs();
 	dma_bufs();
 	dma_sg();
+	vfio();
 	libraries();
 	return 0;
 }

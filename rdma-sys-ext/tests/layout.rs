@@ -4,7 +4,7 @@
 //! says under the same names. Both must be equal, names included. What installed headers may be too
 //! old to have is in [`NEWER`]; what they are too old for in fact is listed on stderr.
 
-use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, symbols, udmabuf, uverbs::abi, verbs};
+use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, symbols, udmabuf, uverbs::abi, verbs, vfio};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::mem::offset_of;
@@ -50,6 +50,12 @@ const NEWER: &[Newer] = &[
         add: prototype_only,
     },
     Newer { have: "HAVE_MLX5_REG_DMABUF", text: "mlx5dv_reg_dmabuf_mr(", since: "rdma-core 54", add: mlx5 },
+    Newer {
+        have: "HAVE_VFIO_DMA_BUF",
+        text: "struct vfio_device_feature_dma_buf {",
+        since: "Linux 6.19",
+        add: vfio_dma_buf,
+    },
     Newer {
         have: "HAVE_DMA_SG",
         text: "struct dma_sg_map {",
@@ -143,6 +149,32 @@ fn dma_bufs(facts: &mut Facts) {
     whole!(facts: "dma_heap_allocation_data" = dma_heap::AllocationData {
         len, fd, fd_flags, heap_flags,
     });
+}
+
+fn vfios(facts: &mut Facts) {
+    values!(facts:
+        "VFIO_API_VERSION" = vfio::API_VERSION,
+        "VFIO_TYPE1v2_IOMMU" = vfio::TYPE1V2_IOMMU,
+        "VFIO_GROUP_FLAGS_VIABLE" = vfio::GROUP_FLAGS_VIABLE,
+        "VFIO_DEVICE_FEATURE_GET" = vfio::FEATURE_GET,
+        "VFIO_DEVICE_FEATURE_PROBE" = vfio::FEATURE_PROBE,
+        "VFIO_GET_API_VERSION" = vfio::IOCTL_GET_API_VERSION,
+        "VFIO_SET_IOMMU" = vfio::IOCTL_SET_IOMMU,
+        "VFIO_GROUP_GET_STATUS" = vfio::IOCTL_GROUP_GET_STATUS,
+        "VFIO_GROUP_SET_CONTAINER" = vfio::IOCTL_GROUP_SET_CONTAINER,
+        "VFIO_GROUP_GET_DEVICE_FD" = vfio::IOCTL_GROUP_GET_DEVICE_FD,
+        "VFIO_DEVICE_FEATURE" = vfio::IOCTL_DEVICE_FEATURE,
+    );
+    whole!(facts: "vfio_group_status" = vfio::GroupStatus { argsz, flags });
+    whole!(facts: "vfio_device_feature" = vfio::Feature { argsz, flags });
+}
+
+fn vfio_dma_buf(facts: &mut Facts) {
+    values!(facts: "VFIO_DEVICE_FEATURE_DMA_BUF" = vfio::FEATURE_DMA_BUF);
+    whole!(facts: "vfio_device_feature_dma_buf" = vfio::DmaBufHeader {
+        region_index, open_flags, flags, nr_ranges,
+    });
+    whole!(facts: "vfio_region_dma_range" = vfio::DmaRange { offset, length });
 }
 
 /// The tail of `verbs_context`, and what of `ibverbs-sys` (bindings of one rdma-core, used with the
@@ -251,6 +283,7 @@ fn what_is_written_by_hand_agrees_with_the_headers() {
     let mut ours = Facts::new();
     uverbs(&mut ours);
     dma_bufs(&mut ours);
+    vfios(&mut ours);
     libraries(&mut ours);
     let mut compile = compiler.to_command();
     for newer in NEWER {

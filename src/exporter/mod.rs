@@ -5,6 +5,7 @@ pub mod dma_heap;
 #[cfg(feature = "drm")]
 pub mod drm;
 pub mod udmabuf;
+pub mod vfio;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -16,6 +17,7 @@ pub use dma_heap::DmaHeap;
 #[cfg(feature = "drm")]
 pub use drm::DumbBuffers;
 pub use udmabuf::{Pages, Udmabuf};
+pub use vfio::VfioDevice;
 
 use crate::dmabuf::DmaBuf;
 use crate::{Error, Result};

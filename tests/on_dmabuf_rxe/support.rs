@@ -1,13 +1,12 @@
 //! What the device says it can do, and the paths.
 
 use dmabuf_rdma::Error;
-use dmabuf_rdma::exporter::{Exporter, Pages};
+use dmabuf_rdma::exporter::Pages;
 use dmabuf_rdma::mr::{MemoryRegion, Path, Refusal, RefusalReason, probe};
 
 use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap, udmabuf};
 use crate::common::census::Census;
-use crate::common::drm::card;
 use crate::common::peers::{device, domain};
 
 #[test]
@@ -45,15 +44,4 @@ fn importing_is_preferred_to_host_mapping() {
     let builder = || MemoryRegion::builder(&domain, &allocation.dmabuf).host_mapping(backing);
     assert_eq!(builder().register().unwrap().path(), Path::Uverbs);
     assert_eq!(builder().paths(&[]).register().unwrap().path(), Path::HostMapping);
-}
-
-#[test]
-fn memory_without_struct_pages_is_told_from_a_device_without_import() {
-    let census = Census::take();
-    let (domain, buffer) = (domain(), card("bochs-drm").allocate(1 << 20).unwrap().dmabuf);
-    let refused = MemoryRegion::builder(&domain, &buffer).register();
-    let message = assert_refused!(refused, Error::MemoryWithoutPages { .. });
-    assert!(message.contains("rxe0 imports dma-bufs, but the memory of exporter \"drm\""), "{message}");
-    drop((domain, buffer));
-    census.assert_unchanged();
 }

@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, default_value = "2")]
     cpus: u32,
     /// Which line of Debian kernels
-    #[arg(long, default_value = "6.12")]
+    #[arg(long, default_value = kernel::lines::LINUX_6_12.line)]
     kernel: String,
     /// More words for the kernel's command line
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]

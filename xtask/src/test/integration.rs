@@ -7,6 +7,7 @@
 use super::libtest::{Report, Verdict, parse_list};
 use super::{Args, Summary, tee};
 use crate::guest::{Guest, Job};
+use crate::kernel::lines::{self, Kernel};
 use crate::kernel::rxe::Rxe;
 use crate::size::Size;
 use crate::{cargo, process, project, ui, vm};
@@ -25,8 +26,13 @@ const DMABUF: &str = "on_dmabuf_rxe::";
 const SWIOTLB: &str = "on_swiotlb::";
 const IOMMU: &str = "on_iommu::";
 const PCI: &str = "on_pci::";
+const LINUX_6_12: &str = "on_linux_6_12::";
+const LINUX_7: &str = "on_linux_7::";
 const LONG: &str = "long::";
-const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LONG];
+const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, LONG];
+
+/// Those whose guest is made for them.
+const GUESTS_OF_THEIR_OWN: &[&str] = &[STOCK, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
 
 /// An IOMMU, a device behind it, and one that a second host bridge leaves out of it. Without interrupt
 /// remapping, which would want another interrupt controller under KVM, and whose check of the timer fails on
@@ -42,6 +48,29 @@ const BEHIND_AN_IOMMU: &[&str] = &[
     "pcie-root-port,id=aside0,bus=aside,chassis=9,slot=9",
     "-device",
     "virtio-rng-pci,bus=aside0",
+];
+
+/// The same, and a device with memory of its own. The processor is of a kind whose host bridges the kernel
+/// knows to pass on what one device sends to another.
+const BARS: &[&str] = &[
+    "-cpu",
+    "max,-erms,-fsrm,-pclmulqdq,-la57,family=25",
+    "-device",
+    "intel-iommu,intremap=off",
+    "-device",
+    "virtio-rng-pci,addr=1e.0",
+    "-device",
+    "pxb-pcie,id=aside,bus_nr=0x80,bus=pcie.0,bypass_iommu=true",
+    "-device",
+    "pcie-root-port,id=aside0,bus=aside,chassis=9,slot=9",
+    "-device",
+    "virtio-rng-pci,bus=aside0",
+    "-device",
+    "pcie-root-port,id=shared0,bus=pcie.0,chassis=10,slot=10",
+    "-object",
+    "memory-backend-ram,id=shared,size=16M,share=on",
+    "-device",
+    "ivshmem-plain,memdev=shared,bus=shared0",
 ];
 
 /// Two NUMA nodes; a switch with a device at each of two ports; a device of two functions behind another
@@ -92,6 +121,7 @@ const PCI_TOPOLOGY: &[&str] = &[
 /// One place where tests run.
 struct Place {
     name: &'static str,
+    kernel: &'static Kernel,
     /// `None` for this machine itself.
     guest: Option<(Rxe, Size)>,
     /// More words for the guest kernel's command line.
@@ -102,11 +132,12 @@ struct Place {
     modules: Vec<&'static str>,
 }
 
-/// Where the tests run, in this order.
-fn places(host: bool, long: bool) -> Vec<Place> {
+/// Where the tests run, in this order; those whose kernel does not matter to them on `kernel`.
+fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     let if_long: &[&str] = if long { &[LONG] } else { &[] };
     let place = |name, guest, append, modules: &[&'static str]| Place {
         name,
+        kernel,
         guest,
         append,
         qemu: &[],
@@ -116,7 +147,8 @@ fn places(host: bool, long: bool) -> Vec<Place> {
         // A device of this machine is neither the stock rxe nor in a guest made for a test.
         return vec![place("Host", None, &[], &[&[ANY, DMABUF], if_long].concat())];
     }
-    let dmabuf = [&[ANY, DMABUF], if_long].concat();
+    let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
+    let dmabuf = [&[ANY, DMABUF], if_6_12, if_long].concat();
     vec![
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
         place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(7))), &[], &dmabuf),
@@ -126,6 +158,11 @@ fn places(host: bool, long: bool) -> Vec<Place> {
             ..place("IOMMU guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[IOMMU])
         },
         Place { qemu: PCI_TOPOLOGY, ..place("PCI guest", Some((Rxe::Stock, Size::gib(2))), &[], &[PCI]) },
+        Place {
+            kernel: &lines::LINUX_7,
+            qemu: BARS,
+            ..place("Linux 7 guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[LINUX_7])
+        },
     ]
 }
 
@@ -142,7 +179,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
 
     let mut all = Report::default();
-    for place in places(args.host, args.long) {
+    for place in places(lines::by_name(&args.kernel)?, args.host, args.long) {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         if !list.iter().any(wanted) {
             ui::note("Nothing", &format!("to run for: {}", place.name));
@@ -156,7 +193,10 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if args.host && [STOCK, SWIOTLB, IOMMU, PCI].iter().any(|m| name.starts_with(m)) => {
+            _ if name.starts_with(LINUX_6_12) && args.kernel != lines::LINUX_6_12.line => {
+                summary.skipped.push((name.clone(), "needs --kernel 6.12"))
+            }
+            _ if args.host && GUESTS_OF_THEIR_OWN.iter().any(|m| name.starts_with(m)) => {
                 summary.skipped.push((name.clone(), "needs a guest of its own"))
             }
             _ => summary.missed.push(name.clone()),
@@ -189,6 +229,7 @@ impl Place {
             Some((rxe, memory)) => {
                 let limit = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
                 let guest = Guest {
+                    kernel: self.kernel,
                     limit: Some(Duration::from_secs(limit)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
                     qemu: self.qemu.iter().map(|word| word.to_string()).collect(),
@@ -230,7 +271,11 @@ mod tests {
     #[test]
     fn every_module_has_a_place() {
         let runs = |module: &&str, host, long| -> Vec<_> {
-            places(host, long).iter().filter(|p| p.modules.contains(module)).map(|p| p.name).collect()
+            places(&lines::LINUX_6_12, host, long)
+                .iter()
+                .filter(|p| p.modules.contains(module))
+                .map(|p| p.name)
+                .collect()
         };
         for module in MODULES {
             assert!(!runs(module, false, true).is_empty(), "{module}");

@@ -22,6 +22,9 @@ pub struct Args {
     /// Also run what takes minutes
     #[arg(long)]
     long: bool,
+    /// The line of Debian kernels for the guests
+    #[arg(long, default_value = crate::kernel::lines::LINUX_6_12.line)]
+    kernel: String,
     /// Time limit for each guest in seconds [default: 1200, with --long 5400]
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,

@@ -1,0 +1,40 @@
+//! What later kernels do otherwise: here the dumb buffers of a bochs-display have no struct pages.
+
+use dmabuf_rdma::exporter::Exporter;
+use dmabuf_rdma::mr::MemoryRegion;
+use dmabuf_rdma::sg::{DmaDevice, device_view};
+use dmabuf_rdma::{DmaBuf, Error};
+
+use crate::assert_refused;
+use crate::common::census::Census;
+use crate::common::drm::card;
+use crate::common::peers::domain;
+use crate::common::system::{driven_by, modprobe};
+
+fn without_pages() -> DmaBuf {
+    card("bochs-drm").allocate(1 << 20).unwrap().dmabuf
+}
+
+#[test]
+fn memory_without_struct_pages_is_told_from_a_device_without_import() {
+    let census = Census::take();
+    let (domain, buffer) = (domain(), without_pages());
+    let refused = MemoryRegion::builder(&domain, &buffer).register();
+    let message = assert_refused!(refused, Error::MemoryWithoutPages { .. });
+    assert!(message.contains("rxe0 imports dma-bufs, but the memory of exporter \"drm\""), "{message}");
+    drop((domain, buffer));
+    census.assert_unchanged();
+}
+
+#[test]
+fn an_exporter_that_refuses_is_quoted() {
+    modprobe("dma_sg");
+    let video = without_pages();
+    let census = Census::take();
+    for device in [DmaDevice::None, DmaDevice::Pci(driven_by("virtio-pci")[0])] {
+        let refused = device_view(&video, device);
+        let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS));
+        assert!(message.contains("no pages"), "{message}");
+    }
+    census.assert_unchanged();
+}
