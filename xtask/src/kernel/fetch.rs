@@ -10,9 +10,22 @@ use super::{Unpacked, apt::Apt, home, image, modules_tree, tools, vmlinuz};
 use crate::lock::{self, Staging};
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// The mirror is there and has no such kernel.
+#[derive(Debug)]
+pub struct NotOffered(&'static str);
+
+impl fmt::Display for NotOffered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no suite of this machine's Debian mirror has a complete Linux {}", self.0)
+    }
+}
+
+impl std::error::Error for NotOffered {}
 
 /// The kernel, unpacked; fetched first if it is not there.
 pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
@@ -29,9 +42,7 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
         ui::Step::start("Fetching", &format!("Debian's Linux {} and its headers and source", kernel.line));
     // Each release has lists of its own, so that no name stands for packages of two.
     let apt = Apt::update(&home.join(kernel.release.unwrap_or("apt")), kernel.release)?;
-    let choice = newest(kernel, &apt.offers()?).with_context(|| {
-        format!("no suite of this machine's Debian mirror has a complete Linux {}", kernel.line)
-    })?;
+    let choice = newest(kernel, &apt.offers()?).ok_or(NotOffered(kernel.line))?;
     let target = home.join(format!("linux-{}-amd64", choice.abi));
     let staging = Staging::beside(&target)?;
     unpack(kernel, &choice, &apt, staging.path())?;

@@ -18,7 +18,7 @@ mod slim;
 mod sources;
 mod tools;
 
-pub use fetch::unpacked;
+pub use fetch::{NotOffered, unpacked};
 pub use lines::Kernel;
 pub use modules::Module;
 

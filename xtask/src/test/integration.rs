@@ -9,6 +9,7 @@ use super::{Args, Summary, tee};
 use crate::guest::{Guest, Job};
 use crate::kernel::lines::{self, Kernel};
 use crate::kernel::rxe::Rxe;
+use crate::kernel::{self, NotOffered};
 use crate::size::Size;
 use crate::{cargo, process, project, ui, vm};
 use anyhow::Result;
@@ -179,10 +180,25 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
 
     let mut all = Report::default();
+    let mut unavailable: Vec<&str> = Vec::new();
     for place in places(lines::by_name(&args.kernel)?, args.host, args.long) {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         if !list.iter().any(wanted) {
             ui::note("Nothing", &format!("to run for: {}", place.name));
+            continue;
+        }
+        if place.kernel.line != args.kernel
+            && let Err(error) = kernel::unpacked(place.kernel)
+        {
+            if !error.is::<NotOffered>() {
+                return Err(error);
+            }
+            ui::note("Nothing", &format!("runs in: {}, {error}", place.name));
+            let reason = "this machine's Debian mirror has no such kernel";
+            summary
+                .skipped
+                .extend(list.iter().filter(|name| wanted(name)).map(|name| (name.clone(), reason)));
+            unavailable.extend(place.modules.iter());
             continue;
         }
         // The second guest says something even when the first one failed.
@@ -192,6 +208,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     for name in list.iter().filter(|name| chosen(args, name)) {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
+            _ if unavailable.iter().any(|module| name.starts_with(*module)) => {}
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
             _ if name.starts_with(LINUX_6_12) && args.kernel != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
