@@ -90,13 +90,7 @@ impl<'a> DmaSgView<'a> {
                 alignment: alignment(conflict),
             }));
         }
-        Ok(Blocks {
-            spans: Spans::new(*self),
-            shift: page_size.trailing_zeros(),
-            next: 0,
-            here: 0,
-            later: left,
-        })
+        Ok(Blocks { spans: Spans::new(*self), page_size, next: 0, here: 0, later: left })
     }
 
     /// How far into its first block of `page_size` bytes, a power of two, the range begins.
@@ -158,7 +152,7 @@ fn alignment(conflict: u64) -> u64 {
 #[derive(Debug, Clone)]
 pub struct Blocks<'a> {
     spans: Spans<'a>,
-    shift: u32,
+    page_size: u64,
     /// Address of the next block.
     next: u64,
     /// Blocks left in this span, and in those after it.
@@ -169,12 +163,13 @@ pub struct Blocks<'a> {
 impl Blocks<'_> {
     /// Goes to the next span. Spans begin and end at blocks but for the ends of the range, which the
     /// page size was checked for.
-    #[inline(never)]
+    #[inline]
     fn advance(&mut self) -> bool {
         let Some(span) = self.spans.next() else { return false };
-        let first = span.addr >> self.shift;
-        self.next = first << self.shift;
-        self.here = ((span.addr + (span.len - 1)) >> self.shift) - first + 1;
+        let shift = self.page_size.trailing_zeros();
+        let first = span.addr >> shift;
+        self.next = first << shift;
+        self.here = ((span.addr + (span.len - 1)) >> shift) - first + 1;
         self.later -= self.here;
         true
     }
@@ -191,7 +186,7 @@ impl Iterator for Blocks<'_> {
         self.here -= 1;
         let block = self.next;
         // The last block may end where the addresses do.
-        self.next = block.wrapping_add(1 << self.shift);
+        self.next = block.wrapping_add(self.page_size);
         Some(block)
     }
 

@@ -1,4 +1,7 @@
 //! Making a list: neighbours merged as they come, every sum checked.
+//!
+//! `unsafe` is here to give vectors the length to which their spare room was filled: pushing the runs of
+//! scattered pages one by one costs as much again as all the rest.
 
 use super::list::STRIDE;
 use super::{DmaSg, DmaSgList};
@@ -12,10 +15,9 @@ pub struct DmaSgBuilder {
     runs: Vec<DmaSg>,
     /// The offset at which each stride of runs after the first begins.
     index: Vec<u64>,
-    /// The run that grows; none before the first.
+    /// The run that grows, and the bytes before it.
     last: Last,
-    /// Bytes pushed so far.
-    total: u64,
+    before: u64,
 }
 
 /// The most runs to make room for before they come: 16 MiB.
@@ -32,8 +34,21 @@ impl Last {
     /// None yet. No run begins at its end: one byte there would end beyond 64 bits.
     const NONE: Self = Self { addr: u64::MAX, end: u64::MAX };
 
+    fn is_none(self) -> bool {
+        self.end == self.addr
+    }
+
+    fn len(self) -> u64 {
+        self.end - self.addr
+    }
+
     fn run(self) -> DmaSg {
-        DmaSg { addr: self.addr, len: self.end - self.addr }
+        DmaSg { addr: self.addr, len: self.len() }
+    }
+
+    /// How far it may grow with so many bytes before it: neither its end nor the total leaves 64 bits.
+    fn limit(self, before: u64) -> u64 {
+        self.addr.saturating_add(u64::MAX - before)
     }
 }
 
@@ -56,7 +71,7 @@ impl DmaSgBuilder {
 
     /// Bytes pushed so far.
     pub fn total_len(&self) -> u64 {
-        self.total
+        self.before + self.last.len()
     }
 
     /// Appends a run; one that begins where the last ended makes that longer.
@@ -69,15 +84,7 @@ impl DmaSgBuilder {
     /// After an error the builder is as before.
     #[inline]
     pub fn push(&mut self, run: DmaSg) -> Result<()> {
-        let (end, total) = checked(run, self.total).ok_or_else(|| refused(run, self.total))?;
-        self.total = total;
-        if self.last.end == run.addr {
-            self.last.end = end;
-        } else {
-            let done = std::mem::replace(&mut self.last, Last { addr: run.addr, end });
-            self.close(done, total - run.len);
-        }
-        Ok(())
+        self.extend([run])
     }
 
     /// Appends a run that stays a run of its own, also where it continues the last one: the segments of
@@ -86,10 +93,10 @@ impl DmaSgBuilder {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_apart(&mut self, run: DmaSg) -> Result<()> {
-        let (end, total) = checked(run, self.total).ok_or_else(|| refused(run, self.total))?;
-        self.total = total;
-        let done = std::mem::replace(&mut self.last, Last { addr: run.addr, end });
-        self.close(done, total - run.len);
+        let total = self.total_len();
+        let end = checked(run, total).ok_or_else(|| refused(run, total))?;
+        self.close();
+        self.last = Last { addr: run.addr, end };
         Ok(())
     }
 
@@ -99,29 +106,66 @@ impl DmaSgBuilder {
     /// As [`push`](Self::push); the runs before the one refused stay.
     #[inline]
     pub fn extend(&mut self, runs: impl IntoIterator<Item = DmaSg>) -> Result<()> {
-        let runs = runs.into_iter();
+        let mut runs = runs.into_iter();
         // Room for the list that nothing merges in; what is not used is given back untouched.
-        let most = runs.size_hint().0.min(RESERVE);
-        self.runs.reserve(most);
-        self.index.reserve(most / STRIDE);
-        // In locals, so that a page that continues the last costs a few instructions and no store.
-        let (mut last, mut total) = (self.last, self.total);
-        let mut wrong = None;
-        for run in runs {
-            let Some((end, sum)) = checked(run, total) else {
-                wrong = Some(run);
-                break;
-            };
-            total = sum;
-            if last.end == run.addr {
-                last.end = end;
-                continue;
-            }
-            let done = std::mem::replace(&mut last, Last { addr: run.addr, end });
-            self.close(done, sum - run.len);
+        self.runs.reserve(runs.size_hint().0.min(RESERVE));
+        if self.last.is_none() {
+            let Some(run) = runs.next() else { return Ok(()) };
+            self.push_apart(run)?;
         }
-        (self.last, self.total) = (last, total);
-        wrong.map_or(Ok(()), |run| Err(refused(run, total)))
+        loop {
+            match self.fill(&mut runs) {
+                Stop::End => return Ok(()),
+                Stop::Refused(run) => return Err(refused(run, self.total_len())),
+                Stop::Full => self.runs.reserve(1),
+            }
+        }
+    }
+
+    /// Appends runs to the one that grows, until there is no more room.
+    ///
+    /// Nothing is called in here, and what changes is in locals: a page that continues the last one costs a
+    /// few instructions and no store, any other its place in the list and little more.
+    #[inline]
+    fn fill(&mut self, runs: &mut impl Iterator<Item = DmaSg>) -> Stop {
+        let (mut last, mut before) = (self.last, self.before);
+        let room = self.runs.capacity();
+        self.index.reserve(strides_after_first(room) - self.index.len());
+        let mut strides = self.index.spare_capacity_mut().iter_mut();
+        let mut places = self.runs.spare_capacity_mut().iter_mut();
+        let stop = loop {
+            if places.len() == 0 {
+                break Stop::Full;
+            }
+            let limit = last.limit(before);
+            let next = loop {
+                match runs.next() {
+                    // A length of 0 wraps, and is more than there is room for.
+                    Some(run) if run.addr == last.end && run.len.wrapping_sub(1) < limit - run.addr => {
+                        last.end = run.addr + run.len;
+                    }
+                    other => break other,
+                }
+            };
+            let Some(run) = next else { break Stop::End };
+            let total = before + last.len();
+            let Some(end) = checked(run, total) else { break Stop::Refused(run) };
+            if starts_stride(room - places.len()) {
+                strides.next().expect("room for all strides").write(before);
+            }
+            places.next().expect("not full").write(last.run());
+            (last, before) = (Last { addr: run.addr, end }, total);
+        };
+        let filled = room - places.len();
+        // SAFETY: both are within what the vectors have room for. The places were taken one by one, each
+        // written before the next, and `filled` counts those taken; an entry of the index was taken and
+        // written with each that starts a stride, which is what `strides_after_first` counts.
+        unsafe {
+            self.runs.set_len(filled);
+            self.index.set_len(strides_after_first(filled));
+        }
+        (self.last, self.before) = (last, before);
+        stop
     }
 
     /// The list of what was pushed.
@@ -129,33 +173,52 @@ impl DmaSgBuilder {
     /// # Errors
     /// [`Error::ZeroLength`]: nothing was.
     pub fn finish(mut self) -> Result<DmaSgList> {
-        if self.total == 0 {
+        let total = self.total_len();
+        if total == 0 {
             return Err(Error::ZeroLength { offset: 0 });
         }
-        self.close(self.last, self.total);
-        Ok(DmaSgList::from_checked(self.runs.into(), self.index.into(), self.total))
+        self.close();
+        Ok(DmaSgList::from_checked(self.runs.into(), self.index.into(), total))
     }
 
-    /// Keeps a run that will not grow any more and ends at `offset` of the list.
-    #[inline]
-    fn close(&mut self, done: Last, offset: u64) {
-        // Ends are equal only where there is none.
-        if done.end == done.addr {
+    /// Ends the run that grows, if there is one.
+    fn close(&mut self) {
+        let last = std::mem::take(&mut self.last);
+        if last.is_none() {
             return;
         }
-        let run = done.run();
-        if self.runs.len().is_multiple_of(STRIDE) && !self.runs.is_empty() {
-            self.index.push(offset - run.len);
+        if starts_stride(self.runs.len()) {
+            self.index.push(self.before);
         }
-        self.runs.push(run);
+        self.runs.push(last.run());
+        self.before += last.len();
     }
 }
 
-/// The end of a run and the total with it; none for a run that [`refused`] explains.
+/// Whether the index has an entry for this run.
 #[inline]
-fn checked(run: DmaSg, total: u64) -> Option<(u64, u64)> {
-    let (end, sum) = (run.addr.checked_add(run.len)?, total.checked_add(run.len)?);
-    (run.len != 0).then_some((end, sum))
+fn starts_stride(run: usize) -> bool {
+    run.is_multiple_of(STRIDE) && run != 0
+}
+
+/// How many of the strides of so many runs are in the index.
+#[inline]
+fn strides_after_first(runs: usize) -> usize {
+    runs.div_ceil(STRIDE).saturating_sub(1)
+}
+
+/// Why no more was appended.
+enum Stop {
+    End,
+    Full,
+    Refused(DmaSg),
+}
+
+/// The end of a run that fits, alone and after `total` bytes; none for one that [`refused`] explains.
+#[inline]
+fn checked(run: DmaSg, total: u64) -> Option<u64> {
+    total.checked_add(run.len)?;
+    run.addr.checked_add(run.len).filter(|&end| end != run.addr)
 }
 
 #[cold]

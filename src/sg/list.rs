@@ -16,7 +16,7 @@ use crate::umem::Iova;
 ///
 /// Two lists are equal when they cover the same addresses in the same order, however these are cut into
 /// runs; [`runs`](Self::runs) shows the cuts. A byte is found in O(log n). Memory is 16 bytes a run,
-/// and half a byte a run for the index, which short lists do without.
+/// and 2 bytes a run for the index, which short lists do without.
 #[derive(Clone)]
 pub struct DmaSgList {
     runs: Runs,
@@ -34,9 +34,9 @@ enum Runs {
     Many(Box<[DmaSg]>),
 }
 
-/// Runs under one entry of the index: few cache lines, which are fetched at once, while the index of a
-/// million runs stays in the processor's second cache.
-pub(super) const STRIDE: usize = 16;
+/// Runs under one entry of the index: a cache line of them, or two that are fetched at once, and few enough
+/// that the processor is at the next lookups while memory still answers this one.
+pub(super) const STRIDE: usize = 4;
 
 impl DmaSgList {
     /// A list of one run. Whoever calls has checked it: not empty, no overflow.
