@@ -12,6 +12,7 @@ use serde_json::json;
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// On the highest processor that we may use, since the lowest have the interrupts.
+#[allow(dead_code)] // not by every benchmark
 pub fn stay_on_one_processor() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default)]
 pub struct DmaSgBuilder {
     runs: Vec<DmaSg>,
-    /// The offset at which each stride of runs after the first begins.
+    /// The offset at which each stride of runs begins.
     index: Vec<u64>,
     /// The run that grows, and the bytes before it.
     last: Last,
@@ -130,8 +130,8 @@ impl DmaSgBuilder {
     fn fill(&mut self, runs: &mut impl Iterator<Item = DmaSg>) -> Stop {
         let (mut last, mut before) = (self.last, self.before);
         let room = self.runs.capacity();
-        self.index.reserve(strides_after_first(room) - self.index.len());
-        let mut strides = self.index.spare_capacity_mut().iter_mut();
+        self.index.reserve(strides(room) - self.index.len());
+        let mut starts = self.index.spare_capacity_mut().iter_mut();
         let mut places = self.runs.spare_capacity_mut().iter_mut();
         let stop = loop {
             if places.len() == 0 {
@@ -151,7 +151,7 @@ impl DmaSgBuilder {
             let total = before + last.len();
             let Some(end) = checked(run, total) else { break Stop::Refused(run) };
             if starts_stride(room - places.len()) {
-                strides.next().expect("room for all strides").write(before);
+                starts.next().expect("room for all strides").write(before);
             }
             places.next().expect("not full").write(last.run());
             (last, before) = (Last { addr: run.addr, end }, total);
@@ -159,10 +159,10 @@ impl DmaSgBuilder {
         let filled = room - places.len();
         // SAFETY: both are within what the vectors have room for. The places were taken one by one, each
         // written before the next, and `filled` counts those taken; an entry of the index was taken and
-        // written with each that starts a stride, which is what `strides_after_first` counts.
+        // written with each that starts a stride, which is what `strides` counts.
         unsafe {
             self.runs.set_len(filled);
-            self.index.set_len(strides_after_first(filled));
+            self.index.set_len(strides(filled));
         }
         (self.last, self.before) = (last, before);
         stop
@@ -178,6 +178,7 @@ impl DmaSgBuilder {
             return Err(Error::ZeroLength { offset: 0 });
         }
         self.close();
+        self.index.push(total);
         Ok(DmaSgList::from_checked(self.runs.into(), self.index.into(), total))
     }
 
@@ -198,13 +199,13 @@ impl DmaSgBuilder {
 /// Whether the index has an entry for this run.
 #[inline]
 fn starts_stride(run: usize) -> bool {
-    run.is_multiple_of(STRIDE) && run != 0
+    run.is_multiple_of(STRIDE)
 }
 
-/// How many of the strides of so many runs are in the index.
+/// How many strides so many runs are.
 #[inline]
-fn strides_after_first(runs: usize) -> usize {
-    runs.div_ceil(STRIDE).saturating_sub(1)
+fn strides(runs: usize) -> usize {
+    runs.div_ceil(STRIDE)
 }
 
 /// Why no more was appended.

@@ -16,14 +16,14 @@ use crate::umem::Iova;
 ///
 /// Two lists are equal when they cover the same addresses in the same order, however these are cut into
 /// runs; [`runs`](Self::runs) shows the cuts. A byte is found in O(log n). Memory is 16 bytes a run,
-/// and 2 bytes a run for the index, which short lists do without.
+/// and about 2 bytes a run for the index, which one run does without.
 #[derive(Clone)]
 pub struct DmaSgList {
     runs: Runs,
-    /// The offset at which each stride of runs after the first begins.
+    /// The offset at which each stride of runs begins, and the end; empty for one run.
     index: Box<[u64]>,
-    /// Strides a byte.
-    scale: f64,
+    /// Strides a byte, as a fraction of 2^64.
+    scale: u64,
     total: u64,
 }
 
@@ -43,13 +43,19 @@ impl DmaSgList {
     #[inline]
     pub(crate) fn single(run: DmaSg) -> Self {
         debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
-        Self { runs: Runs::One(run), index: Box::default(), scale: 0.0, total: run.len }
+        Self { runs: Runs::One(run), index: Box::default(), scale: 0, total: run.len }
     }
 
     /// What the builder checked and indexed.
     pub(super) fn from_checked(runs: Box<[DmaSg]>, index: Box<[u64]>, total: u64) -> Self {
-        debug_assert_eq!(index.len(), (runs.len() - 1) / STRIDE);
-        let scale = (index.len() + 1) as f64 / total as f64;
+        if let [run] = *runs {
+            return Self::single(run);
+        }
+        let strides = index.len() - 1;
+        debug_assert_eq!(strides, runs.len().div_ceil(STRIDE));
+        debug_assert_eq!((index[0], index[strides]), (0, total));
+        // No more strides than bytes.
+        let scale = (((strides as u128) << 64) / u128::from(total)).min(u64::MAX.into()) as u64;
         Self { runs: Runs::Many(runs), index, scale, total }
     }
 
@@ -106,39 +112,47 @@ impl DmaSgList {
         if offset >= self.total {
             return None;
         }
+        let Runs::Many(runs) = &self.runs else { return Some((0, offset)) };
         let stride = self.stride_of(offset);
         let first = stride * STRIDE;
-        let within = offset - stride.checked_sub(1).map_or(0, |before| self.index[before]);
-        // All of the stride, without a branch on what was read: the processor then goes on to the next
-        // lookup while memory still answers this one.
-        let (mut at, mut start, mut end) = (first, 0, 0);
-        for run in self.runs()[first..].iter().take(STRIDE) {
-            end += run.len;
-            let past = end <= within;
-            at += usize::from(past);
-            start = hint::select_unpredictable(past, end, start);
-        }
-        Some((at, within - start))
+        let within = offset - self.index[stride];
+        let rest = &runs[first..];
+        let (at, skip) = match rest.first_chunk::<STRIDE>() {
+            Some(stride) => run_of(stride, within),
+            None => run_of(rest, within),
+        };
+        Some((first + at, skip))
     }
 
-    /// How many strides after the first begin at or before `offset`: near where it would be if all runs
-    /// were of one length, as pages are, and from there outwards in doubling steps.
+    /// Which stride holds the byte at `offset`: near where it would be if all runs were of one length, as
+    /// pages are, and from there outwards in doubling steps.
     #[inline]
     fn stride_of(&self, offset: u64) -> usize {
+        let guess = ((u128::from(offset) * u128::from(self.scale)) >> 64) as usize;
+        match self.index[guess..] {
+            [start, end, ..] if start <= offset && offset < end => guess,
+            _ => self.stride_near(guess, offset),
+        }
+    }
+
+    #[cold]
+    fn stride_near(&self, guess: usize, offset: u64) -> usize {
         let index = &self.index;
-        let guess = ((offset as f64 * self.scale) as usize).min(index.len());
+        let last = index.len() - 1;
         let (mut low, mut high) = (guess, guess);
         let mut step = 1;
-        while low > 0 && index[low - 1] > offset {
+        while index[low] > offset {
+            high = low;
             low = low.saturating_sub(step);
             step *= 2;
         }
         step = 1;
-        while high < index.len() && index[high] <= offset {
-            high = (high + step).min(index.len());
+        while index[high] <= offset {
+            low = high;
+            high = (high + step).min(last);
             step *= 2;
         }
-        low + index[low..high].partition_point(|&start| start <= offset)
+        low + index[low..high].partition_point(|&start| start <= offset) - 1
     }
 
     /// All of the list as a view.
@@ -179,6 +193,22 @@ impl DmaSgList {
     pub fn sges(&self, lkey: Lkey, limits: SgeLimits) -> Result<SgeGroups<'_>> {
         self.as_view().sges(lkey, limits)
     }
+}
+
+/// Which of a stride's runs holds the byte `within` it, and how far into the run.
+///
+/// All of the stride, without a branch on what was read: the processor then goes on to the next lookup while
+/// memory still answers this one.
+#[inline(always)]
+fn run_of(stride: &[DmaSg], within: u64) -> (usize, u64) {
+    let (mut at, mut start, mut end) = (0, 0, 0);
+    for run in stride {
+        end += run.len;
+        let past = end <= within;
+        at += usize::from(past);
+        start = hint::select_unpredictable(past, end, start);
+    }
+    (at, within - start)
 }
 
 impl PartialEq for DmaSgList {

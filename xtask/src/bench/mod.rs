@@ -26,11 +26,17 @@ struct Shape {
     limit: Duration,
 }
 
-/// A benchmark.
+/// A benchmark, in one or several parts.
 struct Benchmark {
-    /// Of the cargo target and on the command line.
     name: &'static str,
     about: &'static str,
+    parts: &'static [Part],
+}
+
+/// What runs in one place.
+struct Part {
+    /// The cargo target.
+    target: &'static str,
     /// `None` for a benchmark of this machine itself.
     guest: Option<Shape>,
 }
@@ -39,17 +45,31 @@ const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "register",
         about: "register and deregister, against a bare C program doing the same ioctl",
-        guest: Some(Shape {
-            rxe: Rxe::Dmabuf,
-            memory: Size::gib(4),
-            cpus: 2,
-            limit: Duration::from_secs(1200),
-        }),
+        parts: &[Part {
+            target: "register",
+            guest: Some(Shape {
+                rxe: Rxe::Dmabuf,
+                memory: Size::gib(4),
+                cpus: 2,
+                limit: Duration::from_secs(1200),
+            }),
+        }],
     },
     Benchmark {
         name: "sg",
-        about: "lists of runs: building, lookup, blocks, page size, against C over a scatterlist",
-        guest: None,
+        about: "lists of runs, against C over a scatterlist, and where they come from, against the kernel",
+        parts: &[
+            Part { target: "sg", guest: None },
+            Part {
+                target: "sg_memory",
+                guest: Some(Shape {
+                    rxe: Rxe::Dmabuf,
+                    memory: Size::gib(7),
+                    cpus: 2,
+                    limit: Duration::from_secs(600),
+                }),
+            },
+        ],
     },
 ];
 
@@ -80,39 +100,23 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let names: Vec<_> = BENCHMARKS.iter().map(|b| b.name).collect();
         bail!("no benchmark `{name}`; there is {}", names.join(", "));
     };
-    let shape = benchmark.guest.as_ref().filter(|_| !args.host);
-    let needs: &[Need] = match shape {
-        Some(_) => &[Need::Library, Need::Peers, Need::Guest],
-        None => &[Need::Library, Need::Peers],
-    };
+    let in_guests = !args.host && benchmark.parts.iter().any(|part| part.guest.is_some());
+    let needs: &[Need] =
+        if in_guests { &[Need::Library, Need::Peers, Need::Guest] } else { &[Need::Library, Need::Peers] };
     host::ensure(needs)?;
     let step = ui::Step::start("Building", benchmark.name);
-    let program = cargo::executable(&["bench", "--no-run", "--bench", benchmark.name], benchmark.name)?;
+    let build = |part: &Part| cargo::executable(&["bench", "--no-run", "--bench", part.target], part.target);
+    let programs = benchmark.parts.iter().map(build).collect::<Result<Vec<_>>>()?;
     step.done("Built", benchmark.name);
 
     let home = project::target().join("bench");
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-    let lines = home.join(format!("{}.rows", benchmark.name));
-    let _ = fs::remove_file(&lines);
-    let success = match shape {
-        Some(shape) => {
-            let guest = Guest {
-                cpus: shape.cpus,
-                limit: Some(shape.limit),
-                out: Some(home.clone()),
-                ..Guest::new(shape.rxe, shape.memory)
-            };
-            in_the_guest(&guest, &program, &args.arguments, &lines)?
-        }
-        None => {
-            let mut command = Command::new(&program);
-            command.args(&args.arguments).current_dir(project::root()).env("BENCH_ROWS", &lines);
-            command.status().context("cannot run the benchmark")?.success()
-        }
-    };
-    let text = fs::read_to_string(&lines).unwrap_or_default();
-    let rows = text.lines().map(Row::parse).collect::<Result<Vec<Row>>>()?;
-    let _ = fs::remove_file(&lines);
+    let mut rows = Vec::new();
+    let mut success = true;
+    for (part, program) in benchmark.parts.iter().zip(programs) {
+        // A part that fails does not keep the others from showing what they measure.
+        success &= part.run(&args, &program, &home, &mut rows)?;
+    }
     let json = home.join(format!("{}.json", benchmark.name));
     fs::write(&json, rows::to_json(&rows)?).with_context(|| format!("cannot write {}", json.display()))?;
     print!("{}", rows::table(&rows));
@@ -125,6 +129,36 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let met = rows.iter().all(|row| row.met() != Some(false));
     let fine = success && !rows.is_empty() && (met || !args.check);
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Part {
+    /// Runs it and adds its rows; whether it succeeded.
+    fn run(&self, args: &Args, program: &Path, home: &Path, rows: &mut Vec<Row>) -> Result<bool> {
+        let lines = home.join(format!("{}.rows", self.target));
+        let _ = fs::remove_file(&lines);
+        let success = match self.guest.as_ref().filter(|_| !args.host) {
+            Some(shape) => {
+                let guest = Guest {
+                    cpus: shape.cpus,
+                    limit: Some(shape.limit),
+                    out: Some(home.to_path_buf()),
+                    ..Guest::new(shape.rxe, shape.memory)
+                };
+                in_the_guest(&guest, program, &args.arguments, &lines)?
+            }
+            None => {
+                let mut command = Command::new(program);
+                command.args(&args.arguments).current_dir(project::root()).env("BENCH_ROWS", &lines);
+                command.status().context("cannot run the benchmark")?.success()
+            }
+        };
+        let text = fs::read_to_string(&lines).unwrap_or_default();
+        for line in text.lines() {
+            rows.push(Row::parse(line)?);
+        }
+        let _ = fs::remove_file(&lines);
+        Ok(success)
+    }
 }
 
 fn in_the_guest(guest: &Guest, program: &Path, arguments: &[String], lines: &Path) -> Result<bool> {
