@@ -333,7 +333,7 @@ mod tests {
 
         /// Any input whatever: no panic, and an error exactly where the sums say so.
         #[test]
-        fn arbitrary_runs_are_taken_or_refused_by_name(
+        fn any_runs_are_taken_or_refused_by_name(
             runs in prop::collection::vec((model::edge(), model::edge()), 0..6)
         ) {
             let mut total = 0_u128;

@@ -228,7 +228,7 @@ mod tests {
         }
 
         #[test]
-        fn a_range_outside_is_refused(list in model::list(), offset in model::edge(), length in model::edge()) {
+        fn any_range_is_taken_or_refused(list in model::list(), offset in model::edge(), length in model::edge()) {
             let inside = length > 0
                 && u128::from(offset) + u128::from(length) <= u128::from(list.total_len());
             match list.view(offset, length) {

@@ -75,6 +75,9 @@ fn all(args: &Args, summary: &mut Summary) -> Result<()> {
     // Cheap steps first; each ends the run when it fails.
     if args.filter.is_empty() {
         checks(summary)?;
+        if args.long {
+            many_cases(summary)?;
+        }
     }
     integration::run(args, summary)
 }
@@ -122,6 +125,15 @@ fn checks(summary: &mut Summary) -> Result<()> {
         result?;
     }
     Ok(())
+}
+
+/// Input of any kind, a million times for each property that takes it; `tests::any_` is what they are called.
+fn many_cases(summary: &mut Summary) -> Result<()> {
+    step(summary, "A million cases", || {
+        let mut test = project::cargo();
+        test.args(["test", "--release", "--lib", "tests::any_"]).env("PROPTEST_CASES", "1000000");
+        shown(&mut test)
+    })
 }
 
 /// One step with its verdict in one line.
