@@ -1,10 +1,16 @@
 //! A kernel that bounces every DMA mapping (`swiotlb=force`): what the device writes must land in the
 //! buffer, not in a bounce page that is thrown away.
 
+use dmabuf_rdma::Error;
+use dmabuf_rdma::error::AddressError;
 use dmabuf_rdma::mr::Path;
+use dmabuf_rdma::sg::{DmaDevice, device_view};
 
-use crate::common::buffers::{driver_kinds, udmabuf_kinds};
+use crate::assert_refused;
+use crate::common::buffers::{driver_kinds, heap, udmabuf_kinds};
+use crate::common::census::Census;
 use crate::common::peers::Peers;
+use crate::common::system::{driven_by, modprobe};
 use crate::common::{assert_same, bytes, pattern};
 
 #[test]
@@ -21,6 +27,20 @@ fn every_byte_of_every_drivers_buffer() {
 #[test]
 fn odd_ranges_with_an_iova_of_their_own() {
     driver_kinds().iter().for_each(|kind| bytes::odd_range(Path::Uverbs, kind));
+}
+
+/// The addresses would be those of bounce buffers; the module's own device has none and shows the pages.
+#[test]
+fn a_devices_view_is_never_one_of_bounce_buffers() {
+    modprobe("dma_sg");
+    let buffer = heap(1 << 20);
+    let census = Census::take();
+    let device = DmaDevice::Pci(driven_by("virtio-pci")[0]);
+    let refused = device_view(&buffer, device);
+    let message = assert_refused!(refused, Error::Addresses(AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::EADDRNOTAVAIL));
+    assert!(message.contains("bounce"), "{message}");
+    assert_eq!(device_view(&buffer, DmaDevice::None).unwrap().list().unwrap().total_len(), 1 << 20);
+    census.assert_unchanged();
 }
 
 /// Seen through the memfds' own mapping: udmabuf's SYNC ioctl bounces too, by itself, and would put
