@@ -2,7 +2,7 @@
 //! of them.
 //!
 //! `sg_explain --exporter udmabuf:thp --size 64M` reads the physical pages of a udmabuf, as root and with
-//! no module. Other buffers, or the addresses that a device is given (`--device 0000:03:00.0`, `--device
+//! no module (huge pages take `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`). Other buffers, or the addresses that a device is given (`--device 0000:03:00.0`, `--device
 //! mlx5_0`), take the module of `kernel/dma_sg`.
 
 #[path = "../common/exporter.rs"]
