@@ -10,6 +10,7 @@
 mod address;
 pub(crate) mod text;
 mod vfio;
+mod transfer;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use self::address::AddressError;
 pub use self::vfio::VfioError;
+pub use self::transfer::TransferError;
 
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
 use crate::dmabuf::CpuAccess;
@@ -168,6 +170,10 @@ pub enum Error {
     /// A PCI device, or its BAR, that cannot be had through VFIO.
     #[error(transparent)]
     Vfio(#[from] VfioError),
+    // -- transfers ----------------------------------------------------------------------------
+    /// A transfer, or the description of a peer's memory.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
 
     // -- access flags -------------------------------------------------------------------------
     /// Flags that the kernel does not take for a dma-buf.

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display) -> Result<()> {
     let mut wire = Wire::new(TcpStream::connect(connect)?)?;
     let offer: Offer = wire.receive()?;
-    let size = offer.region.length;
+    let size = offer.region.len();
     ui::party("owner", size, &offer.party);
 
     let party = Party::new(device, exporter, size)?;
@@ -65,12 +65,12 @@ fn transfer(
     what: &'static str,
     display: Display,
 ) -> Result<Duration> {
-    let bar = Bar::new(display.progress, what, remote.length);
+    let bar = Bar::new(display.progress, what, remote.len());
     let start = Instant::now();
     let (mut posted, mut done) = (0, 0);
-    while done < remote.length {
-        while posted < remote.length && posted - done < WINDOW * MESSAGE {
-            let length = MESSAGE.min(remote.length - posted);
+    while done < remote.len() {
+        while posted < remote.len() && posted - done < WINDOW * MESSAGE {
+            let length = MESSAGE.min(remote.len() - posted);
             let element = party.region.sge(posted, length)?;
             party.pair.post(length, operation(remote.at(posted, length)?), &[element], true)?;
             posted += length;

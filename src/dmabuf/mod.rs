@@ -42,9 +42,22 @@ pub struct DmaBuf {
 /// lives, so keep one (a `DmaBuf`, a region) as long as the identity is compared. Two dma-bufs that
 /// share memory, as V4L2's EXPBUF makes, have two identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferId {
     device: u64,
     inode: u64,
+}
+
+impl BufferId {
+    /// The two numbers that it is of, for a peer.
+    pub(crate) fn parts(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// The identity that a peer sent.
+    pub(crate) fn from_parts(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
 }
 
 #[cfg(test)]

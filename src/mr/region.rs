@@ -7,7 +7,7 @@ use super::path::{Path, Registered};
 use super::{Access, MemoryRegionBuilder};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
-use crate::transfer::RemoteRegion;
+use crate::transfer::{RemoteRegion, RemoteRun};
 use crate::umem::{Iova, Umem, check_range};
 use crate::verbs::{ProtectionDomain, Sge};
 use crate::{Error, Result};
@@ -137,7 +137,9 @@ impl MemoryRegion {
 
     /// What a peer must know to read and write the region.
     pub fn remote(&self) -> RemoteRegion {
-        RemoteRegion { iova: self.iova(), length: self.len(), rkey: self.rkey() }
+        let run = RemoteRun { iova: self.iova(), length: self.len(), rkey: self.rkey() };
+        // One run, whose end was checked when the range was described.
+        RemoteRegion::new([run], self.access, self.umem.buffer()).expect("a region is a run")
     }
 
     /// Deregisters the region: from here on the device cannot reach the memory.

@@ -1,5 +1,6 @@
-//! Descriptors of a peer's memory.
+//! Descriptors of a peer's memory, and moving bytes of any length between it and ours.
 
 mod remote;
+mod wire;
 
-pub use remote::{RemoteAddr, RemoteRegion};
+pub use remote::{RemoteAddr, RemoteRange, RemoteRegion, RemoteRun};
