@@ -7,6 +7,7 @@ pub mod drm;
 pub mod kcore;
 pub mod peers;
 pub mod system;
+pub mod wire;
 
 /// A pattern in which no two words of 8 bytes are alike, so that bytes in a wrong place show.
 pub fn pattern(length: usize, seed: u64) -> Vec<u8> {

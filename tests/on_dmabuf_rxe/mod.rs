@@ -5,3 +5,4 @@ mod device_view;
 mod lifetime;
 mod protection;
 mod support;
+mod transfer;

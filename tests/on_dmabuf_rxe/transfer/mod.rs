@@ -1,0 +1,4 @@
+//! Moving ranges of any length between two devices.
+
+mod moving;
+mod refusals;
