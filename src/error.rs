@@ -8,6 +8,7 @@
 //! [`source`]: std::error::Error::source
 
 mod address;
+mod connect;
 pub(crate) mod text;
 mod vfio;
 mod transfer;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use self::address::AddressError;
 pub use self::vfio::VfioError;
+pub use self::connect::ConnectError;
 pub use self::transfer::TransferError;
 
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
@@ -174,6 +176,9 @@ pub enum Error {
     /// A transfer, or the description of a peer's memory.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// A connection by IP address.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 
     // -- access flags -------------------------------------------------------------------------
     /// Flags that the kernel does not take for a dma-buf.

@@ -67,6 +67,7 @@
 //! - `drm` (default): dumb buffers of DRM cards.
 //! - `serde`: the descriptors that peers exchange can be serialised.
 
+pub mod cm;
 pub mod dmabuf;
 pub mod error;
 pub mod exporter;

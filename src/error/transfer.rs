@@ -127,6 +127,18 @@ pub enum TransferError {
         /// Whether what was under way ended well, so that the connection can be used on.
         usable: bool,
     },
+    /// The peer disconnected.
+    #[error(
+        "{opcode:?} moved {done} of {length} bytes before the peer disconnected; the connection is unusable"
+    )]
+    PeerLeft {
+        /// The operation.
+        opcode: Opcode,
+        /// Bytes known to have moved.
+        done: u64,
+        /// Bytes in all.
+        length: u64,
+    },
     /// A message of another length than was expected.
     #[error(
         "a message of {received} bytes came where {expected} were expected, at byte {offset}: both sides must send and receive the same lengths with the same message size"

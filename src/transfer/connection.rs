@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::lane::{Lane, Shared};
 use super::{LocalRange, Moved, RemoteRange, Request, Transfer};
 use crate::Result;
+use crate::cm::Link;
 use crate::verbs::{CompletionQueue, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
 
 /// How a connection waits for completions.
@@ -96,6 +97,7 @@ impl Connection {
         let pair = QueuePair::new(domain, &sends, &receives, options.queue_pair)?;
         let max_message = context.port(options.queue_pair.port)?.max_message_size.into();
         let shared = Arc::new(Shared {
+            link: OnceLock::new(),
             pair,
             domain: domain.clone(),
             max_message,
@@ -134,7 +136,20 @@ impl Connection {
     /// Whether it can be used: nothing has failed on it yet. A peer that has gone is noticed by the next
     /// operation.
     pub fn is_usable(&self) -> bool {
+        if self.failure().is_none() && self.shared().peer_left() {
+            self.shared().fail(|| "the peer disconnected".into());
+        }
         self.failure().is_none()
+    }
+
+    /// Ends the connection: what is under way is called back, and a peer that was connected by IP address
+    /// is told. Dropping it does the same.
+    #[doc(alias = "rdma_disconnect")]
+    pub fn disconnect(&mut self) {
+        self.shared().fail(|| "it was disconnected".into());
+        if let Some(link) = self.shared().link.get() {
+            link.disconnect();
+        }
     }
 
     /// Why it cannot be used any more.
@@ -253,6 +268,22 @@ impl Connection {
         swap: u64,
     ) -> Result<Moved> {
         self.sender.run(Request::compare_swap(local, remote, compare, swap))
+    }
+
+    /// What the queue pair was made for.
+    pub(crate) fn options(&self) -> QueuePairOptions {
+        self.sender.options.queue_pair
+    }
+
+    /// READs and atomics that either side may have under way.
+    pub(crate) fn rd_atomic(&self) -> u8 {
+        self.endpoint().rd_atomic
+    }
+
+    /// Keeps the id that it was connected by.
+    pub(crate) fn set_link(&mut self, link: Link) {
+        // A connection connects once: the queue pair refuses the second time before this.
+        let _ = self.shared().link.set(link);
     }
 
     fn shared(&self) -> &Shared {

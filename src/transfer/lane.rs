@@ -13,6 +13,7 @@ use ibverbs_sys as ffi;
 
 use super::RemoteAddr;
 use super::request::Job;
+use crate::cm::Link;
 use crate::error::TransferError;
 use crate::umem::Iova;
 use crate::verbs::{
@@ -29,6 +30,8 @@ const REAP: usize = 16;
 
 /// What both directions have in common.
 pub(super) struct Shared {
+    /// Set once it was connected by IP address. Dropped first, so that the peer is told.
+    pub link: OnceLock<Link>,
     pub pair: QueuePair,
     pub domain: ProtectionDomain,
     pub max_message: u64,
@@ -38,6 +41,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Whether the peer has disconnected, as far as that is known.
+    pub(super) fn peer_left(&self) -> bool {
+        self.link.get().is_some_and(Link::has_left)
+    }
+
     pub(super) fn check_usable(&self) -> Result<()> {
         match self.failed.get() {
             None => Ok(()),

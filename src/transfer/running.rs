@@ -11,6 +11,9 @@ use super::{Request, Wait};
 use crate::Result;
 use crate::error::TransferError;
 
+/// Without a byte for so long, somebody asks whether the peer is still there.
+const QUIET: Duration = Duration::from_millis(40);
+
 /// What a transfer moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -208,6 +211,13 @@ impl<'t> Transfer<'t> {
                 now
             }
         };
+        if now.duration_since(since) >= QUIET && self.lane.shared.peer_left() {
+            let opcode = self.job.opcode();
+            self.lane.abandon(|| "the peer disconnected".into());
+            self.ended = true;
+            let (done, length) = (self.lane.done, self.length);
+            return Err(TransferError::PeerLeft { opcode, done, length }.into());
+        }
         let stalled = since.checked_add(self.stall).map(|end| (self.stall, end));
         let mut left = Duration::MAX;
         for (limit, end) in [stalled, self.limit].into_iter().flatten() {

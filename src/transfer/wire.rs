@@ -58,6 +58,19 @@ impl RemoteRegion {
     /// - [`TransferError::InvalidDescriptor`]: too short or too long, another version, damaged.
     /// - as [`new`](Self::new), for runs that cannot be memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let invalid = |reason| TransferError::InvalidDescriptor { reason };
+        match Self::split_from(bytes)? {
+            (region, []) => Ok(region),
+            (_, rest) => Err(invalid(format!("{} bytes more than the description has", rest.len())).into()),
+        }
+    }
+
+    /// The description that these bytes begin with, and the bytes after it: for private data, which comes
+    /// padded, and for descriptions in a row.
+    ///
+    /// # Errors
+    /// As [`from_bytes`](Self::from_bytes).
+    pub fn split_from(bytes: &[u8]) -> Result<(Self, &[u8])> {
         let invalid = |reason: String| TransferError::InvalidDescriptor { reason };
         let Some((header, runs)) = bytes.split_first_chunk::<HEADER>() else {
             return Err(invalid(format!("{} bytes are too few", bytes.len())).into());
@@ -70,11 +83,11 @@ impl RemoteRegion {
             return Err(invalid(format!("version {version}; this library knows version {VERSION}")).into());
         }
         let count = u32::from_le_bytes(part(header, 8));
-        let (runs, rest) = runs.as_chunks::<RUN>();
-        if runs.len() as u64 != u64::from(count) || !rest.is_empty() {
+        let Some((runs, rest)) = runs.split_at_checked(RUN.saturating_mul(count as usize)) else {
             let have = bytes.len();
             return Err(invalid(format!("{have} bytes for {count} runs of {RUN} after {HEADER}")).into());
-        }
+        };
+        let (bytes, runs) = (&bytes[..bytes.len() - rest.len()], runs.as_chunks::<RUN>().0);
         let (stated, computed) = (u32::from_le_bytes(part(header, 4)), checksum(bytes));
         if stated != computed {
             return Err(invalid(format!("checksum {computed:#010x}, not {stated:#010x}")).into());
@@ -87,7 +100,7 @@ impl RemoteRegion {
         let access = Access::from_bits_retain(u32::from_le_bytes(part(header, 12)));
         let device = u64::from_le_bytes(part(header, 16));
         let inode = u64::from_le_bytes(part(header, 24));
-        Self::new(runs, access, BufferId::from_parts(device, inode))
+        Ok((Self::new(runs, access, BufferId::from_parts(device, inode))?, rest))
     }
 }
 
