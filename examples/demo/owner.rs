@@ -17,10 +17,10 @@ pub fn run(options: &Options, listen: &str) -> Result<()> {
     println!("{LISTENING}{}", listener.local_addr()?);
 
     let mut wire = Wire::new(listener.accept()?.0)?;
-    let endpoint = party.pair.endpoint().expect("made here");
+    let endpoint = party.connection.endpoint();
     wire.send(&Offer { endpoint, region: party.region.remote(), party: party.introduction })?;
     let answer: Answer = wire.receive()?;
-    party.pair.connect(&answer.endpoint)?;
+    party.connection.connect(&answer.endpoint)?;
     loop {
         match wire.receive()? {
             Ask::Digest => {}

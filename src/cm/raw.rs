@@ -88,6 +88,9 @@ pub(super) struct Event {
     pub request: Option<NonNull<cm::rdma_cm_id>>,
 }
 
+// SAFETY: an id may be used from any thread, and nobody else has that of a request.
+unsafe impl Send for Event {}
+
 impl Id {
     pub(super) fn new() -> io::Result<Self> {
         let channel = Channel::new()?;

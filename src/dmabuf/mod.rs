@@ -49,6 +49,9 @@ pub struct BufferId {
 }
 
 impl BufferId {
+    /// Of a buffer that nobody has named, such as that of a peer that has no dma-buf.
+    pub const UNKNOWN: Self = Self { device: 0, inode: 0 };
+
     /// The two numbers that it is of, for a peer.
     pub(crate) fn parts(self) -> (u64, u64) {
         (self.device, self.inode)
@@ -58,12 +61,6 @@ impl BufferId {
     pub(crate) fn from_parts(device: u64, inode: u64) -> Self {
         Self { device, inode }
     }
-}
-
-#[cfg(test)]
-impl BufferId {
-    /// An identity that no buffer has.
-    pub(crate) const TEST: Self = Self { device: 0, inode: 0 };
 }
 
 impl DmaBuf {

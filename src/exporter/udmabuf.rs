@@ -281,7 +281,7 @@ mod tests {
         }
         let pieces = [first, second].map(|memfd| Piece { memfd, offset: 4096, length: 4096 });
         let pages = HostPages::map(pieces.into()).unwrap();
-        let backing = Backing::new(pages, crate::dmabuf::BufferId::TEST);
+        let backing = Backing::new(pages, crate::dmabuf::BufferId::UNKNOWN);
         let read = |at: usize| {
             // SAFETY: both pieces are mapped, 8192 bytes in all, and nobody writes them meanwhile.
             unsafe { std::ptr::read_volatile(backing.as_ptr().add(at).cast::<[u8; 3]>()) }

@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn region(runs: &[RemoteRun]) -> Result<RemoteRegion> {
-        RemoteRegion::new(runs.iter().copied(), Access::REMOTE, BufferId::TEST)
+        RemoteRegion::new(runs.iter().copied(), Access::REMOTE, BufferId::UNKNOWN)
     }
 
     #[test]
