@@ -99,7 +99,7 @@ impl Rows {
         let Spread { min, median, max } = of;
         print!("{row:<40} {median:>9.2} {unit} ({min:.2} to {max:.2})");
         match &peer {
-            Some(Peer { value, ratio }) => println!(", bare C {value:.2} {unit}, ratio {ratio:.4}"),
+            Some(Peer { value, ratio }) => println!(", peer {value:.2} {unit}, ratio {ratio:.4}"),
             None => println!(),
         }
         if let Some(file) = &mut self.0 {

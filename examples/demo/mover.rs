@@ -27,7 +27,7 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
         let bar = Bar::new(display.progress, "fill", size);
         fill(&mapping, 2 * round + 1, |done| bar.set(done))?;
         bar.finish();
-        let ours = digest(&mapping)?;
+        let ours = digest(&mapping, mapping.len())?;
         let bar = Bar::new(display.progress, "write", size);
         let took = transfer(&mut party.connection, Request::write(&party.region, &offer.region), bar)?;
         let theirs: Shown = wire.ask(&Ask::Digest)?;
@@ -41,7 +41,7 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
         let bar = Bar::new(display.progress, "read", size);
         let took = transfer(&mut party.connection, Request::read(&party.region, &offer.region), bar)?;
         ui::moved("read", size, took);
-        ui::compared("mover sees", digest(&mapping)?, theirs.digest)?;
+        ui::compared("mover sees", digest(&mapping, mapping.len())?, theirs.digest)?;
     }
     wire.send(&Ask::Bye)?;
     party.region.deregister()?;

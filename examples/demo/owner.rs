@@ -27,7 +27,7 @@ pub fn run(options: &Options, listen: &str) -> Result<()> {
             Ask::Fill { seed } => fill(&mapping, seed, |_| {})?,
             Ask::Bye => break,
         }
-        wire.send(&Shown { digest: digest(&mapping)? })?;
+        wire.send(&Shown { digest: digest(&mapping, mapping.len())? })?;
     }
     // What was written stays in the buffer; the region goes, and says so if it cannot.
     Ok(party.region.deregister()?)

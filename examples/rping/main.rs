@@ -100,7 +100,7 @@ fn connection(device: &str, port: u8) -> Result<Connection> {
         // Little is under way at once, and the other side may take its time.
         window: 4,
         stall: Duration::MAX,
-        queue_pair: QueuePairOptions { port, rd_atomic: 1, ..Default::default() },
+        queue_pair: QueuePairOptions { port, rd_atomic: 1, retry_count: 6, ..Default::default() },
         ..Default::default()
     };
     Ok(Connection::new(&domain, options)?)

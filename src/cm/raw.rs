@@ -8,7 +8,6 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 use std::ptr::{NonNull, null_mut};
 use std::slice;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -63,8 +62,11 @@ pub(super) struct Id {
     channel: Channel,
 }
 
-// SAFETY: librdmacm's objects may be used from any thread, and `Id` is behind a lock where it is shared.
+// SAFETY: librdmacm's objects may be used from any thread.
 unsafe impl Send for Id {}
+// SAFETY: the library locks what it changes, and what is read here without a call is written before the
+// id is shared: when it is bound or resolved.
+unsafe impl Sync for Id {}
 
 impl Drop for Id {
     fn drop(&mut self) {
@@ -291,20 +293,18 @@ fn socket_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 
 /// An established connection: it says when the peer leaves, and tells the peer when it goes itself.
 pub(crate) struct Link {
-    id: Mutex<Id>,
+    id: Id,
     left: AtomicBool,
 }
 
 impl Link {
     pub(super) fn new(id: Id) -> Self {
-        Self { id: Mutex::new(id), left: AtomicBool::new(false) }
+        Self { id, left: AtomicBool::new(false) }
     }
 
     /// Whether the peer has disconnected, or the device is going away.
     pub(crate) fn has_left(&self) -> bool {
-        // A lock that a panic poisoned holds nothing that the panic could have broken.
-        let id = self.id.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        while let Ok(Some(event)) = id.next_event(Duration::ZERO) {
+        while let Ok(Some(event)) = self.id.next_event(Duration::ZERO) {
             if matches!(event.kind, kind::DISCONNECTED | kind::DEVICE_REMOVAL | kind::TIMEWAIT_EXIT) {
                 self.left.store(true, Ordering::Relaxed);
             }
@@ -314,8 +314,7 @@ impl Link {
 
     /// Tells the peer. It is no error when it has left already.
     pub(crate) fn disconnect(&self) {
-        let id = self.id.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Err(error) = id.disconnect() {
+        if let Err(error) = self.id.disconnect() {
             tracing::debug!(%error, "disconnected already");
         }
     }

@@ -22,7 +22,7 @@ pub enum Wait {
 /// What a connection is made for. The defaults suit streams of large messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionOptions {
-    /// Of the queue pair. Its depths are made the window.
+    /// Of the queue pair, whose depths are made the window. Default as for a queue pair, but for 6 tries.
     pub queue_pair: QueuePairOptions,
     /// Bytes of one message, cut to what the port takes. Both sides of `send` and `recv` must have the
     /// same. Default 1 MiB.
@@ -41,7 +41,8 @@ pub struct ConnectionOptions {
 impl Default for ConnectionOptions {
     fn default() -> Self {
         Self {
-            queue_pair: QueuePairOptions::default(),
+            // To soft-RoCE 7 is for ever, and a peer that is gone would not be noticed.
+            queue_pair: QueuePairOptions { retry_count: 6, ..Default::default() },
             message: 1 << 20,
             window: 32,
             batch: 4,

@@ -30,7 +30,7 @@ pub struct QueuePairOptions {
     pub rd_atomic: u8,
     /// Time to wait for an acknowledgement: 4.096 µs times 2 to this power, at most 31. Default 14 (67 ms).
     pub timeout: u8,
-    /// Tries after such a time-out, at most 7. Default 7.
+    /// Tries after such a time-out, at most 7; soft-RoCE takes 7 as for ever. Default 7.
     pub retry_count: u8,
     /// Tries when the peer has no receive posted, 7 meaning for ever. Default 7.
     pub rnr_retry: u8,

@@ -12,8 +12,7 @@ use super::buffers::heap;
 use super::pattern;
 use super::system::run;
 
-/// The addresses of rxe0 and rxe1.
-pub const NEAR: &str = "192.168.77.1";
+/// The address of rxe1.
 pub const FAR: &str = "192.168.77.2";
 
 /// A connection with its protection domain.

@@ -11,7 +11,7 @@ use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
 use crate::common::peers::{Peers, domain};
-use crate::common::system::run;
+use crate::common::system::{example, run};
 use crate::common::{assert_same, contents, pattern};
 
 #[test]
@@ -113,10 +113,8 @@ impl Traffic {
     }
 }
 
-/// The example program, built beside the tests.
 fn demo() -> PathBuf {
-    let tests = std::env::current_exe().expect("this program");
-    tests.ancestors().nth(2).expect("target/PROFILE").join("examples/demo")
+    example("demo")
 }
 
 #[test]

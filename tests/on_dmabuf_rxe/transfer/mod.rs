@@ -1,4 +1,7 @@
 //! Moving ranges of any length between two devices.
 
+mod connecting;
+mod faults;
 mod moving;
 mod refusals;
+mod rping;

@@ -71,6 +71,16 @@ const BENCHMARKS: &[Benchmark] = &[
             },
         ],
     },
+    Benchmark {
+        name: "transfer",
+        about: "bandwidth and latency across the guest's wire, against perftest",
+        guest: Some(Shape {
+            rxe: Rxe::Dmabuf,
+            memory: Size::gib(7),
+            cpus: 2,
+            limit: Duration::from_secs(3600),
+        }),
+    },
 ];
 
 /// Run a benchmark and show how it does against its goals.
