@@ -3,5 +3,6 @@
 mod connecting;
 mod faults;
 mod moving;
+mod programs;
 mod refusals;
 mod rping;
