@@ -10,17 +10,17 @@
 mod address;
 mod connect;
 pub(crate) mod text;
-mod vfio;
 mod transfer;
+mod vfio;
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub use self::address::AddressError;
-pub use self::vfio::VfioError;
 pub use self::connect::ConnectError;
 pub use self::transfer::TransferError;
+pub use self::vfio::VfioError;
 
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
 use crate::dmabuf::CpuAccess;

@@ -94,15 +94,7 @@ pub const LINUX_7: Kernel = Kernel {
     make_arguments: &["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     rdma_modules: &["ib_uverbs", "rdma_ucm", "dummy", "veth"],
-    test_modules: &[
-        "vgem",
-        "virtio_gpu",
-        "bochs",
-        "vivid",
-        "sch_netem",
-        "vfio_pci",
-        "vfio_iommu_type1",
-    ],
+    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "sch_netem", "vfio_pci", "vfio_iommu_type1"],
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 
