@@ -74,12 +74,15 @@ const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "transfer",
         about: "bandwidth and latency across the guest's wire, against perftest",
-        guest: Some(Shape {
-            rxe: Rxe::Dmabuf,
-            memory: Size::gib(7),
-            cpus: 2,
-            limit: Duration::from_secs(3600),
-        }),
+        parts: &[Part {
+            target: "transfer",
+            guest: Some(Shape {
+                rxe: Rxe::Dmabuf,
+                memory: Size::gib(7),
+                cpus: 2,
+                limit: Duration::from_secs(3600),
+            }),
+        }],
     },
 ];
 
