@@ -9,6 +9,7 @@
 
 mod address;
 mod connect;
+mod registration;
 pub(crate) mod text;
 mod transfer;
 mod vfio;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use self::address::AddressError;
 pub use self::connect::ConnectError;
+pub use self::registration::RegistrationError;
 pub use self::transfer::TransferError;
 pub use self::vfio::VfioError;
 
@@ -280,6 +282,10 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A set of regions, the cache, a newer verb or a self-check.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+
     // -- exporters ----------------------------------------------------------------------------
     /// The exporter's device, heap or card is not there.
     #[error("{device} is not there: {remedy}")]
@@ -478,7 +484,14 @@ pub enum Error {
 impl Error {
     /// The errno behind this error, where a system call or a provider gave one.
     pub fn errno(&self) -> Option<i32> {
-        let source = std::error::Error::source(self)?;
-        source.downcast_ref::<io::Error>()?.raw_os_error()
+        // The errno may be that of one part, such as a chunk of a set.
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            if let Some(error) = source.downcast_ref::<io::Error>() {
+                return error.raw_os_error();
+            }
+            cause = source.source();
+        }
+        None
     }
 }

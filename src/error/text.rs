@@ -116,6 +116,7 @@ mod tests {
             include_str!("vfio.rs"),
             include_str!("transfer.rs"),
             include_str!("connect.rs"),
+            include_str!("registration.rs"),
         ];
         let variants = sources.iter().flat_map(|source| source.lines()).filter_map(|line| {
             let name = line.strip_prefix("    ")?.trim_end_matches([' ', '{', ',']);
