@@ -156,6 +156,7 @@ impl Exporter for Udmabuf {
     /// - [`Error::Export`]: the kernel refused.
     #[doc(alias = "UDMABUF_CREATE")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
+        let _span = crate::observe::exporting(|| self.name(), size);
         if !self.pages.size().is_power_of_two() {
             return Err(Error::HugePageSize { size: self.pages.size() });
         }

@@ -11,8 +11,7 @@ struct Cell {
     bytes: AtomicU64,
 }
 
-const PATHS: [Path; 5] =
-    [Path::Verbs, Path::Uverbs, Path::HostMapping, Path::VerbsEx, Path::DataDirect];
+const PATHS: [Path; 5] = [Path::Verbs, Path::Uverbs, Path::HostMapping, Path::VerbsEx, Path::DataDirect];
 
 static CELLS: [Cell; PATHS.len()] =
     [const { Cell { regions: AtomicU64::new(0), bytes: AtomicU64::new(0) } }; PATHS.len()];

@@ -27,4 +27,4 @@ pub use publish::publish;
 
 pub(crate) use fork::{generation, watch_forks};
 pub(crate) use gauges::{HeldFd, count_region, discount_region};
-pub(crate) use span::{exporting, listening, span};
+pub(crate) use span::{About, exporting, listening, span};

@@ -32,7 +32,11 @@ pub(crate) struct About<'a> {
 }
 
 /// Runs an action in a span of that name.
-pub(crate) fn span<T>(registering: bool, about: About<'_>, action: impl FnOnce(&Span) -> Result<T>) -> Result<T> {
+pub(crate) fn span<T>(
+    registering: bool,
+    about: About<'_>,
+    action: impl FnOnce(&Span) -> Result<T>,
+) -> Result<T> {
     let About { device, buffer, offset, length } = about;
     let span = if registering {
         region_span!("register", device, buffer = buffer.inode(), offset, length)
@@ -42,20 +46,28 @@ pub(crate) fn span<T>(registering: bool, about: About<'_>, action: impl FnOnce(&
     timed(span, action)
 }
 
-/// Runs an exporter's allocation in a span.
-pub(crate) fn exporting<T>(
-    exporter: impl FnOnce() -> String,
-    size: u64,
-    action: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    if !listening() {
-        return action();
+/// The span of an exporter's allocation, until it is dropped.
+#[must_use]
+pub(crate) struct Exporting {
+    span: tracing::span::EnteredSpan,
+    start: Instant,
+}
+
+impl Drop for Exporting {
+    fn drop(&mut self) {
+        self.span.record("duration", self.start.elapsed().as_micros() as u64);
     }
-    let exporter = exporter();
-    let span = debug_span!(
-        target: "dmabuf_rdma", "export", exporter, size, buffer = Empty, duration = Empty, error = Empty
-    );
-    timed(span, |_| action())
+}
+
+/// Opens the span of an exporter's allocation, where anybody listens. The buffer is recorded in it when
+/// its descriptor is taken.
+pub(crate) fn exporting(exporter: impl FnOnce() -> String, size: u64) -> Option<Exporting> {
+    listening().then(|| {
+        let exporter = exporter();
+        let span =
+            debug_span!(target: "dmabuf_rdma", "export", exporter, size, buffer = Empty, duration = Empty);
+        Exporting { span: span.entered(), start: Instant::now() }
+    })
 }
 
 fn timed<T>(span: Span, action: impl FnOnce(&Span) -> Result<T>) -> Result<T> {

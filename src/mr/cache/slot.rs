@@ -1,0 +1,285 @@
+//! Where a cached region lives, and who counts on it.
+//!
+//! A slot is never freed: it returns to a pool, for this cache or another. So a thread may look at one that
+//! it found a moment ago, whatever has become of it since; whether it still is the same entry is for its
+//! `state` to say, after the thread has been counted. No count is shared by two threads (`thread`), and no
+//! barrier is needed on the way (`barrier`), so that a hit writes nothing that another thread reads.
+//!
+//! A handle counts in `taken` when it is made and in `returned` when it is dropped, each in the place of the
+//! thread that does it. Both only grow. All of `returned` read first and all of `taken` after it, and
+//! both alike: then there was a time between at which no handle lived. Once an entry is retired none can
+//! come, so it may go.
+//!
+//! `unsafe` is here because the region is written by whoever fills a slot and read through a shared
+//! reference by whoever has a handle.
+
+use std::cell::UnsafeCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::barrier;
+use super::thread::{PLACES, place};
+use crate::mr::MemoryRegion;
+
+/// What an entry is found by. The buffer's device number is left out, since all dma-bufs are of one file
+/// system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    pub inode: u64,
+    pub size: u64,
+    /// Address of the `ibv_pd`: an entry holds its domain, so that no other can have it meanwhile.
+    pub domain: u64,
+    /// Access flags, and above them whether the descriptor may write: a read-only one finds no entry that
+    /// may.
+    pub access: u64,
+}
+
+impl Key {
+    #[inline(always)]
+    pub(super) fn hash(&self) -> u64 {
+        // Inode numbers count up, and the others differ in few bits. The upper bits are used.
+        (self.inode ^ self.domain.rotate_left(24) ^ self.access.rotate_left(48))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// Low bits of `state`; the others count how often the slot was used.
+const PHASE: u64 = 3;
+/// In the pool, or being filled.
+const FREE: u64 = 0;
+/// An entry: handles may be taken.
+const LIVE: u64 = 1;
+/// Still an entry, and its cache looks whether it may go. No handle is taken meanwhile.
+const PROBED: u64 = 2;
+/// No entry any more; whoever drops the last handle empties the slot.
+const RETIRED: u64 = 3;
+
+/// One thread's counts, on a line of its own (and its neighbour, which processors fetch along).
+#[repr(align(128))]
+struct Counts {
+    taken: AtomicU64,
+    returned: AtomicU64,
+    /// Of `taken`, those that were no hits.
+    no_hits: AtomicU64,
+}
+
+#[repr(align(128))]
+pub(super) struct Slot {
+    state: AtomicU64,
+    inode: AtomicU64,
+    size: AtomicU64,
+    domain: AtomicU64,
+    access: AtomicU64,
+    start: AtomicU64,
+    end: AtomicU64,
+    /// The cache's clock when it was last used.
+    stamp: AtomicU64,
+    counts: [Counts; PLACES],
+    /// Written by who has the slot from the pool, and by who emptied it; read by who is counted.
+    region: UnsafeCell<Option<MemoryRegion>>,
+}
+
+// SAFETY: all but `region` is atomic. That is written only while the slot is neither live nor counted on:
+// before `publish` by the one who took it from the pool, and in `empty` by the one whose exchange of the
+// state succeeded after `is_drained`. Between, it is only read.
+unsafe impl Sync for Slot {}
+
+/// Slots of no cache.
+static POOL: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
+
+impl Slot {
+    /// An empty slot, with this region; not found by anybody before `publish`. The caller has a handle.
+    pub(super) fn with(region: MemoryRegion, key: &Key, start: u64, end: u64, stamp: u64) -> &'static Self {
+        let pooled = POOL.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
+        let slot = pooled.unwrap_or_else(|| Box::leak(Box::new(Self::new())));
+        // SAFETY: the slot is from the pool or new, so nobody else has it, and it is not live.
+        unsafe { *slot.region.get() = Some(region) };
+        // Release, for who compares with these what is not the same entry any more: a new value tells it
+        // that the state has changed, too.
+        slot.inode.store(key.inode, Ordering::Release);
+        slot.size.store(key.size, Ordering::Release);
+        slot.domain.store(key.domain, Ordering::Release);
+        slot.access.store(key.access, Ordering::Release);
+        slot.start.store(start, Ordering::Release);
+        slot.end.store(end, Ordering::Release);
+        slot.stamp.store(stamp, Ordering::Release);
+        slot.take();
+        slot
+    }
+
+    fn new() -> Self {
+        let counts = || Counts { taken: 0.into(), returned: 0.into(), no_hits: 0.into() };
+        let [state, inode, size, domain, access, start, end, stamp] = [const { AtomicU64::new(0) }; 8];
+        let (counts, region) = (std::array::from_fn(|_| counts()), UnsafeCell::new(None));
+        Self { state, inode, size, domain, access, start, end, stamp, counts, region }
+    }
+
+    /// From here on the entry is found; or never, and it goes with the caller's handle.
+    pub(super) fn publish(&self, live: bool) {
+        let phase = if live { LIVE } else { RETIRED };
+        let state = self.state.load(Ordering::Relaxed);
+        self.state.store((state & !PHASE) | phase, Ordering::Release);
+    }
+
+    pub(super) fn key(&self) -> Key {
+        let read = |word: &AtomicU64| word.load(Ordering::Acquire);
+        Key {
+            inode: read(&self.inode),
+            size: read(&self.size),
+            domain: read(&self.domain),
+            access: read(&self.access),
+        }
+    }
+
+    /// Takes a handle if this is an entry of that key that covers the range.
+    #[inline(always)]
+    pub(super) fn take_if(&self, key: &Key, offset: u64, length: u64) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        let differs = (self.inode.load(Ordering::Acquire) ^ key.inode)
+            | (self.size.load(Ordering::Acquire) ^ key.size)
+            | (self.domain.load(Ordering::Acquire) ^ key.domain)
+            | (self.access.load(Ordering::Acquire) ^ key.access)
+            | ((state & PHASE) ^ LIVE);
+        if differs != 0 {
+            return false;
+        }
+        let (start, end) = (self.start.load(Ordering::Acquire), self.end.load(Ordering::Acquire));
+        // A length of 0 is not covered: less 1 it is larger than any.
+        if offset < start || offset >= end || length.wrapping_sub(1) >= end - offset {
+            return false;
+        }
+        self.count(|counts| &counts.taken);
+        barrier::light();
+        // The same entry as was looked at, so the handle is of it.
+        if self.state.load(Ordering::Acquire) == state {
+            return true;
+        }
+        self.take_back();
+        false
+    }
+
+    #[cold]
+    fn take_back(&self) {
+        self.count(|counts| &counts.no_hits);
+        self.give_back();
+    }
+
+    /// One more handle for who has one.
+    pub(super) fn take(&self) {
+        self.count(|counts| &counts.no_hits);
+        self.count(|counts| &counts.taken);
+    }
+
+    /// One handle less; the last one of a retired entry empties it.
+    #[inline(always)]
+    pub(super) fn give_back(&self) {
+        self.count(|counts| &counts.returned);
+        barrier::light();
+        let state = self.state.load(Ordering::Acquire);
+        if state & PHASE == RETIRED {
+            self.empty_if_drained();
+        }
+    }
+
+    /// Adds 1 in this thread's place.
+    #[inline(always)]
+    fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
+        let place = place();
+        let counter = which(&self.counts[place]);
+        if place == 0 {
+            counter.fetch_add(1, Ordering::AcqRel);
+        } else {
+            // Nobody else writes it. Release: what was done under a handle comes before its return.
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        }
+    }
+
+    fn sum(&self, which: impl Fn(&Counts) -> &AtomicU64) -> u64 {
+        self.counts.iter().fold(0, |sum, counts| sum.wrapping_add(which(counts).load(Ordering::Acquire)))
+    }
+
+    /// Whether no handle lives, at some time during the call. Another may be taken at once unless the
+    /// state forbids it.
+    fn is_drained(&self) -> bool {
+        let returned = self.sum(|counts| &counts.returned);
+        returned == self.sum(|counts| &counts.taken)
+    }
+
+    /// Whether handles live, as far as can be seen without a barrier.
+    pub(super) fn seems_used(&self) -> bool {
+        !self.is_drained()
+    }
+
+    /// How many handles were taken by hits, ever.
+    pub(super) fn hits(&self) -> u64 {
+        self.sum(|counts| &counts.taken).wrapping_sub(self.sum(|counts| &counts.no_hits))
+    }
+
+    /// Ends the entry if no handle lives. Only its cache calls this, one call at a time.
+    pub(super) fn retire_if_unused(&self) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        debug_assert_eq!(state & PHASE, LIVE);
+        self.state.store((state & !PHASE) | PROBED, Ordering::SeqCst);
+        barrier::heavy();
+        let unused = self.is_drained();
+        self.state.store((state & !PHASE) | if unused { RETIRED } else { LIVE }, Ordering::SeqCst);
+        unused
+    }
+
+    /// Ends the entry; it goes with its last handle. The caller calls `empty_if_drained` afterwards, in
+    /// case there is none. Only its cache calls this, once.
+    pub(super) fn retire(&self) {
+        let state = self.state.load(Ordering::Relaxed);
+        debug_assert_eq!(state & PHASE, LIVE);
+        self.state.store((state & !PHASE) | RETIRED, Ordering::SeqCst);
+    }
+
+    /// Deregisters a retired entry that has no handle, and returns the slot to the pool.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn empty_if_drained(&self) {
+        let state = self.state.load(Ordering::Acquire);
+        if state & PHASE != RETIRED {
+            return;
+        }
+        // Who took a handle of the live entry is counted by now, or sees that it is retired.
+        barrier::heavy();
+        if !self.is_drained() {
+            return;
+        }
+        // The next use of the slot has another number. Of several who get here one empties it.
+        let next = (state & !PHASE).wrapping_add(PHASE + 1) | FREE;
+        if self.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+        // SAFETY: the entry was retired and had no handle, so none will come, and the exchange above
+        // succeeded for this call only.
+        let region = unsafe { (*self.region.get()).take() };
+        // SAFETY: slots are made by `with` only, which leaks them.
+        let slot = unsafe { &*std::ptr::from_ref(self) };
+        POOL.lock().unwrap_or_else(|poison| poison.into_inner()).push(slot);
+        drop(region);
+    }
+
+    /// The region.
+    ///
+    /// # Safety
+    /// The caller has a handle, as long as the result is used.
+    pub(super) unsafe fn region(&self) -> &MemoryRegion {
+        // SAFETY: with a handle the slot is not emptied, so nobody writes the region.
+        let region = unsafe { &*self.region.get() };
+        region.as_ref().expect("an entry with a handle has its region")
+    }
+
+    pub(super) fn stamp(&self) -> u64 {
+        self.stamp.load(Ordering::Relaxed)
+    }
+
+    /// Notes when it was used, unless that is known.
+    #[inline(always)]
+    pub(super) fn touch(&self, now: u64) {
+        if self.stamp.load(Ordering::Relaxed) != now {
+            self.stamp.store(now, Ordering::Relaxed);
+        }
+    }
+}
