@@ -4,6 +4,7 @@
 //! `unsafe` is here for standing in for a C function.
 
 use std::ffi::{c_int, c_ulong, c_void};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use rdma_sys_ext::uverbs::{IOCTL, abi};
@@ -15,13 +16,32 @@ pub enum Command {
     Deregister,
 }
 
-/// Per command: which call from now on fails, from 1, 0 for none; and its errno.
+/// Per command: after how many calls one fails, from 1, 0 for no more; its errno; and what that call was
+/// about, as the library asks again before it gives up.
 struct Plan {
     countdown: AtomicI32,
     errno: AtomicI32,
+    failed: Mutex<Option<Vec<u64>>>,
 }
 
-static PLANS: [Plan; 2] = [const { Plan { countdown: AtomicI32::new(0), errno: AtomicI32::new(0) } }; 2];
+static PLANS: [Plan; 2] =
+    [const { Plan { countdown: AtomicI32::new(0), errno: AtomicI32::new(0), failed: Mutex::new(None) } }; 2];
+
+impl Plan {
+    /// Whether a call with these values fails.
+    fn fails(&self, values: Vec<u64>) -> bool {
+        let mut failed = self.failed.lock().unwrap();
+        if failed.as_ref() == Some(&values) {
+            return true;
+        }
+        let due =
+            self.countdown.load(Ordering::SeqCst) > 0 && self.countdown.fetch_sub(1, Ordering::SeqCst) == 1;
+        if due {
+            *failed = Some(values);
+        }
+        due
+    }
+}
 
 /// What the remote key of the next registrations is changed by.
 static KEY_CHANGE: AtomicU32 = AtomicU32::new(0);
@@ -30,7 +50,8 @@ static KEY_CHANGE: AtomicU32 = AtomicU32::new(0);
 pub struct Fault(Command);
 
 impl Fault {
-    /// Has the `kth` call, from 0, of such a command fail, of all threads together.
+    /// Has the `kth` call, from 0, of such a command fail, of all threads together, and whichever asks
+    /// the same again.
     pub fn at(command: Command, kth: usize, errno: c_int) -> Self {
         let plan = &PLANS[command as usize];
         plan.errno.store(errno, Ordering::SeqCst);
@@ -40,13 +61,15 @@ impl Fault {
 
     /// Whether it has happened.
     pub fn happened(&self) -> bool {
-        PLANS[self.0 as usize].countdown.load(Ordering::SeqCst) <= 0
+        PLANS[self.0 as usize].failed.lock().unwrap().is_some()
     }
 }
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        PLANS[self.0 as usize].countdown.store(0, Ordering::SeqCst);
+        let plan = &PLANS[self.0 as usize];
+        plan.countdown.store(0, Ordering::SeqCst);
+        *plan.failed.lock().unwrap() = None;
     }
 }
 
@@ -67,6 +90,25 @@ impl Drop for WrongKeys {
     }
 }
 
+/// The attributes of a command.
+///
+/// # Safety
+/// The argument is that of a uverbs command.
+unsafe fn attributes(argument: *const c_void) -> Vec<abi::Attribute> {
+    // SAFETY: a command begins with a header, which says how many attributes follow it.
+    unsafe {
+        let count = usize::from((*argument.cast::<abi::Header>()).num_attrs);
+        let first = argument.cast::<abi::Header>().add(1).cast::<abi::Attribute>();
+        (0..count).map(|at| first.add(at).read()).collect()
+    }
+}
+
+/// The values that a command is about: not the addresses of its answers.
+fn values(attributes: &[abi::Attribute]) -> Vec<u64> {
+    let answers = [abi::REG_DMABUF_MR_RESP_LKEY, abi::REG_DMABUF_MR_RESP_RKEY];
+    attributes.iter().filter(|a| !answers.contains(&a.attr_id)).map(|a| a.data).collect()
+}
+
 /// # Safety
 /// As of ioctl(2).
 #[unsafe(no_mangle)]
@@ -84,7 +126,8 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
     };
     if let Some(command) = command {
         let plan = &PLANS[command as usize];
-        if plan.countdown.load(Ordering::SeqCst) > 0 && plan.countdown.fetch_sub(1, Ordering::SeqCst) == 1 {
+        // SAFETY: the argument is that of a uverbs command.
+        if plan.fails(values(&unsafe { attributes(argument) })) {
             // SAFETY: the address of this thread's errno.
             unsafe { *libc::__errno_location() = plan.errno.load(Ordering::SeqCst) };
             return -1;
@@ -94,16 +137,13 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
     let answer = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, argument) as c_int };
     let change = KEY_CHANGE.load(Ordering::SeqCst);
     if let (0, Some(Command::Register), 1..) = (answer, command, change) {
-        // SAFETY: the header is followed by its attributes; that of the remote key has the address of a
-        // u32 of the caller's.
+        // SAFETY: the argument is that of a uverbs command, in which the attribute of the remote key has
+        // the address of a u32 of the caller's.
         unsafe {
-            let count = usize::from((*argument.cast::<abi::Header>()).num_attrs);
-            let first = argument.cast::<abi::Header>().add(1).cast::<abi::Attribute>();
-            for attribute in (0..count).map(|at| first.add(at).read()) {
-                if attribute.attr_id == abi::REG_DMABUF_MR_RESP_RKEY {
-                    let key = std::ptr::with_exposed_provenance_mut::<u32>(attribute.data as usize);
-                    *key = (*key).wrapping_add(change);
-                }
+            let attributes = attributes(argument);
+            for attribute in attributes.iter().filter(|a| a.attr_id == abi::REG_DMABUF_MR_RESP_RKEY) {
+                let key = std::ptr::with_exposed_provenance_mut::<u32>(attribute.data as usize);
+                *key = (*key).wrapping_add(change);
             }
         }
     }

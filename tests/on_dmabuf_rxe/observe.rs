@@ -84,6 +84,8 @@ struct Spans(Arc<Mutex<Seen>>);
 #[derive(Default)]
 struct Seen {
     open: HashMap<u64, (&'static Metadata<'static>, HashMap<String, String>)>,
+    /// How often each is referred to.
+    references: HashMap<u64, u32>,
     current: Vec<u64>,
     closed: Vec<(String, HashMap<String, String>)>,
 }
@@ -106,6 +108,7 @@ impl Subscriber for Spans {
         let number = 1 + seen.open.len() as u64 + seen.closed.len() as u64;
         let mut fields = HashMap::new();
         attributes.record(&mut Fields(&mut fields));
+        seen.references.insert(number, 1);
         seen.open.insert(number, (attributes.metadata(), fields));
         Id::from_u64(number)
     }
@@ -137,8 +140,18 @@ impl Subscriber for Spans {
         }
     }
 
+    fn clone_span(&self, span: &Id) -> Id {
+        *self.0.lock().unwrap().references.get_mut(&span.into_u64()).unwrap() += 1;
+        span.clone()
+    }
+
     fn try_close(&self, span: Id) -> bool {
         let mut seen = self.0.lock().unwrap();
+        let references = seen.references.get_mut(&span.into_u64()).unwrap();
+        *references -= 1;
+        if *references > 0 {
+            return false;
+        }
         if let Some(closed) = seen.open.remove(&span.into_u64()) {
             seen.closed.push((closed.0.name().into(), closed.1));
         }

@@ -348,6 +348,7 @@ fn regions_that_cannot_be_deregistered_come_back_with_the_reasons() {
         assert_eq!(refused.to_string(), "1 regions of the set stay registered");
         assert_eq!((refused.regions.len(), refused.regions[0].lkey(), regions()), (1, key, before + 1));
         assert!(matches!(&refused.errors[..], [Error::Deregister { lkey, .. }] if *lkey == key.0));
+        drop(fault);
         refused.regions.into_iter().for_each(|region| region.deregister().unwrap());
         assert_eq!(regions(), before);
     }
