@@ -113,6 +113,7 @@ impl DmaBuf {
 
     /// Whether the descriptor is open for reading and writing. The mode was fixed when the buffer was
     /// exported; through a read-only one this library registers no write access.
+    #[inline]
     pub fn is_writable(&self) -> bool {
         self.writable
     }

@@ -80,6 +80,7 @@ impl ProtectionDomain {
     }
 
     /// The libibverbs object, for use with other libraries. It stays this object's to free.
+    #[inline]
     pub fn as_raw(&self) -> NonNull<ffi::ibv_pd> {
         self.inner.raw
     }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use dmabuf_rdma::error::RegistrationError;
 use dmabuf_rdma::exporter::{Exporter, Pages};
 use dmabuf_rdma::mr::{Access, FdPolicy, Path};
-use dmabuf_rdma::verbs::{Operation, ProtectionDomain};
+use dmabuf_rdma::verbs::{Device, Operation, ProtectionDomain};
 use dmabuf_rdma::{DmaBuf, Error, Iova, RegionSet};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -305,7 +305,8 @@ fn several_devices_at_once() {
     let link = Link::new();
     {
         let buffer = heap(1 << 20);
-        let domains = [domain(), link.domain(), domain()];
+        let ours = || ProtectionDomain::new(&Device::by_name("rxe0").unwrap().open().unwrap()).unwrap();
+        let domains = [ours(), link.domain(), ours()];
         let before = regions();
         let builder = RegionSet::builder(&buffer).access(Access::REMOTE).chunk_size(CHUNK);
         let sets = builder.register_on(&domains).unwrap();

@@ -1,9 +1,10 @@
 //! `cargo xtask bench NAME`: a benchmark, run where it belongs.
 //!
 //! A benchmark is a cargo bench target that writes one JSON object a line into
-//! the file that `BENCH_ROWS` names; here the rows become a table for people
-//! and `target/bench/NAME.json` for programs.
+//! the file that `BENCH_ROWS` names; here the rows become a table for people,
+//! `target/bench/NAME.json` for programs, and a chart where they have points.
 
+mod chart;
 mod rows;
 
 use crate::guest::{Guest, Job};
@@ -39,6 +40,8 @@ struct Part {
     target: &'static str,
     /// `None` for a benchmark of this machine itself.
     guest: Option<Shape>,
+    /// Of its chart, `target/bench/NAME.svg`, if it has points.
+    chart: Option<chart::Labels>,
 }
 
 const BENCHMARKS: &[Benchmark] = &[
@@ -83,6 +86,17 @@ const BENCHMARKS: &[Benchmark] = &[
                 limit: Duration::from_secs(3600),
             }),
         }],
+        about: "register and deregister against a bare C program; sets, the cache, the cost of a GiB",
+        guest: Some(Shape {
+            rxe: Rxe::Dmabuf,
+            memory: Size::gib(7),
+            cpus: 2,
+            limit: Duration::from_secs(1200),
+        }),
+        chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region" }),
+        about: "lists of runs: building, lookup, blocks, page size, against C over a scatterlist",
+        guest: None,
+        chart: None,
     },
 ];
 
@@ -133,6 +147,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let json = home.join(format!("{}.json", benchmark.name));
     fs::write(&json, rows::to_json(&rows)?).with_context(|| format!("cannot write {}", json.display()))?;
     print!("{}", rows::table(&rows));
+    if let Some(text) = benchmark.chart.as_ref().and_then(|labels| chart::svg(labels, &rows)) {
+        let path = home.join(format!("{}.svg", benchmark.name));
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        ui::note("Chart", &path.display().to_string());
+    }
     ui::note("Rows", &json.display().to_string());
     if !success {
         ui::error("the benchmark failed");
