@@ -99,7 +99,7 @@ impl DmaHandle {
         }
     }
 
-    fn allocate(
+    pub(super) fn allocate(
         alloc: AllocDmahFn,
         free: DeallocDmahFn,
         context: &Context,

@@ -29,3 +29,6 @@ pub use region::{DeregisterError, Lkey, MemoryRegion, Rkey};
 pub use set::{DeregisterSetError, FdPolicy, Progress, RegionSet, RegionSetBuilder};
 
 pub(crate) use cache::all_caches;
+
+#[cfg(test)]
+mod tests;

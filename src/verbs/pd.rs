@@ -90,6 +90,12 @@ impl ProtectionDomain {
         &self.inner.context
     }
 
+    /// Where it lies: equal for clones, and nobody else's as long as one lives.
+    #[inline]
+    pub(crate) fn address(&self) -> u64 {
+        Arc::as_ptr(&self.inner).addr() as u64
+    }
+
     /// The kernel's handle of the domain.
     pub(crate) fn handle(&self) -> u32 {
         // SAFETY: the domain is live as long as `self` is.

@@ -1,4 +1,4 @@
-//! Verbs that this machine's rdma-core or device does not have say so; `src/mr/stub.rs` tests them against
+//! Verbs that this machine's rdma-core or device does not have say so; `src/mr/tests` tests them against
 //! a library that has them.
 
 use dmabuf_rdma::Error;

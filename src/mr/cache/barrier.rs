@@ -17,8 +17,8 @@ const GLOBAL: c_int = 1;
 const PRIVATE_EXPEDITED: c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: c_int = 1 << 4;
 
-/// Whether `heavy` reaches every thread, so that `light` need not be a barrier. Set before the first
-/// `heavy`, and never cleared.
+/// Whether `heavy` reaches every thread, so that `light` will do for threads that count by themselves. Set
+/// before the first of them does, and never cleared.
 static BY_KERNEL: AtomicBool = AtomicBool::new(false);
 
 fn membarrier(command: c_int) -> io::Result<()> {
@@ -38,20 +38,27 @@ pub(super) fn prepare() {
     });
 }
 
-/// Between the write and the read of the frequent side.
+/// Whether threads may go without a barrier of their own.
+pub(super) fn by_kernel() -> bool {
+    BY_KERNEL.load(Ordering::SeqCst)
+}
+
+/// Between the write and the read of the frequent side, where `by_kernel`: nothing but the order of the
+/// two in the program.
 #[inline(always)]
 pub(super) fn light() {
-    if BY_KERNEL.load(Ordering::Relaxed) {
-        compiler_fence(Ordering::SeqCst);
-    } else {
-        fence(Ordering::SeqCst);
-    }
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// The same of threads that share a place, or of all.
+pub(super) fn full() {
+    fence(Ordering::SeqCst);
 }
 
 /// Between the write and the read of the rare side.
 pub(super) fn heavy() {
     fence(Ordering::SeqCst);
-    if BY_KERNEL.load(Ordering::SeqCst) {
+    if by_kernel() {
         // A child of `fork` may have to register anew. A filter that came later leaves the slow one.
         membarrier(PRIVATE_EXPEDITED)
             .or_else(|_| membarrier(REGISTER_PRIVATE_EXPEDITED).and_then(|()| membarrier(PRIVATE_EXPEDITED)))

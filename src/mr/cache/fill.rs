@@ -16,13 +16,13 @@ use crate::verbs::ProtectionDomain;
 use crate::{Error, Result};
 
 /// A request.
-pub(super) struct Wanted<'a> {
-    pub key: Key,
-    pub domain: &'a ProtectionDomain,
-    pub buffer: &'a DmaBuf,
-    pub offset: u64,
-    pub length: u64,
-    pub access: Access,
+struct Wanted<'a> {
+    key: Key,
+    domain: &'a ProtectionDomain,
+    buffer: &'a DmaBuf,
+    offset: u64,
+    length: u64,
+    access: Access,
 }
 
 /// Bytes of a buffer, from `start` up to `end`.
@@ -228,10 +228,27 @@ impl Drop for Announced<'_> {
 }
 
 impl Inner {
-    /// No entry was found without the lock.
+    /// No entry was found at once.
     #[cold]
     #[inline(never)]
-    pub(super) fn miss(&self, wanted: &Wanted<'_>) -> Result<CachedRegion> {
+    pub(super) fn search(
+        &self,
+        domain: &ProtectionDomain,
+        buffer: &DmaBuf,
+        offset: u64,
+        length: u64,
+        access: Access,
+    ) -> Result<CachedRegion> {
+        let key = Key::of(domain, buffer, access);
+        if let Some(slot) = self.index.take(&key, offset, length) {
+            slot.touch(self.clock.load(Ordering::Relaxed));
+            return Ok(CachedRegion { slot, offset, length });
+        }
+        self.miss(&Wanted { key, domain, buffer, offset, length, access })
+    }
+
+    /// No entry was found without the lock.
+    fn miss(&self, wanted: &Wanted<'_>) -> Result<CachedRegion> {
         let Wanted { offset, length, .. } = *wanted;
         check_range(offset, length, wanted.buffer.size())?;
         wanted.access.check(wanted.buffer)?;
@@ -332,7 +349,7 @@ impl Inner {
             state.done.registering += took;
             let doomed = announced.end(&mut state);
             let stamp = self.clock.load(Ordering::Relaxed);
-            let slot = Slot::with(region, &key, range.start, range.end, stamp);
+            let slot = Slot::with(region, &key, (range.start, range.len()), stamp);
             slot.publish(!doomed);
             if !doomed {
                 loop {

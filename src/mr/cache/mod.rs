@@ -161,7 +161,7 @@ impl RegionCache {
     /// - [`RegistrationError::CacheFull`](crate::error::RegistrationError::CacheFull): what is in use leaves
     ///   no room within the limits.
     /// - What [`MemoryRegionBuilder::register`](super::MemoryRegionBuilder::register) says.
-    #[inline]
+    #[inline(always)]
     pub fn get(
         &self,
         domain: &ProtectionDomain,
@@ -171,18 +171,11 @@ impl RegionCache {
         access: Access,
     ) -> Result<CachedRegion> {
         let inner = &*self.inner;
-        let key = Key {
-            inode: buffer.id().inode(),
-            size: buffer.size(),
-            domain: domain.as_raw().as_ptr().addr() as u64,
-            access: u64::from(access.bits()) | u64::from(buffer.is_writable()) << 32,
-        };
-        match inner.index.take(&key, offset, length) {
-            Some(slot) => {
-                slot.touch(inner.clock.load(Ordering::Relaxed));
-                Ok(CachedRegion { slot, offset, length })
-            }
-            None => inner.miss(&fill::Wanted { key, domain, buffer, offset, length, access }),
+        let key = Key::of(domain, buffer, access);
+        let slot = inner.index.first(&key);
+        match slot.take_at_once(&key, offset, length, inner.clock.load(Ordering::Relaxed)) {
+            Some(()) => Ok(CachedRegion { slot, offset, length }),
+            None => inner.search(domain, buffer, offset, length, access),
         }
     }
 
@@ -198,8 +191,7 @@ impl RegionCache {
     /// Drops the entries of a protection domain, as [`invalidate`](Self::invalidate) those of a buffer:
     /// before its device goes away, since an entry holds its domain and that its context.
     pub fn invalidate_domain(&self, domain: &ProtectionDomain) -> usize {
-        let address = domain.as_raw().as_ptr().addr() as u64;
-        self.remove_if(|key| key.domain == address)
+        self.remove_if(|key| key.domain == domain.address())
     }
 
     /// Drops all entries.

@@ -10,7 +10,7 @@
 //! both alike: then there was a time between at which no handle lived. Once an entry is retired none can
 //! come, so it may go.
 //!
-//! `unsafe` is here because the region is written by whoever fills a slot and read through a shared
+//! `unsafe` is here for an empty instruction, and because the region is written by whoever fills a slot and read through a shared
 //! reference by whoever has a handle.
 
 use std::cell::UnsafeCell;
@@ -18,8 +18,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::barrier;
-use super::thread::{PLACES, place};
-use crate::mr::MemoryRegion;
+use super::thread::{PLACES, own, place};
+use crate::dmabuf::DmaBuf;
+use crate::mr::{Access, MemoryRegion};
+use crate::verbs::ProtectionDomain;
 
 /// What an entry is found by. The buffer's device number is left out, since all dma-bufs are of one file
 /// system.
@@ -27,7 +29,7 @@ use crate::mr::MemoryRegion;
 pub(super) struct Key {
     pub inode: u64,
     pub size: u64,
-    /// Address of the `ibv_pd`: an entry holds its domain, so that no other can have it meanwhile.
+    /// Address of the domain, which an entry holds, so that no other can have it meanwhile.
     pub domain: u64,
     /// Access flags, and above them whether the descriptor may write: a read-only one finds no entry that
     /// may.
@@ -36,19 +38,28 @@ pub(super) struct Key {
 
 impl Key {
     #[inline(always)]
+    pub(super) fn of(domain: &ProtectionDomain, buffer: &DmaBuf, access: Access) -> Self {
+        Self {
+            inode: buffer.id().inode(),
+            size: buffer.size(),
+            domain: domain.address(),
+            access: u64::from(access.bits()) | u64::from(buffer.is_writable()) << 32,
+        }
+    }
+
+    #[inline(always)]
     pub(super) fn hash(&self) -> u64 {
         // Inode numbers count up, and the others differ in few bits. The upper bits are used.
-        (self.inode ^ self.domain.rotate_left(24) ^ self.access.rotate_left(48))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        (self.inode ^ self.domain).wrapping_add(self.access).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
 /// Low bits of `state`; the others count how often the slot was used.
 const PHASE: u64 = 3;
-/// In the pool, or being filled.
-const FREE: u64 = 0;
 /// An entry: handles may be taken.
-const LIVE: u64 = 1;
+const LIVE: u64 = 0;
+/// In the pool, or being filled.
+const FREE: u64 = 1;
 /// Still an entry, and its cache looks whether it may go. No handle is taken meanwhile.
 const PROBED: u64 = 2;
 /// No entry any more; whoever drops the last handle empties the slot.
@@ -63,6 +74,12 @@ struct Counts {
     no_hits: AtomicU64,
 }
 
+impl Counts {
+    const fn new() -> Self {
+        Self { taken: AtomicU64::new(0), returned: AtomicU64::new(0), no_hits: AtomicU64::new(0) }
+    }
+}
+
 #[repr(align(128))]
 pub(super) struct Slot {
     state: AtomicU64,
@@ -71,7 +88,7 @@ pub(super) struct Slot {
     domain: AtomicU64,
     access: AtomicU64,
     start: AtomicU64,
-    end: AtomicU64,
+    length: AtomicU64,
     /// The cache's clock when it was last used.
     stamp: AtomicU64,
     counts: [Counts; PLACES],
@@ -84,12 +101,36 @@ pub(super) struct Slot {
 // state succeeded after `is_drained`. Between, it is only read.
 unsafe impl Sync for Slot {}
 
+/// A slot that never is an entry, for where there is none.
+pub(super) static EMPTY: Slot = Slot::new();
+
 /// Slots of no cache.
 static POOL: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 
+/// The same value, of which the compiler knows nothing: what is combined stays combined, where it would
+/// test part after part. A test that nearly never fails is dear only by there being many.
+#[inline(always)]
+fn opaque(mut value: u64) -> u64 {
+    // SAFETY: no instruction at all; the value stays in its register.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        value = std::hint::black_box(value);
+    }
+    value
+}
+
 impl Slot {
     /// An empty slot, with this region; not found by anybody before `publish`. The caller has a handle.
-    pub(super) fn with(region: MemoryRegion, key: &Key, start: u64, end: u64, stamp: u64) -> &'static Self {
+    pub(super) fn with(
+        region: MemoryRegion,
+        key: &Key,
+        (start, length): (u64, u64),
+        stamp: u64,
+    ) -> &'static Self {
         let pooled = POOL.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
         let slot = pooled.unwrap_or_else(|| Box::leak(Box::new(Self::new())));
         // SAFETY: the slot is from the pool or new, so nobody else has it, and it is not live.
@@ -101,17 +142,25 @@ impl Slot {
         slot.domain.store(key.domain, Ordering::Release);
         slot.access.store(key.access, Ordering::Release);
         slot.start.store(start, Ordering::Release);
-        slot.end.store(end, Ordering::Release);
+        slot.length.store(length, Ordering::Release);
         slot.stamp.store(stamp, Ordering::Release);
         slot.take();
         slot
     }
 
-    fn new() -> Self {
-        let counts = || Counts { taken: 0.into(), returned: 0.into(), no_hits: 0.into() };
-        let [state, inode, size, domain, access, start, end, stamp] = [const { AtomicU64::new(0) }; 8];
-        let (counts, region) = (std::array::from_fn(|_| counts()), UnsafeCell::new(None));
-        Self { state, inode, size, domain, access, start, end, stamp, counts, region }
+    const fn new() -> Self {
+        Self {
+            state: AtomicU64::new(FREE),
+            inode: AtomicU64::new(0),
+            size: AtomicU64::new(0),
+            domain: AtomicU64::new(0),
+            access: AtomicU64::new(0),
+            start: AtomicU64::new(0),
+            length: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
+            counts: [const { Counts::new() }; PLACES],
+            region: UnsafeCell::new(None),
+        }
     }
 
     /// From here on the entry is found; or never, and it goes with the caller's handle.
@@ -131,34 +180,57 @@ impl Slot {
         }
     }
 
-    /// Takes a handle if this is an entry of that key that covers the range.
+    /// Takes a handle if this is an entry of that key that covers the range, and was used as late as
+    /// `now`; by a thread that counts in a place of its own, and with as few branches as can be. `None`
+    /// says that `take_if` is to be asked.
     #[inline(always)]
-    pub(super) fn take_if(&self, key: &Key, offset: u64, length: u64) -> bool {
+    pub(super) fn take_at_once(&self, key: &Key, offset: u64, length: u64, now: u64) -> Option<()> {
+        let counter = &self.counts[own()?].taken;
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        barrier::light();
         let state = self.state.load(Ordering::Acquire);
-        let differs = (self.inode.load(Ordering::Acquire) ^ key.inode)
-            | (self.size.load(Ordering::Acquire) ^ key.size)
+        // Counted, and live: it is this entry as long as the count stands. Its inode tells the size.
+        let differs = (state & PHASE)
+            | (self.inode.load(Ordering::Acquire) ^ key.inode)
             | (self.domain.load(Ordering::Acquire) ^ key.domain)
             | (self.access.load(Ordering::Acquire) ^ key.access)
-            | ((state & PHASE) ^ LIVE);
-        if differs != 0 {
-            return false;
+            | (self.stamp.load(Ordering::Relaxed) ^ now);
+        let inside = offset.wrapping_sub(self.start.load(Ordering::Acquire));
+        let whole = self.length.load(Ordering::Acquire);
+        // Before the start `inside` is larger than any length. So is a length of 0 less 1: not covered.
+        let outside =
+            u64::from(inside >= whole) | u64::from(length.wrapping_sub(1) >= whole.wrapping_sub(inside));
+        if opaque(differs) | opaque(outside) == 0 {
+            return Some(());
         }
-        let (start, end) = (self.start.load(Ordering::Acquire), self.end.load(Ordering::Acquire));
-        // A length of 0 is not covered: less 1 it is larger than any.
-        if offset < start || offset >= end || length.wrapping_sub(1) >= end - offset {
+        self.take_back();
+        None
+    }
+
+    /// Takes a handle if this is an entry of that key that covers the range.
+    pub(super) fn take_if(&self, key: &Key, offset: u64, length: u64) -> bool {
+        // Looked at without being counted first, so that a search writes only where it finds.
+        if !self.matches(key, offset, length) {
             return false;
         }
         self.count(|counts| &counts.taken);
-        barrier::light();
-        // The same entry as was looked at, so the handle is of it.
-        if self.state.load(Ordering::Acquire) == state {
+        // Looked at again, since it may have become another entry.
+        if self.matches(key, offset, length) {
             return true;
         }
         self.take_back();
         false
     }
 
+    fn matches(&self, key: &Key, offset: u64, length: u64) -> bool {
+        let live = self.state.load(Ordering::Acquire) & PHASE == LIVE;
+        let start = self.start.load(Ordering::Acquire);
+        let (inside, whole) = (offset.wrapping_sub(start), self.length.load(Ordering::Acquire));
+        live && self.key() == *key && inside < whole && length.wrapping_sub(1) < whole - inside
+    }
+
     #[cold]
+    #[inline(never)]
     fn take_back(&self) {
         self.count(|counts| &counts.no_hits);
         self.give_back();
@@ -174,24 +246,30 @@ impl Slot {
     #[inline(always)]
     pub(super) fn give_back(&self) {
         self.count(|counts| &counts.returned);
-        barrier::light();
         let state = self.state.load(Ordering::Acquire);
         if state & PHASE == RETIRED {
             self.empty_if_drained();
         }
     }
 
-    /// Adds 1 in this thread's place.
+    /// Adds 1 in this thread's place, before whatever is read after it.
     #[inline(always)]
     fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
-        let place = place();
-        let counter = which(&self.counts[place]);
-        if place == 0 {
-            counter.fetch_add(1, Ordering::AcqRel);
-        } else {
+        if let Some(place) = own() {
+            let counter = which(&self.counts[place]);
             // Nobody else writes it. Release: what was done under a handle comes before its return.
             counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            barrier::light();
+        } else {
+            self.count_otherwise(&which);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn count_otherwise(&self, which: &dyn Fn(&Counts) -> &AtomicU64) {
+        which(&self.counts[place()]).fetch_add(1, Ordering::AcqRel);
+        barrier::full();
     }
 
     fn sum(&self, which: impl Fn(&Counts) -> &AtomicU64) -> u64 {

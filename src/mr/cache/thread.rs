@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::sync::Mutex;
 
+use super::barrier;
+
 /// Places to count in. The first is for all threads that have none of their own.
 pub(super) const PLACES: usize = 16;
 
@@ -24,6 +26,10 @@ struct Lease(usize);
 
 impl Lease {
     fn take() -> Self {
+        if !barrier::by_kernel() {
+            PLACE.set(0);
+            return Self(0);
+        }
         let freed = FREE.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
         let place = freed.unwrap_or_else(|| {
             let mut next = NEVER_USED.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -48,20 +54,24 @@ impl Drop for Lease {
     }
 }
 
-/// This thread's place: 0 is shared, others are its own.
+/// A place that no other thread writes; `None` for a thread that shares the first, or has not asked yet.
 #[inline(always)]
-pub(super) fn place() -> usize {
+pub(super) fn own() -> Option<usize> {
     let place = PLACE.get();
-    if place < PLACES { place } else { first_time() }
+    (place.wrapping_sub(1) < PLACES - 1).then_some(place)
 }
 
+/// This thread's place: 0 is shared, others are its own.
 #[cold]
-fn first_time() -> usize {
-    // Where the thread is ending already there is no lease any more.
-    LEASE.try_with(|lease| lease.0).unwrap_or_else(|_| {
-        PLACE.set(0);
-        0
-    })
+pub(super) fn place() -> usize {
+    match PLACE.get() {
+        // Where the thread is ending already there is no lease any more.
+        UNKNOWN => LEASE.try_with(|lease| lease.0).unwrap_or_else(|_| {
+            PLACE.set(0);
+            0
+        }),
+        place => place,
+    }
 }
 
 #[cfg(test)]
@@ -72,6 +82,7 @@ mod tests {
 
     #[test]
     fn threads_at_one_time_share_only_the_first_place() {
+        barrier::prepare();
         let barrier = Barrier::new(2 * PLACES);
         let places: Vec<usize> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..2 * PLACES)
@@ -79,7 +90,7 @@ mod tests {
                     scope.spawn(|| {
                         let mine = place();
                         barrier.wait();
-                        assert_eq!(place(), mine);
+                        assert_eq!((place(), own().unwrap_or(0)), (mine, mine));
                         mine
                     })
                 })
