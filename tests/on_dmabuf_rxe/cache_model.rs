@@ -12,8 +12,8 @@ use crate::common::peers::domain;
 const PAGE: u64 = 4096;
 const SIZE: u64 = 64 * PAGE;
 const BUFFERS: usize = 64;
-const MAX_BYTES: u64 = 2500 * PAGE;
-const MAX_ENTRIES: usize = 96;
+const MAX_BYTES: u64 = 3900 * PAGE;
+const MAX_ENTRIES: usize = 128;
 
 /// An entry as the cache should have it.
 #[derive(Debug, Clone)]
