@@ -334,12 +334,10 @@ impl Share<'_> {
     }
 }
 
-/// Whether shorter chunks may do: the kernel found no room for a list of pages, or the device a limit
-/// that it did not state.
+/// Whether shorter chunks may do: the kernel found no room for a list of pages, or the device has a limit
+/// that it did not state. RLIMIT_MEMLOCK is an error of its own.
 fn is_too_long(error: &Error, length: u64) -> bool {
-    let Error::Register { path, source, .. } = error else { return false };
+    let Error::Register { source, .. } = error else { return false };
     let errno = source.raw_os_error();
-    *path != Path::HostMapping
-        && length > SMALLER
-        && matches!(errno, Some(libc::ENOMEM | libc::EINVAL | libc::E2BIG | libc::EFBIG))
+    length > SMALLER && matches!(errno, Some(libc::ENOMEM | libc::EINVAL | libc::E2BIG | libc::EFBIG))
 }
