@@ -68,12 +68,12 @@ struct Entry {
     key: Key,
     range: Range,
     /// What the slot had counted before.
-    hits_before: u64,
+    hits_before: i64,
 }
 
 impl Entry {
     fn hits(&self) -> u64 {
-        self.slot.hits().wrapping_sub(self.hits_before)
+        self.slot.hits().saturating_sub(self.hits_before).max(0) as u64
     }
 }
 

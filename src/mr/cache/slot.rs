@@ -65,6 +65,10 @@ const PROBED: u64 = 2;
 /// No entry any more; whoever drops the last handle empties the slot.
 const RETIRED: u64 = 3;
 
+/// What a count goes up by. An addition of 1 becomes an instruction that keeps a flag of the one before it,
+/// for which an emulated processor has to work out what that was.
+const STEP: u64 = 2;
+
 /// One thread's counts, on a line of its own (and its neighbour, which processors fetch along).
 #[repr(align(128))]
 struct Counts {
@@ -186,7 +190,7 @@ impl Slot {
     #[inline(always)]
     pub(super) fn take_at_once(&self, key: &Key, offset: u64, length: u64, now: u64) -> Option<()> {
         let counter = &self.counts[own()?].taken;
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
         barrier::light();
         let state = self.state.load(Ordering::Acquire);
         // Counted, and live: it is this entry as long as the count stands. Its inode tells the size.
@@ -252,13 +256,13 @@ impl Slot {
         }
     }
 
-    /// Adds 1 in this thread's place, before whatever is read after it.
+    /// Adds one step in this thread's place, before whatever is read after it.
     #[inline(always)]
     fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
         if let Some(place) = own() {
             let counter = which(&self.counts[place]);
             // Nobody else writes it. Release: what was done under a handle comes before its return.
-            counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
             barrier::light();
         } else {
             self.count_otherwise(&which);
@@ -268,7 +272,7 @@ impl Slot {
     #[cold]
     #[inline(never)]
     fn count_otherwise(&self, which: &dyn Fn(&Counts) -> &AtomicU64) {
-        which(&self.counts[place()]).fetch_add(1, Ordering::AcqRel);
+        which(&self.counts[place()]).fetch_add(STEP, Ordering::AcqRel);
         barrier::full();
     }
 
@@ -288,9 +292,10 @@ impl Slot {
         !self.is_drained()
     }
 
-    /// How many handles were taken by hits, ever.
-    pub(super) fn hits(&self) -> u64 {
-        self.sum(|counts| &counts.taken).wrapping_sub(self.sum(|counts| &counts.no_hits))
+    /// How many handles were taken by hits, ever. Off by those that are being taken.
+    pub(super) fn hits(&self) -> i64 {
+        let no_hits = self.sum(|counts| &counts.no_hits);
+        self.sum(|counts| &counts.taken).wrapping_sub(no_hits) as i64 / STEP as i64
     }
 
     /// Ends the entry if no handle lives. Only its cache calls this, one call at a time.
