@@ -16,16 +16,21 @@
 //! The library goes its usual way, with all its checks and paths. The values are per registration with
 //! its deregistration.
 //!
+//! Then the same at scale (`scale/`): sets against one region, parallel against serial, a hit of the cache,
+//! and what a GiB costs. An argument chooses a part: `pairs`, `sets`, `cache`, `cost`.
+//!
 //! Needs an RDMA device `rxe0` that imports dma-bufs, and the dma-heap `system`. Rows go to stdout and,
 //! as lines of JSON, into the file that `BENCH_ROWS` names.
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "scale/mod.rs"]
+mod scale;
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use common::{Pair, Peer, Result, Rows, Spread, pairs, stay_on_one_processor};
+use common::{Pair, Peer, Processors, Result, Rows, Spread, pairs, stay_on_one_processor};
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 use dmabuf_rdma::mr::{Access, MemoryRegion, Path};
@@ -54,13 +59,34 @@ const CASES: [Case; 4] = [
 ];
 
 fn main() -> Result<()> {
-    stay_on_one_processor()?;
+    // cargo's own arguments begin with dashes.
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
+    let processors = Processors::allowed()?;
     let domain = ProtectionDomain::new(&Device::by_name(DEVICE)?.open()?)?;
-    let heap = DmaHeap::open("system")?;
     let mut rows = Rows::new()?;
+    if wanted("pairs") {
+        stay_on_one_processor()?;
+        against_c(&mut rows, &domain)?;
+        processors.all()?;
+    }
+    if wanted("cache") {
+        scale::cache::run(&mut rows, &domain, &processors)?;
+    }
+    if wanted("sets") {
+        scale::sets::run(&mut rows, &domain)?;
+    }
+    if wanted("cost") {
+        scale::cost::run(&mut rows, &domain)?;
+    }
+    Ok(())
+}
+
+fn against_c(rows: &mut Rows, domain: &ProtectionDomain) -> Result<()> {
+    let heap = DmaHeap::open("system")?;
     for case in &CASES {
         let buffer = heap.allocate(case.size)?.dmabuf;
-        let sides = Sides { domain: &domain, buffer: &buffer };
+        let sides = Sides { domain, buffer: &buffer };
         let library = || timed(case.times, |times| sides.library(times));
         let bare = || timed(case.times, |times| sides.bare(times));
         let pairs = pairs(case.pairs, library, bare)?;

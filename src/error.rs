@@ -8,7 +8,10 @@
 //! [`source`]: std::error::Error::source
 
 mod address;
+mod connect;
+mod registration;
 pub(crate) mod text;
+mod transfer;
 mod vfio;
 
 use std::io;
@@ -16,6 +19,9 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub use self::address::AddressError;
+pub use self::connect::ConnectError;
+pub use self::registration::RegistrationError;
+pub use self::transfer::TransferError;
 pub use self::vfio::VfioError;
 
 use self::text::{deregister_hint, hint, list, listed, nearest_congruent, post_hint};
@@ -168,6 +174,13 @@ pub enum Error {
     /// A PCI device, or its BAR, that cannot be had through VFIO.
     #[error(transparent)]
     Vfio(#[from] VfioError),
+    // -- transfers ----------------------------------------------------------------------------
+    /// A transfer, or the description of a peer's memory.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// A connection by IP address.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 
     // -- access flags -------------------------------------------------------------------------
     /// Flags that the kernel does not take for a dma-buf.
@@ -268,6 +281,10 @@ pub enum Error {
         /// What the kernel answered.
         source: io::Error,
     },
+
+    /// A set of regions, the cache, a newer verb or a self-check.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
 
     // -- exporters ----------------------------------------------------------------------------
     /// The exporter's device, heap or card is not there.
@@ -467,7 +484,14 @@ pub enum Error {
 impl Error {
     /// The errno behind this error, where a system call or a provider gave one.
     pub fn errno(&self) -> Option<i32> {
-        let source = std::error::Error::source(self)?;
-        source.downcast_ref::<io::Error>()?.raw_os_error()
+        // The errno may be that of one part, such as a chunk of a set.
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            if let Some(error) = source.downcast_ref::<io::Error>() {
+                return error.raw_os_error();
+            }
+            cause = source.source();
+        }
+        None
     }
 }

@@ -65,12 +65,15 @@
 //! # Features
 //!
 //! - `drm` (default): dumb buffers of DRM cards.
+//! - `metrics`: the gauges of [`observe`] through the `metrics` crate.
 //! - `serde`: the descriptors that peers exchange can be serialised.
 
+pub mod cm;
 pub mod dmabuf;
 pub mod error;
 pub mod exporter;
 pub mod mr;
+pub mod observe;
 pub mod pci;
 pub mod sg;
 pub mod transfer;
@@ -79,7 +82,7 @@ pub mod verbs;
 
 pub use dmabuf::DmaBuf;
 pub use error::{Error, Result};
-pub use mr::MemoryRegion;
+pub use mr::{MemoryRegion, RegionCache, RegionSet};
 pub use sg::DmaSg;
 pub use transfer::RemoteRegion;
 pub use umem::{Iova, Umem};

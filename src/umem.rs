@@ -170,7 +170,7 @@ mod tests {
     fn pages_and_blocks_of_an_odd_range() {
         let (offset, length, iova) = (0x1ffe, 0x2004, Iova(0x7_0000_0ffe));
         let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
-        let umem = Umem { buffer: BufferId::TEST, offset, length, iova, sg };
+        let umem = Umem { buffer: BufferId::UNKNOWN, offset, length, iova, sg };
         assert_eq!(umem.page_offset(), 0xffe);
         assert_eq!(umem.num_pages(), 4);
         assert_eq!((umem.num_dma_blocks(0x1000).unwrap(), umem.num_dma_blocks(0x1_0000).unwrap()), (4, 1));

@@ -22,6 +22,30 @@ pub fn stay_on_one_processor() -> Result<()> {
     Ok(sched_setaffinity(this, &one)?)
 }
 
+/// The processors that this program may use.
+#[allow(dead_code)] // not by every benchmark
+pub struct Processors(CpuSet);
+
+#[allow(dead_code)]
+impl Processors {
+    pub fn allowed() -> Result<Self> {
+        Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
+    }
+
+    /// This thread on the `nth` of them.
+    pub fn stay_on(&self, nth: usize) -> Result<()> {
+        let cpu = (0..CpuSet::count()).filter(|&cpu| self.0.is_set(cpu) == Ok(true)).nth(nth);
+        let mut one = CpuSet::new();
+        one.set(cpu.ok_or("no such processor")?)?;
+        Ok(sched_setaffinity(Pid::from_raw(0), &one)?)
+    }
+
+    /// This thread, and those that it starts, on all of them.
+    pub fn all(&self) -> Result<()> {
+        Ok(sched_setaffinity(Pid::from_raw(0), &self.0)?)
+    }
+}
+
 /// What either side took, in one pair.
 pub struct Pair {
     pub library: f64,
@@ -96,17 +120,36 @@ impl Rows {
         peer: Option<Peer>,
         goal: Option<&str>,
     ) -> Result<()> {
+        self.write(row, unit, of, peer, goal, None)
+    }
+
+    /// A row that is also a point of the chart: of a series, at `x`.
+    #[allow(dead_code)]
+    pub fn add_point(&mut self, row: &str, unit: &str, of: Spread, series: &str, x: u64) -> Result<()> {
+        self.write(row, unit, of, None, None, Some((series, x)))
+    }
+
+    fn write(
+        &mut self,
+        row: &str,
+        unit: &str,
+        of: Spread,
+        peer: Option<Peer>,
+        goal: Option<&str>,
+        point: Option<(&str, u64)>,
+    ) -> Result<()> {
         let Spread { min, median, max } = of;
         print!("{row:<40} {median:>9.2} {unit} ({min:.2} to {max:.2})");
         match &peer {
-            Some(Peer { value, ratio }) => println!(", bare C {value:.2} {unit}, ratio {ratio:.4}"),
+            Some(Peer { value, ratio }) => println!(", peer {value:.2} {unit}, ratio {ratio:.4}"),
             None => println!(),
         }
         if let Some(file) = &mut self.0 {
             let (peer, ratio) = peer.map(|peer| (peer.value, peer.ratio)).unzip();
+            let (series, x) = point.unzip();
             let line = json!({
                 "row": row, "value": median, "unit": unit, "min": min, "max": max,
-                "peer_value": peer, "ratio": ratio, "goal": goal,
+                "peer_value": peer, "ratio": ratio, "goal": goal, "series": series, "x": x,
             });
             writeln!(file, "{line}")?;
         }

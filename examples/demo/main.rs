@@ -10,6 +10,8 @@ mod exporter;
 mod mover;
 mod owner;
 mod party;
+#[path = "../common/register.rs"]
+mod register;
 #[path = "../common/size.rs"]
 mod size;
 mod ui;
@@ -38,6 +40,9 @@ enum Role {
         /// What makes the mover's buffer.
         #[arg(long, default_value = "udmabuf")]
         mover_exporter: String,
+        /// RDMA device of the mover; default: the owner's.
+        #[arg(long)]
+        mover_device: Option<String>,
         #[command(flatten)]
         display: Display,
     },
@@ -104,12 +109,15 @@ fn run(role: Role) -> Result<()> {
         Role::Mover { device, exporter, connect, display } => {
             mover::run(device.as_deref(), &exporter, &connect, display)
         }
-        Role::Run { owner, mover_exporter, display } => both(&owner, &mover_exporter, display),
+        Role::Run { owner, mover_exporter, mover_device, display } => {
+            let device = mover_device.or_else(|| owner.device.clone());
+            both(&owner, device.as_deref(), &mover_exporter, display)
+        }
     }
 }
 
 /// Starts the owner as a process of its own and is the mover itself.
-fn both(options: &Options, mover_exporter: &str, display: Display) -> Result<()> {
+fn both(options: &Options, mover: Option<&str>, mover_exporter: &str, display: Display) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["owner", "--exporter", &options.exporter, "--size", &options.size.to_string()]);
     if let Some(device) = &options.device {
@@ -119,7 +127,7 @@ fn both(options: &Options, mover_exporter: &str, display: Display) -> Result<()>
     let mut announced = String::new();
     BufReader::new(owner.stdout.take().expect("piped")).read_line(&mut announced)?;
     let moved = match announced.trim().strip_prefix(owner::LISTENING) {
-        Some(address) => mover::run(options.device.as_deref(), mover_exporter, address, display),
+        Some(address) => mover::run(mover, mover_exporter, address, display),
         None => Ok(()), // It failed and said why; so does its status.
     };
     if moved.is_err() {

@@ -17,17 +17,17 @@ pub fn run(options: &Options, listen: &str) -> Result<()> {
     println!("{LISTENING}{}", listener.local_addr()?);
 
     let mut wire = Wire::new(listener.accept()?.0)?;
-    let endpoint = party.pair.endpoint().expect("made here");
+    let endpoint = party.connection.endpoint();
     wire.send(&Offer { endpoint, region: party.region.remote(), party: party.introduction })?;
     let answer: Answer = wire.receive()?;
-    party.pair.connect(&answer.endpoint)?;
+    party.connection.connect(&answer.endpoint)?;
     loop {
         match wire.receive()? {
             Ask::Digest => {}
             Ask::Fill { seed } => fill(&mapping, seed, |_| {})?,
             Ask::Bye => break,
         }
-        wire.send(&Shown { digest: digest(&mapping)? })?;
+        wire.send(&Shown { digest: digest(&mapping, mapping.len())? })?;
     }
     // What was written stays in the buffer; the region goes, and says so if it cannot.
     Ok(party.region.deregister()?)

@@ -1,19 +1,18 @@
-//! What both sides have: a device, a buffer, its region, and a queue pair.
+//! What both sides have: a device, a buffer, its region, and a connection.
 
 use std::time::Instant;
 
-use dmabuf_rdma::exporter::Allocation;
-use dmabuf_rdma::mr::{Access, MemoryRegion, probe};
-use dmabuf_rdma::verbs::{CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairOptions, devices};
+use dmabuf_rdma::MemoryRegion;
+use dmabuf_rdma::transfer::Connection;
+use dmabuf_rdma::verbs::{Device, ProtectionDomain, devices};
 
 use crate::wire::Introduction;
-use crate::{Result, exporter};
+use crate::{Result, exporter, register};
 
 pub struct Party {
     pub buffer: dmabuf_rdma::DmaBuf,
     pub region: MemoryRegion,
-    pub queue: CompletionQueue,
-    pub pair: QueuePair,
+    pub connection: Connection,
     pub introduction: Introduction,
 }
 
@@ -27,16 +26,9 @@ impl Party {
         let domain = ProtectionDomain::new(&context)?;
 
         let exporter = exporter::by_name(exporter)?;
-        let Allocation { dmabuf: buffer, backing } = exporter.allocate(size)?;
-        let mut registration = MemoryRegion::builder(&domain, &buffer)
-            .access(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ);
-        // A device that cannot import is served from the host pages, where there are any; the path
-        // taken is shown.
-        if let (None, Some(backing)) = (probe(&context)?.path(), &backing) {
-            registration = registration.paths(&[]).host_mapping(backing);
-        }
+        let allocation = exporter.allocate(size)?;
         let start = Instant::now();
-        let region = registration.register()?;
+        let region = register::register(&domain, &allocation)?;
         let introduction = Introduction {
             device: context.device_name().into(),
             exporter: exporter.name(),
@@ -44,8 +36,7 @@ impl Party {
             register_ms: start.elapsed().as_secs_f64() * 1e3,
         };
 
-        let queue = CompletionQueue::new(&context, 256)?;
-        let pair = QueuePair::new(&domain, &queue, &queue, QueuePairOptions::default())?;
-        Ok(Self { buffer, region, queue, pair, introduction })
+        let connection = Connection::new(&domain, Default::default())?;
+        Ok(Self { buffer: allocation.dmabuf, region, connection, introduction })
     }
 }

@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | [`uverbs`] | ioctls on a context's `cmd_fd`: register and destroy memory regions | `rdma/ib_user_ioctl_cmds.h` |
 //! | [`verbs`] | the verbs that C has as inlines: post, poll, arm, query a port or a GID | `infiniband/verbs.h` |
+//! | [`rdma_cm`] | connections by IP address: librdmacm, found at run time | `rdma/rdma_cma.h` |
 //! | [`symbols`] | functions of newer libibverbs and libmlx5, found at run time | the libraries' version maps |
 //! | [`dma_buf`] | CPU access brackets, names, fences | `linux/dma-buf.h` |
 //! | [`udmabuf`] | dma-bufs over memfd pages | `linux/udmabuf.h` |
@@ -36,6 +37,8 @@ mod ioctl;
 pub mod dma_buf;
 pub mod dma_heap;
 pub mod dma_sg;
+#[allow(non_camel_case_types, missing_debug_implementations)] // the names and the unions of C
+pub mod rdma_cm;
 pub mod symbols;
 pub mod udmabuf;
 pub mod uverbs;

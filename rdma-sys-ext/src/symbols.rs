@@ -41,7 +41,11 @@ pub struct MissingSymbol {
 impl fmt::Display for MissingSymbol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MissingSymbol { symbol, version, needs } = self;
-        let library = if version.starts_with("MLX5_") { "libmlx5" } else { "libibverbs" };
+        let library = match version.split_once('_') {
+            Some(("MLX5", _)) => "libmlx5",
+            Some(("RDMACM", _)) => "librdmacm",
+            _ => "libibverbs",
+        };
         write!(f, "{symbol}@{version} is not in this {library}; needs {needs}")
     }
 }
@@ -53,7 +57,7 @@ const LIBIBVERBS: &CStr = c"libibverbs.so.1";
 const LIBMLX5: &CStr = c"libmlx5.so.1";
 
 /// A symbol and what is known of it: null before the first question, then its address or [`ABSENT`].
-struct Symbol {
+pub(crate) struct Symbol {
     library: &'static CStr,
     name: &'static CStr,
     version: &'static CStr,
@@ -65,7 +69,7 @@ struct Symbol {
 const ABSENT: *mut c_void = ptr::dangling_mut::<u8>().cast();
 
 impl Symbol {
-    const fn new(
+    pub(crate) const fn new(
         library: &'static CStr,
         name: &'static CStr,
         version: &'static CStr,
@@ -74,7 +78,7 @@ impl Symbol {
         Symbol { library, name, version, needs, address: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    fn resolve(&self) -> Result<*mut c_void, MissingSymbol> {
+    pub(crate) fn resolve(&self) -> Result<*mut c_void, MissingSymbol> {
         let mut address = self.address.load(Ordering::Acquire);
         if address.is_null() {
             // Two threads may both get here; they find the same.
@@ -141,6 +145,8 @@ macro_rules! symbols {
         }
     )*};
 }
+
+pub(crate) use symbols;
 
 symbols! {
     /// Registers `length` bytes of the dma-buf `fd` from `offset` on, through the provider.

@@ -13,6 +13,7 @@
 #include <linux/udmabuf.h>
 #include <linux/vfio.h>
 #include <rdma/ib_user_ioctl_cmds.h>
+#include <rdma/rdma_cma.h>
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/rdma_user_ioctl_cmds.h>
 /* Not in the crate as it is published. */
@@ -270,6 +271,91 @@ static void libraries(void)
 #endif
 }
 
+static void connections(void)
+{
+	VALUE(RDMA_CM_EVENT_ADDR_RESOLVED);
+	VALUE(RDMA_CM_EVENT_ADDR_ERROR);
+	VALUE(RDMA_CM_EVENT_ROUTE_RESOLVED);
+	VALUE(RDMA_CM_EVENT_ROUTE_ERROR);
+	VALUE(RDMA_CM_EVENT_CONNECT_REQUEST);
+	VALUE(RDMA_CM_EVENT_CONNECT_RESPONSE);
+	VALUE(RDMA_CM_EVENT_CONNECT_ERROR);
+	VALUE(RDMA_CM_EVENT_UNREACHABLE);
+	VALUE(RDMA_CM_EVENT_REJECTED);
+	VALUE(RDMA_CM_EVENT_ESTABLISHED);
+	VALUE(RDMA_CM_EVENT_DISCONNECTED);
+	VALUE(RDMA_CM_EVENT_DEVICE_REMOVAL);
+	VALUE(RDMA_CM_EVENT_ADDR_CHANGE);
+	VALUE(RDMA_CM_EVENT_TIMEWAIT_EXIT);
+	VALUE(RDMA_PS_TCP);
+	SIZE(rdma_event_channel);
+	FIELD(rdma_event_channel, fd);
+	SIZE(rdma_ib_addr);
+	FIELD(rdma_ib_addr, sgid);
+	FIELD(rdma_ib_addr, dgid);
+	FIELD(rdma_ib_addr, pkey);
+	SIZE(rdma_addr);
+	FIELD(rdma_addr, src_storage);
+	FIELD(rdma_addr, dst_storage);
+	FIELD_AS(rdma_addr, addr.ibaddr, ibaddr);
+	SIZE(rdma_route);
+	FIELD(rdma_route, addr);
+	FIELD(rdma_route, path_rec);
+	FIELD(rdma_route, num_paths);
+	SIZE(rdma_cm_id);
+	FIELD(rdma_cm_id, verbs);
+	FIELD(rdma_cm_id, channel);
+	FIELD(rdma_cm_id, context);
+	FIELD(rdma_cm_id, qp);
+	FIELD(rdma_cm_id, route);
+	FIELD(rdma_cm_id, ps);
+	FIELD(rdma_cm_id, port_num);
+	FIELD(rdma_cm_id, event);
+	NAMED("six objects begin at", offsetof(struct rdma_cm_id, send_cq_channel));
+	FIELD(rdma_cm_id, qp_type);
+	SIZE(rdma_conn_param);
+	FIELD(rdma_conn_param, private_data);
+	FIELD(rdma_conn_param, private_data_len);
+	FIELD(rdma_conn_param, responder_resources);
+	FIELD(rdma_conn_param, initiator_depth);
+	FIELD(rdma_conn_param, flow_control);
+	FIELD(rdma_conn_param, retry_count);
+	FIELD(rdma_conn_param, rnr_retry_count);
+	FIELD(rdma_conn_param, srq);
+	FIELD(rdma_conn_param, qp_num);
+	SIZE(rdma_ud_param);
+	FIELD(rdma_ud_param, private_data);
+	FIELD(rdma_ud_param, private_data_len);
+	FIELD(rdma_ud_param, ah_attr);
+	FIELD(rdma_ud_param, qp_num);
+	FIELD(rdma_ud_param, qkey);
+	SIZE(rdma_cm_event);
+	FIELD(rdma_cm_event, id);
+	FIELD(rdma_cm_event, listen_id);
+	FIELD(rdma_cm_event, event);
+	FIELD(rdma_cm_event, status);
+	FIELD(rdma_cm_event, param);
+}
+
+PROTOTYPE(struct rdma_event_channel *, rdma_create_event_channel, void);
+PROTOTYPE(void, rdma_destroy_event_channel, struct rdma_event_channel *);
+PROTOTYPE(int, rdma_create_id, struct rdma_event_channel *, struct rdma_cm_id **, void *,
+	  enum rdma_port_space);
+PROTOTYPE(int, rdma_destroy_id, struct rdma_cm_id *);
+PROTOTYPE(int, rdma_migrate_id, struct rdma_cm_id *, struct rdma_event_channel *);
+PROTOTYPE(int, rdma_bind_addr, struct rdma_cm_id *, struct sockaddr *);
+PROTOTYPE(int, rdma_resolve_addr, struct rdma_cm_id *, struct sockaddr *, struct sockaddr *, int);
+PROTOTYPE(int, rdma_resolve_route, struct rdma_cm_id *, int);
+PROTOTYPE(int, rdma_listen, struct rdma_cm_id *, int);
+PROTOTYPE(int, rdma_connect, struct rdma_cm_id *, struct rdma_conn_param *);
+PROTOTYPE(int, rdma_accept, struct rdma_cm_id *, struct rdma_conn_param *);
+PROTOTYPE(int, rdma_reject, struct rdma_cm_id *, const void *, uint8_t);
+PROTOTYPE(int, rdma_establish, struct rdma_cm_id *);
+PROTOTYPE(int, rdma_init_qp_attr, struct rdma_cm_id *, struct ibv_qp_attr *, int *);
+PROTOTYPE(int, rdma_disconnect, struct rdma_cm_id *);
+PROTOTYPE(int, rdma_get_cm_event, struct rdma_event_channel *, struct rdma_cm_event **);
+PROTOTYPE(int, rdma_ack_cm_event, struct rdma_cm_event *);
+
 int main(void)
 {
 	uverbs();
@@ -277,5 +363,6 @@ int main(void)
 	dma_sg();
 	vfio();
 	libraries();
+	connections();
 	return 0;
 }

@@ -4,7 +4,7 @@
 //! says under the same names. Both must be equal, names included. What installed headers may be too
 //! old to have is in [`NEWER`]; what they are too old for in fact is listed on stderr.
 
-use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, symbols, udmabuf, uverbs::abi, verbs, vfio};
+use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, rdma_cm, symbols, udmabuf, uverbs::abi, verbs, vfio};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::mem::offset_of;
@@ -202,6 +202,45 @@ fn libraries(facts: &mut Facts) {
     fields!(facts: "ibv_port_attr" = ibv_port_attr { port_cap_flags2 });
 }
 
+fn connections(facts: &mut Facts) {
+    use rdma_cm::*;
+    values!(facts:
+        "RDMA_CM_EVENT_ADDR_RESOLVED" = event::ADDR_RESOLVED,
+        "RDMA_CM_EVENT_ADDR_ERROR" = event::ADDR_ERROR,
+        "RDMA_CM_EVENT_ROUTE_RESOLVED" = event::ROUTE_RESOLVED,
+        "RDMA_CM_EVENT_ROUTE_ERROR" = event::ROUTE_ERROR,
+        "RDMA_CM_EVENT_CONNECT_REQUEST" = event::CONNECT_REQUEST,
+        "RDMA_CM_EVENT_CONNECT_RESPONSE" = event::CONNECT_RESPONSE,
+        "RDMA_CM_EVENT_CONNECT_ERROR" = event::CONNECT_ERROR,
+        "RDMA_CM_EVENT_UNREACHABLE" = event::UNREACHABLE,
+        "RDMA_CM_EVENT_REJECTED" = event::REJECTED,
+        "RDMA_CM_EVENT_ESTABLISHED" = event::ESTABLISHED,
+        "RDMA_CM_EVENT_DISCONNECTED" = event::DISCONNECTED,
+        "RDMA_CM_EVENT_DEVICE_REMOVAL" = event::DEVICE_REMOVAL,
+        "RDMA_CM_EVENT_ADDR_CHANGE" = event::ADDR_CHANGE,
+        "RDMA_CM_EVENT_TIMEWAIT_EXIT" = event::TIMEWAIT_EXIT,
+        "RDMA_PS_TCP" = RDMA_PS_TCP,
+        "struct rdma_cm_id" = size_of::<rdma_cm_id>(),
+        "struct rdma_cm_event" = size_of::<rdma_cm_event>(),
+        "six objects begin at" = offset_of!(rdma_cm_id, objects),
+    );
+    whole!(facts: "rdma_event_channel" = rdma_event_channel { fd });
+    whole!(facts: "rdma_ib_addr" = rdma_ib_addr { sgid, dgid, pkey });
+    whole!(facts: "rdma_addr" = rdma_addr { src_storage, dst_storage, ibaddr });
+    whole!(facts: "rdma_route" = rdma_route { addr, path_rec, num_paths });
+    fields!(facts: "rdma_cm_id" = rdma_cm_id {
+        verbs, channel, context, qp, route, ps, port_num, event, qp_type,
+    });
+    whole!(facts: "rdma_conn_param" = rdma_conn_param {
+        private_data, private_data_len, responder_resources, initiator_depth, flow_control, retry_count,
+        rnr_retry_count, srq, qp_num,
+    });
+    whole!(facts: "rdma_ud_param" = rdma_ud_param {
+        private_data, private_data_len, ah_attr, qp_num, qkey,
+    });
+    fields!(facts: "rdma_cm_event" = rdma_cm_event { id, listen_id, event, status, param });
+}
+
 fn dma_sgs(facts: &mut Facts) {
     values!(facts:
         "DMA_SG_DEVICE_NONE" = dma_sg::DEVICE_NONE,
@@ -285,6 +324,7 @@ fn what_is_written_by_hand_agrees_with_the_headers() {
     dma_bufs(&mut ours);
     vfios(&mut ours);
     libraries(&mut ours);
+    connections(&mut ours);
     let mut compile = compiler.to_command();
     for newer in NEWER {
         if headers.contains(newer.text) {

@@ -12,6 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rdma_sys_ext::dma_buf as sys;
 
 use super::DmaBuf;
+use crate::observe::HeldFd;
 use crate::umem::check_range;
 use crate::{Error, Result};
 
@@ -51,6 +52,7 @@ impl CpuAccess {
 #[derive(Debug)]
 pub struct Mapping {
     fd: OwnedFd,
+    _held: HeldFd,
     start: NonNull<u8>,
     length: NonZeroUsize,
     writable: bool,
@@ -77,7 +79,7 @@ impl Mapping {
         // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing that exists.
         let start =
             unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &fd, 0) }.map_err(refused)?;
-        Ok(Self { fd, start: start.cast(), length, writable: buffer.writable })
+        Ok(Self { fd, _held: HeldFd::new(), start: start.cast(), length, writable: buffer.writable })
     }
 
     /// Length in bytes: the buffer's size.

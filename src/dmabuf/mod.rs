@@ -17,6 +17,7 @@ use rdma_sys_ext::dma_buf as sys;
 
 pub use mapping::{CpuAccess, CpuGuard, Mapping};
 
+use crate::observe::{self, HeldFd};
 use crate::{Error, Result};
 
 /// Longest name of a dma-buf in bytes (`DMA_BUF_NAME_LEN` less its NUL).
@@ -34,6 +35,7 @@ pub struct DmaBuf {
     size: u64,
     id: BufferId,
     writable: bool,
+    _held: HeldFd,
 }
 
 /// Identity of a buffer: equal for every descriptor of one dma-buf, in any process.
@@ -42,15 +44,31 @@ pub struct DmaBuf {
 /// lives, so keep one (a `DmaBuf`, a region) as long as the identity is compared. Two dma-bufs that
 /// share memory, as V4L2's EXPBUF makes, have two identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferId {
     device: u64,
     inode: u64,
 }
 
-#[cfg(test)]
 impl BufferId {
-    /// An identity that no buffer has.
-    pub(crate) const TEST: Self = Self { device: 0, inode: 0 };
+    /// Of a buffer that nobody has named, such as that of a peer that has no dma-buf.
+    pub const UNKNOWN: Self = Self { device: 0, inode: 0 };
+
+    /// The two numbers that it is of, for a peer.
+    pub(crate) fn parts(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// The number of its inode, which it is known by among the dma-bufs of one machine.
+    #[inline]
+    pub(crate) fn inode(self) -> u64 {
+        self.inode
+    }
+
+    /// The identity that a peer sent.
+    pub(crate) fn from_parts(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
 }
 
 impl DmaBuf {
@@ -74,21 +92,28 @@ impl DmaBuf {
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(inspect("mode"))?;
         let writable = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
         let id = BufferId { device: stat.st_dev, inode: stat.st_ino };
-        Ok(Self { fd, size, id, writable })
+        if observe::listening() {
+            // For the span of the exporter's allocation, when this is within one.
+            tracing::Span::current().record("buffer", id.inode);
+        }
+        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
     }
 
     /// Size of the buffer in bytes; always a multiple of the page size.
+    #[inline]
     pub fn size(&self) -> u64 {
         self.size
     }
 
     /// The buffer's identity, equal for every descriptor of it.
+    #[inline]
     pub fn id(&self) -> BufferId {
         self.id
     }
 
     /// Whether the descriptor is open for reading and writing. The mode was fixed when the buffer was
     /// exported; through a read-only one this library registers no write access.
+    #[inline]
     pub fn is_writable(&self) -> bool {
         self.writable
     }
@@ -130,7 +155,8 @@ impl DmaBuf {
     /// [`Error::Inspect`] (`EMFILE`): the process is out of descriptors.
     pub fn try_clone(&self) -> Result<Self> {
         let fd = self.duplicate()?;
-        Ok(Self { fd, ..*self })
+        let Self { size, id, writable, .. } = *self;
+        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
     }
 
     /// Maps the whole buffer for the CPU; see [`Mapping`].

@@ -62,6 +62,7 @@ impl Exporter for DmaHeap {
     /// - [`Error::Export`]: `ENOMEM` when the heap has no more.
     #[doc(alias = "DMA_HEAP_IOCTL_ALLOC")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
+        let _span = crate::observe::exporting(|| self.name(), size);
         let size = whole_pages(size, page_size())?;
         if let Some(available) = available_memory().filter(|available| size > *available) {
             return Err(Error::OutOfMemory { exporter: self.name(), requested: size, available });

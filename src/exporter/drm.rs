@@ -103,6 +103,7 @@ impl Exporter for DumbBuffers {
     /// memory is used up, `EINVAL` or `ERANGE` when it is larger than the driver takes.
     #[doc(alias = "DRM_IOCTL_PRIME_HANDLE_TO_FD")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
+        let _span = crate::observe::exporting(|| self.name(), size);
         let size = whole_pages(size, page_size())?;
         let failed =
             |operation| move |source| Error::Export { exporter: self.name(), operation, size, source };

@@ -156,6 +156,7 @@ impl Exporter for Udmabuf {
     /// - [`Error::Export`]: the kernel refused.
     #[doc(alias = "UDMABUF_CREATE")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
+        let _span = crate::observe::exporting(|| self.name(), size);
         if !self.pages.size().is_power_of_two() {
             return Err(Error::HugePageSize { size: self.pages.size() });
         }
@@ -281,7 +282,7 @@ mod tests {
         }
         let pieces = [first, second].map(|memfd| Piece { memfd, offset: 4096, length: 4096 });
         let pages = HostPages::map(pieces.into()).unwrap();
-        let backing = Backing::new(pages, crate::dmabuf::BufferId::TEST);
+        let backing = Backing::new(pages, crate::dmabuf::BufferId::UNKNOWN);
         let read = |at: usize| {
             // SAFETY: both pieces are mapped, 8192 bytes in all, and nobody writes them meanwhile.
             unsafe { std::ptr::read_volatile(backing.as_ptr().add(at).cast::<[u8; 3]>()) }

@@ -5,13 +5,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use rdma_sys_ext::symbols::ibv_reg_dmabuf_mr;
+use rdma_sys_ext::symbols;
 
-use super::path::{self, IMPORT, Path, Registered, Request};
+use super::path::{self, IMPORT, NEWER, Path, Registered, Request};
 use super::probe::{self, probe};
-use super::{Access, Lkey, MemoryRegion, Refusal, RefusalReason};
+use super::region::Kept;
+use super::{Access, DmaHandle, MemoryRegion, Refusal, RefusalReason};
 use crate::dmabuf::DmaBuf;
+use crate::error::RegistrationError;
 use crate::exporter::Backing;
+use crate::observe;
 use crate::umem::{Iova, Umem, page_size};
 use crate::verbs::ProtectionDomain;
 use crate::{Error, Result};
@@ -27,6 +30,7 @@ pub struct MemoryRegionBuilder<'a> {
     access: Access,
     paths: &'a [Path],
     backing: Option<&'a Backing>,
+    handle: Option<&'a DmaHandle>,
 }
 
 impl<'a> MemoryRegionBuilder<'a> {
@@ -39,6 +43,7 @@ impl<'a> MemoryRegionBuilder<'a> {
             access: Access::empty(),
             paths: IMPORT,
             backing: None,
+            handle: None,
         }
     }
 
@@ -59,10 +64,23 @@ impl<'a> MemoryRegionBuilder<'a> {
         Self { access, ..self }
     }
 
-    /// Tries only these importing paths (`&[]` for none), in the usual order. For a test of one path,
-    /// or to have a fall-back refused.
+    /// Tries only these importing paths (`&[]` for none), in the order in which [`Path`] lists them. For
+    /// a test of one path, to have a fall-back refused, or for a newer path, which is taken only when it
+    /// is named. Takes back a [`dma_handle`](Self::dma_handle) and [`data_direct`](Self::data_direct).
     pub fn paths(self, paths: &'a [Path]) -> Self {
-        Self { paths, ..self }
+        Self { paths, handle: None, ..self }
+    }
+
+    /// Registers with a DMA handle, by [`Path::VerbsEx`] and no other.
+    #[doc(alias = "ibv_reg_mr_ex")]
+    pub fn dma_handle(self, handle: &'a DmaHandle) -> Self {
+        Self { paths: &[Path::VerbsEx], handle: Some(handle), ..self }
+    }
+
+    /// Registers for the data-direct function of an mlx5 device, by [`Path::DataDirect`] and no other.
+    #[doc(alias = "mlx5dv_reg_dmabuf_mr")]
+    pub fn data_direct(self) -> Self {
+        Self { paths: &[Path::DataDirect], handle: None, ..self }
     }
 
     /// Permits [`Path::HostMapping`], after the importing paths, on the host pages behind the buffer.
@@ -78,32 +96,59 @@ impl<'a> MemoryRegionBuilder<'a> {
     ///   [`Error::IovaNotCongruent`]: the range, as of [`Umem::new`].
     /// - [`Error::AccessNotPermitted`], [`Error::LocalWriteMissing`], [`Error::ReadOnlyBuffer`]: the
     ///   access flags.
-    /// - [`Error::NoPath`], [`Error::ForeignBacking`]: the paths.
+    /// - [`Error::NoPath`], [`Error::ForeignBacking`], [`RegistrationError::ForeignDmaHandle`]: the paths.
     ///
     /// After it:
     /// - [`Error::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): no path of this device imports
     ///   dma-bufs.
     /// - [`Error::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device does, but not this one.
     /// - [`Error::MemlockLimit`] (`ENOMEM`): on the HostMapping path.
+    /// - [`RegistrationError::Unavailable`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`, or no such function): a newer
+    ///   path that was asked for.
     /// - [`Error::Register`]: anything else that the kernel or the provider answered.
     #[inline]
     pub fn register(self) -> Result<MemoryRegion> {
-        let (offset, length) = self.range.unwrap_or((0, self.buffer.size()));
+        if observe::listening() { self.register_in_a_span() } else { self.carry_out() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn register_in_a_span(self) -> Result<MemoryRegion> {
+        let (offset, length) = self.whole_or_range();
+        let about = observe::About { device: self.device(), buffer: self.buffer.id(), offset, length };
+        observe::span(true, about, |span| {
+            let region = self.carry_out()?;
+            span.record("path", tracing::field::display(region.path())).record("lkey", region.lkey().0);
+            tracing::debug!(iova = region.iova().0, "registered a dma-buf");
+            Ok(region)
+        })
+    }
+
+    #[inline]
+    fn whole_or_range(&self) -> (u64, u64) {
+        self.range.unwrap_or((0, self.buffer.size()))
+    }
+
+    #[inline]
+    fn carry_out(self) -> Result<MemoryRegion> {
+        let (offset, length) = self.whole_or_range();
         let umem = Umem::new(self.buffer, offset, length, self.iova.unwrap_or(Iova(offset)))?;
         self.access.check(self.buffer)?;
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
             return Err(Error::ForeignBacking);
         }
         let request = Request { offset, length, iova: umem.iova(), access: self.access };
-        let (registered, path) = match self.try_kernel(&request) {
-            Some(registered) => (registered, Path::Uverbs),
-            None => self.try_each(request)?,
-        };
-        if tracing::level_enabled!(tracing::Level::DEBUG) {
-            log_registered(self.domain, path, request, registered.lkey);
+        if let Some(registered) = self.try_kernel(&request) {
+            let domain = self.domain.clone();
+            return Ok(MemoryRegion::new(registered, Path::Uverbs, self.access, umem, domain, Kept::Nothing));
         }
-        let backing = self.backing.filter(|_| path == Path::HostMapping).cloned();
-        Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), backing))
+        let (registered, path) = self.try_each(request)?;
+        let kept = match path {
+            Path::HostMapping => self.backing.cloned().map_or(Kept::Nothing, Kept::Backing),
+            Path::VerbsEx => self.handle.cloned().map_or(Kept::Nothing, Kept::Handle),
+            _ => Kept::Nothing,
+        };
+        Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), kept))
     }
 
     /// The usual case where the provider imports nothing: straight to the kernel's command. Anything
@@ -122,7 +167,10 @@ impl<'a> MemoryRegionBuilder<'a> {
     #[inline(never)]
     fn try_each(self, request: Request) -> Result<(Registered, Path)> {
         let mut refusals = Vec::new();
-        for &path in IMPORT.iter().filter(|path| self.paths.contains(path)) {
+        if let Some(handle) = self.handle {
+            handle.check(self.domain.context())?;
+        }
+        for &path in IMPORT.iter().chain(NEWER).filter(|path| self.paths.contains(path)) {
             match self.import(path, &request) {
                 Ok(Ok(registered)) => return Ok((registered, path)),
                 Ok(Err(refusal)) => refusals.push(refusal),
@@ -140,14 +188,24 @@ impl<'a> MemoryRegionBuilder<'a> {
 
     fn import(&self, path: Path, request: &Request) -> io::Result<Result<Registered, Refusal>> {
         let fd = self.buffer.as_fd().as_raw_fd();
+        let missing = |missing| Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) }));
         let answer = match path {
-            Path::Verbs => match ibv_reg_dmabuf_mr() {
+            Path::Verbs => match symbols::ibv_reg_dmabuf_mr() {
                 Ok(call) => path::register_verbs(call, self.domain, fd, request),
-                Err(missing) => {
-                    return Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) }));
-                }
+                Err(symbol) => return missing(symbol),
             },
-            _ => path::register_uverbs(self.domain, fd, request),
+            Path::VerbsEx => match symbols::ibv_reg_mr_ex() {
+                Ok(call) => {
+                    let handle = self.handle.map(DmaHandle::as_raw);
+                    path::register_extended(call, self.domain, fd, request, handle)
+                }
+                Err(symbol) => return missing(symbol),
+            },
+            Path::DataDirect => match symbols::mlx5dv_reg_dmabuf_mr() {
+                Ok(call) => path::register_data_direct(call, self.domain, fd, request),
+                Err(symbol) => return missing(symbol),
+            },
+            Path::Uverbs | Path::HostMapping => path::register_uverbs(self.domain, fd, request),
         };
         match answer {
             Ok(registered) => Ok(Ok(registered)),
@@ -158,8 +216,15 @@ impl<'a> MemoryRegionBuilder<'a> {
     /// All paths said "not supported". A driver says the same of memory that it cannot use, so the
     /// device is asked without a buffer which it is.
     fn unsupported(&self, refusals: Vec<Refusal>) -> Error {
-        if refusals.is_empty() {
-            return Error::NoPath;
+        match refusals[..] {
+            [] => return Error::NoPath,
+            [Refusal { path, reason }] => {
+                if let Some((operation, needs)) = path.needs() {
+                    let (device, source) = (self.device().into(), reason.source());
+                    return RegistrationError::Unavailable { device, operation, needs, source }.into();
+                }
+            }
+            _ => {}
         }
         match probe(self.domain.context()) {
             Ok(support) if self.paths.iter().any(|path| support.allows(*path)) => {
@@ -174,7 +239,9 @@ impl<'a> MemoryRegionBuilder<'a> {
         let Request { offset, length, .. } = *request;
         match (path, source.raw_os_error()) {
             // The exporter has no pages to list (drm_gem_map_dma_buf of a driver without get_sg_table).
-            (Path::Verbs | Path::Uverbs, Some(libc::ENOSYS)) => return self.without_pages(source),
+            (Path::Verbs | Path::Uverbs | Path::VerbsEx | Path::DataDirect, Some(libc::ENOSYS)) => {
+                return self.without_pages(source);
+            }
             (Path::HostMapping, Some(libc::ENOMEM)) => {
                 // Whole pages are charged.
                 let page_size = page_size();
@@ -200,12 +267,6 @@ impl<'a> MemoryRegionBuilder<'a> {
     fn exporter(&self) -> String {
         self.buffer.exporter_name().unwrap_or_default()
     }
-}
-
-#[cold]
-fn log_registered(domain: &ProtectionDomain, path: Path, request: Request, lkey: Lkey) {
-    let (device, Request { offset, length, iova, .. }) = (domain.context().device_name(), request);
-    tracing::debug!(device, %path, offset, length, iova = iova.0, lkey = lkey.0, "registered a dma-buf");
 }
 
 /// The soft RLIMIT_MEMLOCK in bytes if pinning `needed` bytes more goes over it.

@@ -1,4 +1,4 @@
-//! The three ways to register, one private function a C call.
+//! The ways to register, one private function a C call.
 //!
 //! `unsafe` is here for the calls themselves. What they are given was checked before: the range lies
 //! in the buffer, the flags are permitted.
@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
 use ibverbs_sys as ffi;
-use rdma_sys_ext::symbols::RegDmabufMrFn;
+use rdma_sys_ext::symbols::{self, Mlx5dvRegDmabufMrFn, RegDmabufMrFn, RegMrExFn};
 use rdma_sys_ext::uverbs::mr as uverbs;
 
 use super::{Access, Lkey, Rkey};
@@ -27,10 +27,34 @@ pub enum Path {
     Uverbs,
     /// `ibv_reg_mr_iova2` on host pages of ours that back the dma-buf; they are charged to RLIMIT_MEMLOCK.
     HostMapping,
+    /// `ibv_reg_mr_ex` of newer libraries, where it was asked for: with a DMA handle, or by name.
+    VerbsEx,
+    /// `mlx5dv_reg_dmabuf_mr` with the device's data-direct function, where it was asked for.
+    DataDirect,
 }
 
 /// The paths that import a dma-buf, in the order in which they are tried.
 pub(super) const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
+
+/// Those that are taken only where they are asked for, after the others.
+pub(super) const NEWER: &[Path] = &[Path::VerbsEx, Path::DataDirect];
+
+impl Path {
+    /// The C function, and what has it: for a path that few systems have.
+    pub(super) fn needs(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::VerbsEx => Some((
+                "ibv_reg_mr_ex",
+                "rdma-core 59 or later, Linux 6.17 or later, and a provider with the operation (mlx5)",
+            )),
+            Self::DataDirect => Some((
+                "mlx5dv_reg_dmabuf_mr",
+                "rdma-core 54 or later, Linux 6.12 or later, and an mlx5 device with a data-direct function",
+            )),
+            _ => None,
+        }
+    }
+}
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,6 +62,8 @@ impl fmt::Display for Path {
             Self::Verbs => "Verbs",
             Self::Uverbs => "Uverbs",
             Self::HostMapping => "HostMapping",
+            Self::VerbsEx => "VerbsEx",
+            Self::DataDirect => "DataDirect",
         })
     }
 }
@@ -61,7 +87,7 @@ pub(super) struct Registered {
 
 #[derive(Debug)]
 enum Handle {
-    /// libibverbs' object, of Verbs and HostMapping.
+    /// libibverbs' object, of all but Uverbs.
     Library(NonNull<ffi::ibv_mr>),
     /// The kernel's number, of Uverbs.
     Kernel(u32),
@@ -137,6 +163,52 @@ pub(super) fn register_uverbs(
         // descriptor is of nobody's references: this library makes none, see `dmabuf::mapping`.
         unsafe { uverbs::reg_dmabuf_mr(domain.context().cmd_fd(), &request)? };
     Ok(Registered { lkey: Lkey(lkey), rkey: Rkey(rkey), handle: Handle::Kernel(handle) })
+}
+
+/// Registers through the provider's newer verb, with a DMA handle or without.
+pub(super) fn register_extended(
+    call: RegMrExFn,
+    domain: &ProtectionDomain,
+    fd: RawFd,
+    request: &Request,
+    handle: Option<NonNull<symbols::ibv_dmah>>,
+) -> io::Result<Registered> {
+    let Request { offset, length, iova, access } = *request;
+    let mut attr = symbols::ibv_mr_init_attr {
+        length: length as usize,
+        access: access.bits() as i32,
+        comp_mask: symbols::IBV_REG_MR_MASK_IOVA
+            | symbols::IBV_REG_MR_MASK_FD
+            | symbols::IBV_REG_MR_MASK_FD_OFFSET,
+        iova: iova.0,
+        addr: std::ptr::null_mut(),
+        fd,
+        fd_offset: offset,
+        dmah: std::ptr::null_mut(),
+        buf: std::ptr::null_mut(),
+    };
+    if let Some(handle) = handle {
+        attr.comp_mask |= symbols::IBV_REG_MR_MASK_DMAH;
+        attr.dmah = handle.as_ptr();
+    }
+    // SAFETY: the domain is live, and so is the handle, which is of its context; the attributes are read
+    // during the call only; the descriptor is the kernel's to judge.
+    Registered::library(unsafe { call(domain.as_raw().as_ptr(), &mut attr) })
+}
+
+/// Registers through libmlx5, for the data-direct function of the device.
+pub(super) fn register_data_direct(
+    call: Mlx5dvRegDmabufMrFn,
+    domain: &ProtectionDomain,
+    fd: RawFd,
+    request: &Request,
+) -> io::Result<Registered> {
+    let Request { offset, length, iova, access } = *request;
+    let (length, access) = (length as usize, access.bits() as i32);
+    let flags = symbols::MLX5DV_REG_DMABUF_ACCESS_DATA_DIRECT;
+    // SAFETY: the domain is live; libmlx5 compares the device's operations with its own before it takes
+    // it for one of its devices, and answers EOPNOTSUPP to others.
+    Registered::library(unsafe { call(domain.as_raw().as_ptr(), offset, length, iova.0, fd, access, flags) })
 }
 
 /// Registers the host pages behind a buffer.

@@ -36,9 +36,25 @@ pub enum RefusalReason {
     MissingSymbol(MissingSymbol),
 }
 
+impl RefusalReason {
+    /// The refusal as an error's source.
+    pub(super) fn source(self) -> Box<dyn std::error::Error + Send + Sync> {
+        match self {
+            Self::NotSupported => io::Error::from_raw_os_error(libc::EOPNOTSUPP).into(),
+            Self::UnknownToKernel => io::Error::from_raw_os_error(libc::EPROTONOSUPPORT).into(),
+            Self::MissingSymbol(missing) => missing.into(),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path;
+        if let (Some((operation, needs)), false) =
+            (path.needs(), matches!(self.reason, RefusalReason::MissingSymbol(_)))
+        {
+            return write!(f, "{path}: {operation} is not supported here, it needs {needs}");
+        }
         match self.reason {
             RefusalReason::NotSupported if path == Path::Verbs => {
                 write!(f, "{path}: EOPNOTSUPP, the user-space provider has no reg_dmabuf_mr")
@@ -74,12 +90,13 @@ pub struct DmaBufSupport {
 }
 
 impl DmaBufSupport {
-    /// Whether a path imports dma-bufs; host mapping does not.
+    /// Whether a path imports dma-bufs, of the two that are probed.
     pub fn allows(&self, path: Path) -> bool {
         match path {
             Path::Verbs => self.verbs.is_ok(),
             Path::Uverbs => self.uverbs.is_ok(),
-            Path::HostMapping => false,
+            // Not probed: they are taken only where they are asked for, and say themselves.
+            Path::HostMapping | Path::VerbsEx | Path::DataDirect => false,
         }
     }
 

@@ -4,10 +4,11 @@ use std::fmt;
 use std::io;
 
 use super::path::{Path, Registered};
-use super::{Access, MemoryRegionBuilder};
+use super::{Access, DmaHandle, MemoryRegionBuilder};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
-use crate::transfer::RemoteRegion;
+use crate::observe;
+use crate::transfer::{RemoteRegion, RemoteRun};
 use crate::umem::{Iova, Umem, check_range};
 use crate::verbs::{ProtectionDomain, Sge};
 use crate::{Error, Result};
@@ -37,7 +38,8 @@ impl fmt::Debug for Rkey {
 ///
 /// It holds the buffer's memory, through the kernel, and the protection domain. It needs no
 /// descriptor: the [`DmaBuf`] may be dropped. Dropping the region deregisters it and logs a failure;
-/// [`deregister`](Self::deregister) reports one.
+/// [`deregister`](Self::deregister) reports one. In a child of `fork` dropping it does nothing: the
+/// registration is the parent's.
 #[derive(Debug)]
 pub struct MemoryRegion {
     registered: Registered,
@@ -46,9 +48,21 @@ pub struct MemoryRegion {
     path: Path,
     access: Access,
     umem: Umem,
-    // Dropped after the region was deregistered in `drop`: the domain, and host pages if it is of them.
+    /// The process that registered it, as forks are counted.
+    generation: u32,
+    // Dropped after the region was deregistered in `drop`.
     domain: ProtectionDomain,
-    _backing: Option<Backing>,
+    _kept: Kept,
+}
+
+/// What else must outlive a registration.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Nothing,
+    /// The host pages that it is of.
+    Backing(#[allow(dead_code)] Backing),
+    /// The DMA handle that it was made with, which the kernel would not free before it.
+    Handle(#[allow(dead_code)] DmaHandle),
 }
 
 /// A region that could not be deregistered, handed back with the reason.
@@ -70,15 +84,18 @@ impl MemoryRegion {
         MemoryRegionBuilder::new(domain, buffer)
     }
 
+    #[inline]
     pub(super) fn new(
         registered: Registered,
         path: Path,
         access: Access,
         umem: Umem,
         domain: ProtectionDomain,
-        backing: Option<Backing>,
+        kept: Kept,
     ) -> Self {
-        Self { registered, live: true, path, access, umem, domain, _backing: backing }
+        observe::count_region(path, umem.len());
+        let generation = observe::generation();
+        Self { registered, live: true, path, access, umem, generation, domain, _kept: kept }
     }
 
     /// The key for this side's work requests.
@@ -137,7 +154,24 @@ impl MemoryRegion {
 
     /// What a peer must know to read and write the region.
     pub fn remote(&self) -> RemoteRegion {
-        RemoteRegion { iova: self.iova(), length: self.len(), rkey: self.rkey() }
+        let run = RemoteRun { iova: self.iova(), length: self.len(), rkey: self.rkey() };
+        // One run, whose end was checked when the range was described.
+        RemoteRegion::new([run], self.access, self.umem.buffer()).expect("a region is a run")
+    }
+
+    /// Checks by small transfers that the device reaches the region's first and last byte; it catches
+    /// what registers and does not transfer.
+    ///
+    /// A byte is read, written with another value, read, and written back, through a queue pair that is
+    /// connected to itself. Nothing else may use these bytes meanwhile. Where the access does not permit
+    /// writing they are only read.
+    ///
+    /// # Errors
+    /// - [`RegistrationError::SelfCheck`](crate::error::RegistrationError::SelfCheck): a transfer failed; its source is [`Error::Completion`].
+    /// - [`RegistrationError::SelfCheckMismatch`](crate::error::RegistrationError::SelfCheckMismatch): it ended with success, and another byte came back.
+    /// - [`Error::Verbs`], [`Error::NoGid`]: the queue pair or its scratch memory could not be made.
+    pub fn self_check(&self) -> Result<()> {
+        super::self_check::check(&self.domain, std::slice::from_ref(self))
     }
 
     /// Deregisters the region: from here on the device cannot reach the memory.
@@ -160,12 +194,49 @@ impl MemoryRegion {
     #[inline]
     fn release(&mut self) -> io::Result<()> {
         if self.live {
-            self.registered.deregister(&self.domain)?;
-            self.live = false;
-            if tracing::level_enabled!(tracing::Level::DEBUG) {
-                log_deregistered(self.lkey(), self.len());
+            if observe::listening() || self.generation != observe::generation() {
+                return self.release_otherwise();
             }
+            self.registered.deregister(&self.domain)?;
+            self.gone();
         }
+        Ok(())
+    }
+
+    #[inline]
+    fn gone(&mut self) {
+        self.live = false;
+        observe::discount_region(self.path, self.umem.len());
+    }
+
+    /// In a span; or in a child of `fork`, where it is the parent's to deregister.
+    #[cold]
+    #[inline(never)]
+    fn release_otherwise(&mut self) -> io::Result<()> {
+        let lkey = self.lkey().0;
+        if self.generation != observe::generation() {
+            tracing::debug!(lkey, "a region of the parent process is left to it");
+            self.gone();
+            return Ok(());
+        }
+        let about = observe::About {
+            device: self.domain.context().device_name(),
+            buffer: self.umem.buffer(),
+            offset: self.umem.offset(),
+            length: self.umem.len(),
+        };
+        observe::span(false, about, |span| {
+            span.record("path", tracing::field::display(self.path)).record("lkey", lkey);
+            let answer = self.registered.deregister(&self.domain);
+            answer.map_err(|source| Error::Deregister { lkey, source })?;
+            tracing::debug!("deregistered");
+            Ok(())
+        })
+        .map_err(|error| match error {
+            Error::Deregister { source, .. } => source,
+            other => io::Error::other(other),
+        })?;
+        self.gone();
         Ok(())
     }
 
@@ -186,9 +257,4 @@ impl Drop for MemoryRegion {
             self.drop_live();
         }
     }
-}
-
-#[cold]
-fn log_deregistered(lkey: Lkey, length: u64) {
-    tracing::debug!(lkey = lkey.0, length, "deregistered");
 }

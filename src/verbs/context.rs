@@ -85,6 +85,7 @@ pub struct Port {
 
 impl Context {
     pub(super) fn opened(raw: NonNull<ffi::ibv_context>, device: &str) -> Self {
+        crate::observe::watch_forks();
         Self {
             inner: Arc::new(Inner {
                 raw,
@@ -101,6 +102,7 @@ impl Context {
     /// `raw` is an open `ibv_context` and stays so as long as a clone of the result, or anything made
     /// of one, lives.
     pub unsafe fn from_raw(raw: NonNull<ffi::ibv_context>) -> Self {
+        crate::observe::watch_forks();
         // SAFETY: an open context names its device, says the caller.
         let name = unsafe { CStr::from_ptr(ffi::ibv_get_device_name((*raw.as_ptr()).device)) };
         let device = name.to_string_lossy().into();

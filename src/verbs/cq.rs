@@ -153,9 +153,7 @@ impl CompletionQueue {
                 // Armed, and still nothing there: an event will come.
                 Some(channel) if armed => armed = self.sleep(channel, left.min(NAP))?,
                 Some(_) => {
-                    // SAFETY: the queue is live.
-                    check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), false) })
-                        .map_err(self.inner.context.failed("arm the completion queue"))?;
+                    self.arm()?;
                     armed = true;
                 }
                 None => std::thread::yield_now(),
@@ -163,7 +161,44 @@ impl CompletionQueue {
         }
     }
 
-    fn take(&self, into: &mut [ffi::ibv_wc]) -> Result<usize> {
+    /// The descriptor that becomes readable when an [armed](Self::arm) queue has a completion, for poll,
+    /// epoll or an executor; `None` for a foreign queue. It never blocks.
+    #[doc(alias = "ibv_comp_channel")]
+    pub fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.channel.map(channel_fd)
+    }
+
+    /// Asks for one event at the next completion. What is in the queue already gives none, so poll once
+    /// more after this and before sleeping.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`]: the device failed.
+    #[doc(alias = "ibv_req_notify_cq")]
+    pub fn arm(&self) -> Result<()> {
+        // SAFETY: the queue is live.
+        check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), false) })
+            .map_err(self.inner.context.failed("arm the completion queue"))
+    }
+
+    /// Sleeps until an event comes or `limit` is over, and takes the event; whether the queue is still
+    /// armed. A foreign queue, which has no channel here, only lets others run.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`]: the channel failed.
+    #[doc(alias = "ibv_get_cq_event")]
+    pub fn sleep_armed(&self, limit: Duration) -> Result<bool> {
+        match self.inner.channel {
+            Some(channel) => self.sleep(channel, limit.min(NAP)),
+            None => {
+                std::thread::yield_now();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Takes completions into `into`, as many as are there; see [`poll`](Self::poll).
+    #[inline]
+    pub(crate) fn take(&self, into: &mut [ffi::ibv_wc]) -> Result<usize> {
         // SAFETY: the queue is live and `into` has room for as many as stated.
         let count = unsafe { inline::poll_cq(self.inner.raw.as_ptr(), into.len() as i32, into.as_mut_ptr()) };
         match usize::try_from(count) {

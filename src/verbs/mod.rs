@@ -7,6 +7,7 @@
 //!
 //! What another library made is wrapped by the `from_raw` of its type and never destroyed here.
 
+mod batch;
 mod completion;
 mod context;
 mod cq;
@@ -19,6 +20,7 @@ mod work;
 use std::ffi::c_int;
 use std::io;
 
+pub(crate) use batch::{RecvBatch, SendBatch};
 pub use completion::{Completion, CompletionStatus};
 pub use context::{Context, Limits, Port};
 pub use cq::CompletionQueue;

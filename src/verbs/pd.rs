@@ -80,6 +80,7 @@ impl ProtectionDomain {
     }
 
     /// The libibverbs object, for use with other libraries. It stays this object's to free.
+    #[inline]
     pub fn as_raw(&self) -> NonNull<ffi::ibv_pd> {
         self.inner.raw
     }
@@ -87,6 +88,12 @@ impl ProtectionDomain {
     /// The context it belongs to.
     pub fn context(&self) -> &Context {
         &self.inner.context
+    }
+
+    /// Where it lies: equal for clones, and nobody else's as long as one lives.
+    #[inline]
+    pub(crate) fn address(&self) -> u64 {
+        Arc::as_ptr(&self.inner).addr() as u64
     }
 
     /// The kernel's handle of the domain.

@@ -30,7 +30,7 @@ pub struct QueuePairOptions {
     pub rd_atomic: u8,
     /// Time to wait for an acknowledgement: 4.096 µs times 2 to this power, at most 31. Default 14 (67 ms).
     pub timeout: u8,
-    /// Tries after such a time-out, at most 7. Default 7.
+    /// Tries after such a time-out, at most 7; soft-RoCE takes 7 as for ever. Default 7.
     pub retry_count: u8,
     /// Tries when the peer has no receive posted, 7 meaning for ever. Default 7.
     pub rnr_retry: u8,
@@ -246,6 +246,23 @@ impl QueuePair {
         self.modify(attr, mask, "to ready to send")
     }
 
+    /// Stops the queue pair: what is under way or posted completes with WR_FLUSH_ERR, and so does all that
+    /// is posted later. It cannot be started again.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`]: the device failed.
+    #[doc(alias = "IBV_QPS_ERR")]
+    pub fn stop(&self) -> Result<()> {
+        let attr = ffi::ibv_qp_attr { qp_state: ffi::ibv_qp_state::IBV_QPS_ERR, ..Default::default() };
+        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to a stop")
+    }
+
+    /// Forgets all that is posted, without completions: when this returns, the device is done with it.
+    pub(crate) fn reset(&self) -> Result<()> {
+        let attr = ffi::ibv_qp_attr { qp_state: ffi::ibv_qp_state::IBV_QPS_RESET, ..Default::default() };
+        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to reset")
+    }
+
     /// Queues a request. Its completion bears `wr_id`; a request that is not `signaled` completes
     /// silently, with the next one that is, unless it fails.
     ///
@@ -308,7 +325,12 @@ impl QueuePair {
         self.modify(attr, mask, "to initialised")
     }
 
-    fn modify(&self, mut attr: ffi::ibv_qp_attr, mask: ffi::ibv_qp_attr_mask, what: &str) -> Result<()> {
+    pub(crate) fn modify(
+        &self,
+        mut attr: ffi::ibv_qp_attr,
+        mask: ffi::ibv_qp_attr_mask,
+        what: &str,
+    ) -> Result<()> {
         // SAFETY: the queue pair is live, and the attributes that the mask names are filled in.
         check(unsafe { ffi::ibv_modify_qp(self.raw.as_ptr(), &mut attr, mask.0 as i32) }).map_err(|source| {
             let device = self.owned.as_ref().map_or("", |owned| owned.domain.context().device_name());

@@ -43,6 +43,11 @@ impl Sge<'_> {
         Self { raw, region: PhantomData }
     }
 
+    /// The C struct.
+    pub(super) fn raw(&self) -> ffi::ibv_sge {
+        self.raw
+    }
+
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)] // made for at least one byte
     pub fn len(&self) -> u32 {
@@ -134,6 +139,11 @@ impl Operation {
 
     /// The libibverbs request for it; `next` and the list are null and 0, for the caller to fill in.
     pub(super) fn request(&self, elements: &[Sge<'_>]) -> Result<ffi::ibv_send_wr> {
+        self.request_of(elements.iter().map(|sge| u64::from(sge.len())).sum())
+    }
+
+    /// As `request`, for elements of so many bytes.
+    pub(super) fn request_of(&self, bytes: u64) -> Result<ffi::ibv_send_wr> {
         use ffi::ibv_wr_opcode::*;
         let mut wr = ffi::ibv_send_wr::default();
         let mut rdma = |opcode, remote: RemoteAddr| {
@@ -155,11 +165,11 @@ impl Operation {
             }
             Self::FetchAdd { remote, add } => {
                 wr.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD;
-                wr.wr.atomic = self.atomic(remote, add, 0, elements)?;
+                wr.wr.atomic = self.atomic(remote, add, 0, bytes)?;
             }
             Self::CompareSwap { remote, compare, swap } => {
                 wr.opcode = IBV_WR_ATOMIC_CMP_AND_SWP;
-                wr.wr.atomic = self.atomic(remote, compare, swap, elements)?;
+                wr.wr.atomic = self.atomic(remote, compare, swap, bytes)?;
             }
         }
         Ok(wr)
@@ -170,9 +180,8 @@ impl Operation {
         RemoteAddr { addr, rkey: Rkey(rkey) }: RemoteAddr,
         compare_add: u64,
         swap: u64,
-        elements: &[Sge<'_>],
+        length: u64,
     ) -> Result<ffi::ibv_send_wr__bindgen_ty_2__bindgen_ty_2> {
-        let length = elements.iter().map(|sge| u64::from(sge.len())).sum();
         if addr % 8 != 0 || length != 8 {
             return Err(Error::InvalidAtomic { opcode: self.opcode(), addr, length });
         }

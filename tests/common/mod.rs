@@ -4,9 +4,12 @@ pub mod buffers;
 pub mod bytes;
 pub mod census;
 pub mod drm;
+pub mod faults;
 pub mod kcore;
+pub mod link;
 pub mod peers;
 pub mod system;
+pub mod wire;
 
 /// A pattern in which no two words of 8 bytes are alike, so that bytes in a wrong place show.
 pub fn pattern(length: usize, seed: u64) -> Vec<u8> {

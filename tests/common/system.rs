@@ -123,3 +123,9 @@ impl Drop for Memlock {
         setrlimit(Resource::RLIMIT_MEMLOCK, self.0, self.1).expect("setrlimit");
     }
 }
+
+/// An example program, built beside the tests.
+pub fn example(name: &str) -> std::path::PathBuf {
+    let tests = std::env::current_exe().expect("this program");
+    tests.ancestors().nth(2).expect("target/PROFILE").join("examples").join(name)
+}

@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dmabuf_rdma::mr::{Access, MemoryRegion};
-use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
+use crate::common::link::Link;
 use crate::common::peers::{Peers, domain};
-use crate::common::system::run;
+use crate::common::system::{example, run};
 use crate::common::{assert_same, contents, pattern};
 
 #[test]
@@ -113,10 +113,8 @@ impl Traffic {
     }
 }
 
-/// The example program, built beside the tests.
 fn demo() -> PathBuf {
-    let tests = std::env::current_exe().expect("this program");
-    tests.ancestors().nth(2).expect("target/PROFILE").join("examples/demo")
+    example("demo")
 }
 
 #[test]
@@ -171,19 +169,15 @@ fn a_region_dropped_under_traffic_ends_the_transfer_only() {
 #[test]
 fn deleting_the_device_while_regions_live() {
     let census = Census::take();
-    run("ip", &["link", "add", "going0", "type", "dummy"]);
-    run("ip", &["address", "add", "10.99.0.1/24", "dev", "going0"]);
-    run("ip", &["link", "set", "going0", "up"]);
-    run("rdma", &["link", "add", "going", "type", "rxe", "netdev", "going0"]);
-    let domain = ProtectionDomain::new(&Device::by_name("going").unwrap().open().unwrap()).unwrap();
+    let link = Link::new();
+    let domain = link.domain();
     let regions: Vec<_> = (0..4)
         .map(|_| MemoryRegion::builder(&domain, &heap(1 << 20)).access(Access::REMOTE).register().unwrap())
         .collect();
-    let mut delete = Command::new("rdma").args(["link", "delete", "going"]).spawn().unwrap();
+    let delete = link.delete();
     std::thread::sleep(Duration::from_millis(300));
     regions.into_iter().for_each(|region| region.deregister().unwrap());
     drop(domain);
-    assert!(delete.wait().unwrap().success());
-    run("ip", &["link", "delete", "going0"]);
+    link.deleted(delete);
     census.assert_unchanged();
 }

@@ -1,7 +1,15 @@
 //! A device that imports dma-bufs.
 
+mod cache;
+mod cache_model;
 mod data;
 mod device_view;
+mod fork;
 mod lifetime;
+mod newer;
+mod observe;
 mod protection;
+mod self_check;
+mod sets;
 mod support;
+mod transfer;

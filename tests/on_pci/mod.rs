@@ -102,10 +102,10 @@ fn access_control_of_a_port_is_seen() {
 #[test]
 fn class_devices_are_found_where_they_are() {
     let sysfs = Sysfs::new();
-    let netdev = Some("dummy0".to_string());
+    let netdev = Some("wire0".to_string());
     assert_eq!(sysfs.rdma_device("rxe0").unwrap(), Location::NotPci { name: "rxe0".into(), netdev });
     assert_eq!(sysfs.rdma_on_pci().unwrap(), []);
-    assert_refused!(sysfs.rdma_device("mlx5_0"), Error::UnknownDevice { present, .. } if present == &["rxe0"]);
+    assert_refused!(sysfs.rdma_device("mlx5_0"), Error::UnknownDevice { present, .. } if present == &["rxe0", "rxe1"]);
 
     // One card hangs on a virtio device below its PCI function, one is of software.
     let name = |driver| {

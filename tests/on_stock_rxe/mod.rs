@@ -3,3 +3,4 @@
 
 mod host_mapping;
 mod refusals;
+mod sets;

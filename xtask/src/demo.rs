@@ -51,6 +51,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             .context("cannot run the demo")?;
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX)));
     }
+    // One on each end of the guest's wire.
+    words.extend(["--device", "rxe1", "--mover-device", "rxe0"].map(str::to_string));
     // Both sides have a buffer of that size; the rest is the guest's own.
     let memory = Size(2 * args.size.0 + Size::mib(1536).0);
     let mut job = Job::new(words)?;

@@ -49,7 +49,12 @@ const LIBRARY: &[Package] = &[
 ];
 
 /// Programs that the tests and benchmarks compare with.
-const PEERS: &[Package] = &[("rdmacm-utils", Some("rping")), ("perftest", Some("ib_write_bw"))];
+const PEERS: &[Package] = &[
+    ("rdmacm-utils", Some("rping")),
+    ("perftest", Some("ib_write_bw")),
+    // For the example that finds its peer by MPI.
+    ("openmpi-bin", Some("mpirun")),
+];
 
 /// What a task is going to do.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! `cargo xtask bench NAME`: a benchmark, run where it belongs.
 //!
 //! A benchmark is a cargo bench target that writes one JSON object a line into
-//! the file that `BENCH_ROWS` names; here the rows become a table for people
-//! and `target/bench/NAME.json` for programs.
+//! the file that `BENCH_ROWS` names; here the rows become a table for people,
+//! `target/bench/NAME.json` for programs, and a chart where they have points.
 
+mod chart;
 mod rows;
 
 use crate::guest::{Guest, Job};
@@ -31,6 +32,8 @@ struct Benchmark {
     name: &'static str,
     about: &'static str,
     parts: &'static [Part],
+    /// Of its chart, `target/bench/NAME.svg`, where rows are points of one.
+    chart: Option<chart::Labels>,
 }
 
 /// What runs in one place.
@@ -44,16 +47,17 @@ struct Part {
 const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "register",
-        about: "register and deregister, against a bare C program doing the same ioctl",
+        about: "register and deregister against a bare C program; sets, the cache, the cost of a GiB",
         parts: &[Part {
             target: "register",
             guest: Some(Shape {
                 rxe: Rxe::Dmabuf,
-                memory: Size::gib(4),
+                memory: Size::gib(7),
                 cpus: 2,
                 limit: Duration::from_secs(1200),
             }),
         }],
+        chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region" }),
     },
     Benchmark {
         name: "sg",
@@ -70,6 +74,21 @@ const BENCHMARKS: &[Benchmark] = &[
                 }),
             },
         ],
+        chart: None,
+    },
+    Benchmark {
+        name: "transfer",
+        about: "bandwidth and latency across the guest's wire, against perftest",
+        parts: &[Part {
+            target: "transfer",
+            guest: Some(Shape {
+                rxe: Rxe::Dmabuf,
+                memory: Size::gib(7),
+                cpus: 2,
+                limit: Duration::from_secs(3600),
+            }),
+        }],
+        chart: None,
     },
 ];
 
@@ -120,6 +139,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let json = home.join(format!("{}.json", benchmark.name));
     fs::write(&json, rows::to_json(&rows)?).with_context(|| format!("cannot write {}", json.display()))?;
     print!("{}", rows::table(&rows));
+    if let Some(text) = benchmark.chart.as_ref().and_then(|labels| chart::svg(labels, &rows)) {
+        let path = home.join(format!("{}.svg", benchmark.name));
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        ui::note("Chart", &path.display().to_string());
+    }
     ui::note("Rows", &json.display().to_string());
     if !success {
         ui::error("the benchmark failed");

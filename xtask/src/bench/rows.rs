@@ -16,6 +16,9 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// Such as `ratio <= 1.02` or `value <= 40`.
     pub goal: Option<String>,
+    /// Where it stands in the chart: on which line, and at which `x`.
+    pub series: Option<String>,
+    pub x: Option<f64>,
 }
 
 impl Row {
@@ -33,6 +36,8 @@ impl Row {
             peer_value: number("peer_value"),
             ratio: number("ratio"),
             goal: text("goal"),
+            series: text("series"),
+            x: number("x"),
         };
         // A goal that nobody understands is a mistake, not a goal met.
         if let Some(goal) = &row.goal {
@@ -56,6 +61,7 @@ impl Row {
         json!({
             "row": self.row, "value": self.value, "unit": self.unit, "min": self.min, "max": self.max,
             "peer_value": self.peer_value, "ratio": self.ratio, "goal": self.goal,
+            "series": self.series, "x": self.x,
         })
     }
 }

@@ -74,15 +74,60 @@ for try in 1 2 3; do
 	kill $! 2>/dev/null
 done
 
-# An RDMA device with a RoCE MTU of 4096, which takes 4200 on the wire. A
-# message of its own for each step, since a guest cannot be looked into later.
-[ -d /sys/class/net/dummy0 ] || ip link add dummy0 type dummy || die "cannot make dummy0"
-ip link set dummy0 mtu 4200 || die "cannot set the MTU of dummy0"
-ip addr add 192.168.77.1/24 dev dummy0 || die "cannot give dummy0 an address"
-ip link set dummy0 up || die "cannot bring up dummy0"
-rdma link add rxe0 type rxe netdev dummy0 || die "cannot make rxe0"
-read -r state </sys/class/infiniband/rxe0/ports/1/state
-[ "$state" = "4: ACTIVE" ] || die "rxe0 is not active: $state"
+# Two RDMA devices with a RoCE MTU of 4096, which takes 4200 on the wire, and a
+# wire between them: wire0 has 192.168.77.1 and fd77::1, wire1 has the 2s. The
+# kernel would deliver from one to the other without it, as both are its own, so
+# what is for the other end is sent out before the local table is asked, which
+# comes first by default. What has come in over the wire is local. Nobody asks
+# for neighbours, since nobody would be answered.
+#
+# Busybox's ip lacks batches, so the host's is used. A message of its own for
+# each step, since a guest cannot be looked into later.
+for tool in /usr/sbin/ip /sbin/ip /usr/bin/ip /bin/ip; do
+	[ -x $tool ] && break
+done
+$tool -batch - <<-END || die "cannot lay the wire"
+	link add wire0 address 02:00:00:00:77:01 mtu 4200 type veth peer name wire1 address 02:00:00:00:77:02 mtu 4200
+	address add 192.168.77.1/32 dev wire0
+	address add 192.168.77.2/32 dev wire1
+	address add fd77::1/128 dev wire0 nodad
+	address add fd77::2/128 dev wire1 nodad
+	link set wire0 up
+	link set wire1 up
+	neighbour add 192.168.77.2 lladdr 02:00:00:00:77:02 dev wire0 nud permanent
+	neighbour add 192.168.77.1 lladdr 02:00:00:00:77:01 dev wire1 nud permanent
+	neighbour add fd77::2 lladdr 02:00:00:00:77:02 dev wire0 nud permanent
+	neighbour add fd77::1 lladdr 02:00:00:00:77:01 dev wire1 nud permanent
+	route add 192.168.77.2 dev wire0 src 192.168.77.1 table 101
+	route add 192.168.77.1 dev wire1 src 192.168.77.2 table 102
+	route add fd77::2 dev wire0 src fd77::1 table 101
+	route add fd77::1 dev wire1 src fd77::2 table 102
+	rule add pref 10 iif wire0 lookup local
+	rule add pref 11 iif wire1 lookup local
+	rule add pref 12 from 192.168.77.1 to 192.168.77.1 lookup local
+	rule add pref 13 from 192.168.77.2 to 192.168.77.2 lookup local
+	rule add pref 14 to 192.168.77.2 lookup 101
+	rule add pref 15 to 192.168.77.1 lookup 102
+	rule add pref 20 lookup local
+	rule del pref 0
+END
+$tool -6 -batch - <<-END || die "cannot route over the wire"
+	rule add pref 10 iif wire0 lookup local
+	rule add pref 11 iif wire1 lookup local
+	rule add pref 12 from fd77::1 to fd77::1 lookup local
+	rule add pref 13 from fd77::2 to fd77::2 lookup local
+	rule add pref 14 to fd77::2 lookup 101
+	rule add pref 15 to fd77::1 lookup 102
+	rule add pref 20 lookup local
+	rule del pref 0
+END
+for end in 0 1; do
+	echo 1 >/proc/sys/net/ipv4/conf/wire$end/accept_local
+	echo 0 >/proc/sys/net/ipv4/conf/wire$end/rp_filter
+	rdma link add rxe$end type rxe netdev wire$end || die "cannot make rxe$end"
+	read -r state </sys/class/infiniband/rxe$end/ports/1/state
+	[ "$state" = "4: ACTIVE" ] || die "rxe$end is not active: $state"
+done
 
 ulimit -Hn 1048576
 ulimit -c 0

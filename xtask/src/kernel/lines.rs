@@ -70,8 +70,8 @@ pub const LINUX_6_12: Kernel = Kernel {
     make_arguments: &[],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     // rxe asks the crypto layer for "crc32" by name, so nothing loads it for us.
-    rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy"],
-    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "veth", "sch_netem"],
+    rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy", "veth"],
+    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "sch_netem"],
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 
@@ -93,17 +93,8 @@ pub const LINUX_7: Kernel = Kernel {
     // A newer gcc built it. What Debian 12's does not know is a way to align functions.
     make_arguments: &["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
-    rdma_modules: &["ib_uverbs", "rdma_ucm", "dummy"],
-    test_modules: &[
-        "vgem",
-        "virtio_gpu",
-        "bochs",
-        "vivid",
-        "veth",
-        "sch_netem",
-        "vfio_pci",
-        "vfio_iommu_type1",
-    ],
+    rdma_modules: &["ib_uverbs", "rdma_ucm", "dummy", "veth"],
+    test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "sch_netem", "vfio_pci", "vfio_iommu_type1"],
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 

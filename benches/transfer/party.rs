@@ -1,0 +1,241 @@
+//! The library's two processes: this program again, told its role.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dmabuf_rdma::dmabuf::CpuAccess;
+use dmabuf_rdma::exporter::{DmaHeap, Exporter};
+use dmabuf_rdma::mr::Access;
+use dmabuf_rdma::transfer::{Connection, ConnectionOptions, LocalRange, RemoteRegion, Request, Wait};
+use dmabuf_rdma::verbs::{Device, Endpoint, ProtectionDomain};
+use dmabuf_rdma::{DmaBuf, MemoryRegion};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use serde::{Deserialize, Serialize};
+
+use super::common::Result;
+use super::{DEPTH, FAR, Kind, Load, NEAR, Outcome};
+
+/// What precedes the role's words on the command line.
+pub const ROLE: &str = "--role";
+
+/// What a side tells the other one.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    endpoint: Endpoint,
+    region: RemoteRegion,
+}
+
+/// A process with its two pipes.
+struct Played {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Played {
+    fn start(device: &str, load: Load) -> Result<Self> {
+        let Load { kind, size, times, whole } = load;
+        let kind = match kind {
+            Kind::Write => "write",
+            Kind::Read => "read",
+            Kind::Send => "send",
+            Kind::Latency => "latency",
+        };
+        let mut child = Command::new(env::current_exe()?)
+            .args([ROLE, device, kind, &size.to_string(), &times.to_string(), &whole.to_string()])
+            .env_remove("BENCH_ROWS")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().ok_or("no pipe")?;
+        let output = BufReader::new(child.stdout.take().ok_or("no pipe")?);
+        Ok(Self { child, input, output })
+    }
+
+    fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line)? {
+            0 => Err("a side ended early".into()),
+            _ => Ok(line),
+        }
+    }
+
+    fn tell(&mut self, line: &str) -> Result<()> {
+        Ok(self.input.write_all(line.as_bytes())?)
+    }
+
+    fn end(mut self) -> Result<()> {
+        drop(self.input);
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("a side ended with {status}").into()) }
+    }
+}
+
+/// One run of both sides.
+pub(super) fn ours(load: Load) -> Result<Outcome> {
+    let (mut far, mut near) = (Played::start(FAR, load)?, Played::start(NEAR, load)?);
+    let (far_offer, near_offer) = (far.hear()?, near.hear()?);
+    far.tell(&near_offer)?;
+    near.tell(&far_offer)?;
+    // Both are connected, and receives are posted.
+    far.hear()?;
+    near.hear()?;
+    near.tell("go\n")?;
+    let seconds: f64 = near.hear()?.trim().parse()?;
+    let before = processor_time();
+    near.end()?;
+    let cpu = spent_by(before, load.times);
+    far.end()?;
+    let figure = match load.kind {
+        Kind::Latency => seconds * 1e6 / (2 * load.times) as f64,
+        _ => (load.size * load.times) as f64 / f64::from(1 << 20) / seconds,
+    };
+    Ok(Outcome { figure, cpu })
+}
+
+/// Processor time of all processes that were waited for.
+pub fn processor_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("a valid argument");
+    Duration::from_micros((usage.user_time() + usage.system_time()).num_microseconds() as u64)
+}
+
+/// Microseconds a message since then.
+pub fn spent_by(before: Duration, times: u64) -> f64 {
+    (processor_time() - before).as_nanos() as f64 / 1e3 / times as f64
+}
+
+struct Side {
+    connection: Connection,
+    region: MemoryRegion,
+    buffer: DmaBuf,
+}
+
+fn side(device: &str, load: Load) -> Result<Side> {
+    let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
+    let wait = if load.kind == Kind::Latency { Wait::Busy } else { Wait::Sleep };
+    let options =
+        ConnectionOptions { message: load.size, window: DEPTH, batch: DEPTH / 4, wait, ..Default::default() };
+    let connection = Connection::new(&domain, options)?;
+    let length = if load.whole { load.size * load.times } else { load.size.max(4096) };
+    let buffer = DmaHeap::open("system")?.allocate(length)?.dmabuf;
+    let region = MemoryRegion::builder(&domain, &buffer).access(Access::REMOTE).register()?;
+    Ok(Side { connection, region, buffer })
+}
+
+/// The range that all messages are: the whole of a large buffer, or a small one so many times.
+fn local(region: &MemoryRegion, load: Load) -> Result<LocalRange<'_>> {
+    Ok(match load.whole {
+        true => region.into(),
+        false => LocalRange::of(std::iter::repeat_n(region, load.times as usize))?,
+    })
+}
+
+fn remote(region: &RemoteRegion, load: Load) -> Result<RemoteRegion> {
+    let times = if load.whole { 1 } else { load.times as usize };
+    let runs = std::iter::repeat_n(region.runs(), times).flatten().copied();
+    Ok(RemoteRegion::new(runs, region.access(), region.buffer())?)
+}
+
+/// A side, on its device.
+pub fn play(words: &[String]) -> Result<()> {
+    let [device, kind, size, times, whole] = words else { return Err("a role has five words".into()) };
+    let kind = match kind.as_str() {
+        "write" => Kind::Write,
+        "read" => Kind::Read,
+        "send" => Kind::Send,
+        _ => Kind::Latency,
+    };
+    let load = Load { kind, size: size.parse()?, times: times.parse()?, whole: whole.parse()? };
+    let Side { mut connection, region, buffer } = side(device, load)?;
+    let offer = Offer { endpoint: connection.endpoint(), region: region.remote() };
+    println!("{}", serde_json::to_string(&offer)?);
+    let peer: Offer = serde_json::from_str(&line()?)?;
+    connection.connect(&peer.endpoint)?;
+    match (kind, device.as_str()) {
+        (Kind::Latency, _) => {
+            println!("connected");
+            latency(&mut connection, &region, &buffer, &peer.region, load.times, device == NEAR)
+        }
+        (Kind::Send, FAR) => {
+            let local = local(&region, load)?;
+            let receiving = connection.halves().1.start(local)?;
+            println!("connected");
+            receiving.wait()?;
+            Ok(())
+        }
+        (_, FAR) => {
+            println!("connected");
+            // Until the pipe is closed.
+            while !line()?.is_empty() {}
+            Ok(())
+        }
+        _ => {
+            let (local, remote) = (local(&region, load)?, remote(&peer.region, load)?);
+            let request = match kind {
+                Kind::Write => Request::write(local, &remote),
+                Kind::Read => Request::read(local, &remote),
+                _ => Request::send(local),
+            };
+            println!("connected");
+            line()?;
+            let start = Instant::now();
+            connection.start(request)?.wait()?;
+            println!("{}", start.elapsed().as_secs_f64());
+            Ok(())
+        }
+    }
+}
+
+fn line() -> Result<String> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line)
+}
+
+/// Each side writes a number to the other one when it has seen the number before, as ib_write_lat does.
+fn latency(
+    connection: &mut Connection,
+    region: &MemoryRegion,
+    buffer: &DmaBuf,
+    peer: &RemoteRegion,
+    times: u64,
+    first: bool,
+) -> Result<()> {
+    // Ours at 0, where the peer's arrives at 64.
+    let mapping = buffer.map()?;
+    let memory = mapping.begin(CpuAccess::ReadWrite)?;
+    let seen = || -> Result<u64> {
+        let mut bytes = [0; 8];
+        memory.read(64, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let mut tell = |number: u64| -> Result<()> {
+        memory.write(0, &number.to_le_bytes())?;
+        connection.write(LocalRange::from(region).range(0, 8)?, peer.range(64, 8)?)?;
+        Ok(())
+    };
+    if first {
+        line()?;
+    }
+    let start = Instant::now();
+    for number in 1..=times {
+        if first {
+            tell(number)?;
+        }
+        while seen()? != number {
+            std::hint::spin_loop();
+        }
+        if !first {
+            tell(number)?;
+        }
+    }
+    if first {
+        println!("{}", start.elapsed().as_secs_f64());
+    } else {
+        while !line()?.is_empty() {}
+    }
+    Ok(())
+}

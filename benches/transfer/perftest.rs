@@ -1,0 +1,70 @@
+//! perftest's programs, and the figure in what they print.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::common::Result;
+use super::party::{processor_time, spent_by};
+use super::{DEPTH, FAR, FAR_ADDRESS, Kind, Load, NEAR, Outcome};
+
+const PORT: u16 = 18515;
+
+/// One run of a server and a client.
+pub(super) fn theirs(load: Load) -> Result<Outcome> {
+    let program = match load.kind {
+        Kind::Write => "ib_write_bw",
+        Kind::Read => "ib_read_bw",
+        Kind::Send => "ib_send_bw",
+        Kind::Latency => "ib_write_lat",
+    };
+    let start = |device: &str, server: Option<&str>| -> Result<Child> {
+        let mut command = Command::new(program);
+        command.args(["-d", device, "-F", "-x", "1", "-m", "4096", "-p", &PORT.to_string()]);
+        command.args(["-s", &load.size.to_string(), "-n", &load.times.to_string()]);
+        match load.kind {
+            Kind::Latency => command.args(["-I", "0"]),
+            // Without the peak, which reads the clock for each message.
+            _ => command.args(["-N", "-t", &DEPTH.to_string()]),
+        };
+        command.args(server).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn().map_err(|error| format!("{program} (package perftest): {error}"))?)
+    };
+    let server = start(FAR, None)?;
+    until_it_listens()?;
+    let before = processor_time();
+    let client = start(NEAR, Some(FAR_ADDRESS))?.wait_with_output()?;
+    // The server has not been waited for yet, so what was added is the client's.
+    let cpu = spent_by(before, load.times);
+    let served = server.wait_with_output()?;
+    let text = String::from_utf8_lossy(&client.stdout);
+    if !client.status.success() || !served.status.success() {
+        let errors = String::from_utf8_lossy(&client.stderr);
+        return Err(
+            format!("{program} ended with {} and {}: {text}{errors}", client.status, served.status).into()
+        );
+    }
+    // Columns of bandwidth: bytes, iterations, peak, average. Of latency: bytes, iterations, min, max,
+    // typical, average, …
+    let column = if load.kind == Kind::Latency { 4 } else { 3 };
+    let figures = text.lines().rev().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.first()? == &load.size.to_string()).then(|| words.get(column)?.parse::<f64>().ok()).flatten()
+    });
+    let figure = figures.ok_or_else(|| format!("{program} printed no figure: {text}"))?;
+    Ok(Outcome { figure, cpu })
+}
+
+/// Waits for the server's port without connecting to it, which it would take for its client.
+fn until_it_listens() -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    let port = format!(":{PORT:04X} ");
+    while Instant::now() < end {
+        let sockets = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+        let listens = |text: &str| text.lines().any(|line| line.contains(&port) && line.contains(" 0A "));
+        if sockets.iter().flatten().any(|text| listens(text)) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err("perftest's server does not listen".into())
+}

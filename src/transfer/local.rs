@@ -1,0 +1,268 @@
+//! This side's end of a transfer.
+
+use std::marker::PhantomData;
+
+use crate::error::{AddressError, TransferError};
+use crate::mr::{Access, Lkey, MemoryRegion};
+use crate::sg::DmaSgList;
+use crate::umem::check_range;
+use crate::verbs::{Opcode, ProtectionDomain, Sge};
+use crate::{Error, Result};
+
+/// Longest element: what 32 bits hold, in whole pages, so that the one after it begins at a page too.
+const MAX_ELEMENT: u64 = !0xfff_u32 as u64;
+
+/// Registered memory of ours, in the order of its bytes: a region, several, or pieces of one. It borrows
+/// its regions.
+#[derive(Debug, Clone)]
+pub struct LocalRange<'a> {
+    pieces: Pieces,
+    length: u64,
+    regions: PhantomData<&'a MemoryRegion>,
+}
+
+/// Bytes that lie together, of one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    addr: u64,
+    length: u64,
+    lkey: Lkey,
+    writable: bool,
+    /// Address of the domain's C object, to compare with.
+    domain: usize,
+}
+
+/// One piece, as most have, without an allocation.
+#[derive(Debug, Clone)]
+enum Pieces {
+    One([Piece; 1]),
+    Many(Vec<Piece>),
+}
+
+impl Pieces {
+    fn as_slice(&self) -> &[Piece] {
+        match self {
+            Self::One(pieces) => pieces,
+            Self::Many(pieces) => pieces,
+        }
+    }
+}
+
+impl<'a> From<&'a MemoryRegion> for LocalRange<'a> {
+    /// All of a region.
+    fn from(region: &'a MemoryRegion) -> Self {
+        let runs = region.umem().sg().runs();
+        let piece = |run: &crate::DmaSg| Piece::of(region, run.addr, run.len);
+        let pieces = match runs {
+            [run] => Pieces::One([piece(run)]),
+            runs => Pieces::Many(runs.iter().map(piece).collect()),
+        };
+        Self { pieces, length: region.len(), regions: PhantomData }
+    }
+}
+
+impl Piece {
+    fn of(region: &MemoryRegion, addr: u64, length: u64) -> Self {
+        let writable = region.access().contains(Access::LOCAL_WRITE);
+        let domain = region.domain().as_raw().as_ptr().addr();
+        Self { addr, length, lkey: region.lkey(), writable, domain }
+    }
+}
+
+impl<'a> LocalRange<'a> {
+    /// All bytes of several regions, one after the other: the chunks of a buffer that was registered in
+    /// parts, or regions of different buffers.
+    ///
+    /// # Errors
+    /// [`Error::ZeroLength`]: no region; [`AddressError::TotalOverflow`]: more bytes than 64 bits count.
+    pub fn of(regions: impl IntoIterator<Item = &'a MemoryRegion>) -> Result<Self> {
+        let (mut pieces, mut length) = (Vec::new(), 0_u64);
+        for region in regions {
+            let whole = Self::from(region);
+            let sum = length.checked_add(whole.length);
+            length = sum.ok_or(AddressError::TotalOverflow { total: length, length: whole.length })?;
+            pieces.extend_from_slice(whole.pieces.as_slice());
+        }
+        if pieces.is_empty() {
+            return Err(Error::ZeroLength { offset: 0 });
+        }
+        Ok(Self { pieces: Pieces::Many(pieces), length, regions: PhantomData })
+    }
+
+    /// Pieces of one region, in the list's order: rows of an image, pages of a cache. The list's
+    /// addresses are the region's, from its iova on.
+    ///
+    /// # Errors
+    /// - [`Error::ZeroLength`]: an empty list.
+    /// - [`Error::OutOfRange`]: a run that is not inside the region.
+    pub fn gather(region: &'a MemoryRegion, list: &DmaSgList) -> Result<Self> {
+        let start = region.iova().0;
+        let piece = |run: &crate::DmaSg| {
+            let offset = run.addr.checked_sub(start);
+            let outside = || Error::OutOfRange { offset: run.addr, length: run.len, size: region.len() };
+            check_range(offset.ok_or_else(outside)?, run.len, region.len())?;
+            Ok(Piece::of(region, run.addr, run.len))
+        };
+        let pieces = list.runs().iter().map(piece).collect::<Result<Vec<_>>>()?;
+        if pieces.is_empty() {
+            return Err(Error::ZeroLength { offset: 0 });
+        }
+        Ok(Self { pieces: Pieces::Many(pieces), length: list.total_len(), regions: PhantomData })
+    }
+
+    /// `length` bytes of it from `offset`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroLength`], [`Error::OutOfRange`]: the range is empty or not inside it.
+    pub fn range(self, offset: u64, length: u64) -> Result<Self> {
+        check_range(offset, length, self.length)?;
+        let cut = |piece: &Piece, skip: u64, most: u64| {
+            let length = (piece.length - skip).min(most);
+            Piece { addr: piece.addr + skip, length, ..*piece }
+        };
+        let pieces = match self.pieces {
+            Pieces::One([piece]) => Pieces::One([cut(&piece, offset, length)]),
+            Pieces::Many(pieces) => {
+                let (mut skip, mut left, mut kept) = (offset, length, Vec::new());
+                for piece in &pieces {
+                    if skip >= piece.length {
+                        skip -= piece.length;
+                    } else if left > 0 {
+                        let piece = cut(piece, skip, left);
+                        (skip, left) = (0, left - piece.length);
+                        kept.push(piece);
+                    }
+                }
+                Pieces::Many(kept)
+            }
+        };
+        Ok(Self { pieces, length, regions: PhantomData })
+    }
+
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty)] // an empty range cannot be made
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Checks that the connection can use it: its regions are of `domain`, and writable if they are to
+    /// be written.
+    pub(super) fn check(&self, opcode: Opcode, domain: &ProtectionDomain, written: bool) -> Result<()> {
+        let domain = domain.as_raw().as_ptr().addr();
+        let mut offset = 0;
+        for piece in self.pieces.as_slice() {
+            if piece.domain != domain {
+                return Err(TransferError::ForeignRegion { offset }.into());
+            }
+            if written && !piece.writable {
+                return Err(TransferError::LocalWriteMissing { opcode, offset }.into());
+            }
+            offset += piece.length;
+        }
+        Ok(())
+    }
+
+    /// Whether each message of `message` bytes, the last one shorter, has at most `max_sge` pieces.
+    pub(super) fn check_messages(&self, opcode: Opcode, message: u64, max_sge: u32) -> Result<()> {
+        let mut cursor = LocalCursor::new(self.clone());
+        let mut offset = 0;
+        while offset < self.length {
+            let length = message.min(self.length - offset);
+            let taken: u64 =
+                cursor.elements(length).take(max_sge as usize).map(|sge| u64::from(sge.len())).sum();
+            if taken < length {
+                return Err(TransferError::TooScattered { opcode, offset, length, max_sge }.into());
+            }
+            offset += length;
+        }
+        Ok(())
+    }
+}
+
+/// A place in a range, that moves on.
+#[derive(Debug)]
+pub(super) struct LocalCursor<'a> {
+    range: LocalRange<'a>,
+    piece: usize,
+    inside: u64,
+}
+
+impl<'a> LocalCursor<'a> {
+    pub(super) fn new(range: LocalRange<'a>) -> Self {
+        Self { range, piece: 0, inside: 0 }
+    }
+
+    /// The elements of the next `most` bytes, one for each time it is asked; it moves on by what was
+    /// asked for.
+    #[inline]
+    pub(super) fn elements(&mut self, most: u64) -> impl Iterator<Item = Sge<'a>> + use<'a, '_> {
+        let mut left = most;
+        std::iter::from_fn(move || {
+            let piece = *self.range.pieces.as_slice().get(self.piece).filter(|_| left > 0)?;
+            let length = (piece.length - self.inside).min(left).min(MAX_ELEMENT);
+            let addr = piece.addr + self.inside;
+            left -= length;
+            self.inside += length;
+            if self.inside == piece.length {
+                (self.piece, self.inside) = (self.piece + 1, 0);
+            }
+            Some(Sge::new(addr, length as u32, piece.lkey))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(pieces: &[(u64, u64)]) -> LocalRange<'static> {
+        let piece =
+            |&(addr, length): &(u64, u64)| Piece { addr, length, lkey: Lkey(1), writable: true, domain: 7 };
+        let pieces: Vec<_> = pieces.iter().map(piece).collect();
+        let length = pieces.iter().map(|piece| piece.length).sum();
+        LocalRange { pieces: Pieces::Many(pieces), length, regions: PhantomData }
+    }
+
+    fn bytes(range: &LocalRange<'_>) -> Vec<u64> {
+        range.pieces.as_slice().iter().flat_map(|piece| piece.addr..piece.addr + piece.length).collect()
+    }
+
+    #[test]
+    fn messages_in_too_many_pieces_are_found_before_they_are_posted() {
+        let range = range(&[(0, 10), (100, 10), (200, 10), (300, 70)]);
+        range.check_messages(Opcode::Send, 50, 4).unwrap();
+        match range.check_messages(Opcode::Send, 50, 3) {
+            Err(Error::Transfer(TransferError::TooScattered {
+                offset: 0, length: 50, max_sge: 3, ..
+            })) => {}
+            other => panic!("{other:?}"),
+        }
+        range.check_messages(Opcode::Send, 10, 1).unwrap();
+    }
+
+    #[test]
+    fn an_element_has_32_bits() {
+        let mut cursor = LocalCursor::new(range(&[(0, 10 << 30)]));
+        let lengths: Vec<_> = cursor.elements(u64::MAX).map(|sge| u64::from(sge.len())).collect();
+        assert_eq!(lengths, [0xffff_f000, 0xffff_f000, (10 << 30) - 2 * 0xffff_f000]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_of_pieces_has_the_bytes_of_the_whole(
+            lengths in proptest::collection::vec(1..20_u64, 1..8), from in 0..160_u64, most in 1..160_u64
+        ) {
+            let pieces: Vec<_> = lengths.iter().enumerate().map(|(at, len)| (1000 * at as u64, *len)).collect();
+            let whole = range(&pieces);
+            let all = bytes(&whole);
+            match whole.clone().range(from, most) {
+                Ok(part) => {
+                    prop_assert_eq!(part.len(), most);
+                    prop_assert_eq!(bytes(&part), &all[from as usize..(from + most) as usize]);
+                }
+                Err(_) => prop_assert!(from + most > whole.len()),
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! A second soft-RoCE device beside the guest's own.
+
+use std::process::{Child, Command};
+
+use dmabuf_rdma::verbs::{Device, ProtectionDomain};
+
+use super::system::run;
+
+/// The device `going`, on a network interface of its own, until it is deleted.
+pub struct Link(());
+
+impl Link {
+    #[track_caller]
+    pub fn new() -> Self {
+        run("ip", &["link", "add", "going0", "type", "dummy"]);
+        run("ip", &["address", "add", "10.99.0.1/24", "dev", "going0"]);
+        run("ip", &["link", "set", "going0", "up"]);
+        run("rdma", &["link", "add", "going", "type", "rxe", "netdev", "going0"]);
+        Self(())
+    }
+
+    #[track_caller]
+    pub fn domain(&self) -> ProtectionDomain {
+        let device = Device::by_name("going").expect("the second device");
+        ProtectionDomain::new(&device.open().expect("open")).expect("protection domain")
+    }
+
+    /// Begins to delete the device. The driver waits for whatever still uses it.
+    pub fn delete(&self) -> Child {
+        Command::new("rdma").args(["link", "delete", "going"]).spawn().expect("rdma")
+    }
+
+    /// Deletes what is left of it.
+    #[track_caller]
+    pub fn deleted(&self, mut delete: Child) {
+        assert!(delete.wait().expect("rdma").success());
+        run("ip", &["link", "delete", "going0"]);
+    }
+}

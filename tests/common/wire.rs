@@ -1,0 +1,109 @@
+//! Two connected ends, one on each device of the guest, with the wire between them.
+//!
+//! `cargo xtask` makes rxe0 and rxe1 on the two ends of a veth pair, wire0 and wire1, and has what one
+//! sends the other truly cross it, so that faults can be put on it.
+
+use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::mr::{Access, MemoryRegion};
+use dmabuf_rdma::transfer::{Connection, ConnectionOptions};
+use dmabuf_rdma::verbs::{Device, ProtectionDomain};
+
+use super::buffers::heap;
+use super::pattern;
+use super::system::run;
+
+/// The address of rxe1.
+pub const FAR: &str = "192.168.77.2";
+
+/// A connection with its protection domain.
+pub struct End {
+    pub connection: Connection,
+    pub domain: ProtectionDomain,
+}
+
+impl End {
+    #[track_caller]
+    pub fn new(device: &str, options: ConnectionOptions) -> Self {
+        let context = Device::by_name(device).and_then(|device| device.open()).expect("a device of the wire");
+        let domain = ProtectionDomain::new(&context).expect("protection domain");
+        let connection = Connection::new(&domain, options).expect("connection");
+        Self { connection, domain }
+    }
+
+    /// All of a buffer, with every access.
+    #[track_caller]
+    pub fn register(&self, buffer: &DmaBuf) -> MemoryRegion {
+        MemoryRegion::builder(&self.domain, buffer).access(Access::REMOTE).register().expect("register")
+    }
+
+    /// A fresh buffer of the system heap with a pattern in it, and its region.
+    #[track_caller]
+    pub fn filled(&self, size: u64, seed: u64) -> (DmaBuf, MemoryRegion) {
+        let buffer = heap(size);
+        buffer.map().unwrap().write(0, &pattern(size as usize, seed)).unwrap();
+        let region = self.register(&buffer);
+        (buffer, region)
+    }
+}
+
+/// Both ends.
+pub struct Wire {
+    pub near: End,
+    pub far: End,
+}
+
+impl Wire {
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::with(ConnectionOptions::default())
+    }
+
+    #[track_caller]
+    pub fn with(options: ConnectionOptions) -> Self {
+        let (near, far) = (End::new("rxe0", options), End::new("rxe1", options));
+        near.connection.connect(&far.connection.endpoint()).expect("connect");
+        far.connection.connect(&near.connection.endpoint()).expect("connect");
+        Self { near, far }
+    }
+}
+
+/// Packets that have crossed the wire in both directions.
+pub fn packets() -> u64 {
+    let count = |file: &str| {
+        let path = format!("/sys/class/net/wire0/statistics/{file}");
+        std::fs::read_to_string(&path)
+            .unwrap_or_else(|e| panic!("{path}: {e}"))
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+    };
+    count("rx_packets") + count("tx_packets")
+}
+
+/// A fault of the wire, in both directions, until this is dropped.
+pub struct Fault(());
+
+impl Fault {
+    /// `fault` is in the words of tc-netem(8), such as `loss 1%`.
+    #[track_caller]
+    pub fn new(fault: &str) -> Self {
+        for end in ["wire0", "wire1"] {
+            let words = ["qdisc", "add", "dev", end, "root", "netem", "limit", "10000"];
+            run("/usr/sbin/tc", &words.into_iter().chain(fault.split(' ')).collect::<Vec<_>>());
+        }
+        Self(())
+    }
+
+    /// What the queue of one end has dropped, corrupted or reordered so far, in tc's words.
+    pub fn statistics(&self) -> String {
+        run("/usr/sbin/tc", &["-s", "qdisc", "show", "dev", "wire0"])
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        for end in ["wire0", "wire1"] {
+            run("/usr/sbin/tc", &["qdisc", "delete", "dev", end, "root"]);
+        }
+    }
+}

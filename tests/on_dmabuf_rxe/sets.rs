@@ -1,0 +1,408 @@
+//! Many regions as one: coverage, bytes, rollback, several devices.
+
+use std::sync::Mutex;
+
+use dmabuf_rdma::error::RegistrationError;
+use dmabuf_rdma::exporter::{Exporter, Pages};
+use dmabuf_rdma::mr::{Access, FdPolicy, Path};
+use dmabuf_rdma::verbs::{Device, Operation, ProtectionDomain};
+use dmabuf_rdma::{DmaBuf, Error, Iova, RegionSet};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::assert_refused;
+use crate::common::buffers::{every_kind, heap, udmabuf};
+use crate::common::census::{Census, dma_bufs, fds, regions};
+use crate::common::drm::card;
+use crate::common::faults::{Command, Fault};
+use crate::common::link::Link;
+use crate::common::peers::{Peers, domain};
+use crate::common::{assert_same, contents, pattern};
+
+const CHUNK: u64 = 256 << 10;
+
+/// WRITEs all of a set to the same offsets of another, run by run.
+#[track_caller]
+fn write(peers: &Peers, from: &RegionSet, to: &RegionSet) {
+    let (remote, mut at) = (to.remote(), 0);
+    for run in remote.runs() {
+        for element in from.sges(at, run.length).unwrap() {
+            let length = u64::from(element.len());
+            let place = remote.at(at, length).unwrap();
+            peers.ours.succeed(Operation::Write { remote: place }, &[element]);
+            at += length;
+        }
+    }
+    assert_eq!(at, from.len());
+}
+
+#[track_caller]
+fn assert_covered(set: &RegionSet) {
+    let mut at = 0;
+    for chunk in set.chunks() {
+        assert_eq!(chunk.iova(), Iova(set.iova().0 + at));
+        for (offset, inside) in [(at, 0), (at + chunk.len() - 1, chunk.len() - 1)] {
+            let (found, within) = set.region_at(offset).unwrap();
+            assert_eq!((found.rkey(), within), (chunk.rkey(), inside));
+        }
+        at += chunk.len();
+    }
+    assert_eq!((at, set.sg().total_len(), set.remote().len()), (set.len(), set.len(), set.len()));
+    assert!(set.region_at(at).is_none());
+}
+
+#[test]
+fn every_kind_of_buffer_in_chunks_moves_every_byte() {
+    let census = Census::take();
+    {
+        let peers = Peers::new();
+        let kinds = every_kind();
+        for kind in &kinds {
+            let subject = (kind.allocate)(2 << 20).dmabuf;
+            let source = heap(subject.size());
+            let bytes = pattern(subject.size() as usize, 3);
+            source.map().unwrap().write(0, &bytes).unwrap();
+            let set = RegionSet::builder(&subject).access(Access::REMOTE).chunk_size(CHUNK);
+            let set = set.register(&peers.domain).unwrap();
+            assert_eq!((set.chunks().len() as u64, set.path()), (set.len() / CHUNK, Path::Uverbs));
+            assert_covered(&set);
+            // Other boundaries on the other side.
+            let from = RegionSet::builder(&source).chunk_size(3 * CHUNK).register(&peers.domain).unwrap();
+            write(&peers, &from, &set);
+            assert_same(&contents(&subject), &bytes, kind.name);
+            from.deregister().unwrap();
+            set.deregister().unwrap();
+        }
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn without_a_chunk_size_it_is_one_region() {
+    let (domain, buffer) = (domain(), heap(4 << 20));
+    let before = regions();
+    let set = RegionSet::builder(&buffer).register(&domain).unwrap();
+    assert_eq!((set.chunks().len(), regions()), (1, before + 1));
+    assert_covered(&set);
+}
+
+#[test]
+fn an_odd_range_at_an_iova_of_its_own() {
+    let peers = Peers::new();
+    let buffer = heap(2 << 20);
+    let before = pattern(2 << 20, 5);
+    buffer.map().unwrap().write(0, &before).unwrap();
+    let (offset, length, iova) = (0x1a37, 1_200_001, Iova(0x7f00_dead_0000_0a37));
+    let set = RegionSet::builder(&buffer).range(offset, length).iova(iova).access(Access::REMOTE);
+    let set = set.chunk_size(CHUNK).register(&peers.domain).unwrap();
+    assert_eq!((set.len(), set.iova()), (length, iova));
+    assert_covered(&set);
+    let source = heap(2 << 20);
+    let sent = pattern(length as usize, 6);
+    source.map().unwrap().write(0, &sent).unwrap();
+    let from = RegionSet::builder(&source).range(0, length).register(&peers.domain).unwrap();
+    write(&peers, &from, &set);
+    let mut expected = before;
+    expected[offset as usize..][..length as usize].copy_from_slice(&sent);
+    assert_same(&contents(&buffer), &expected, "an odd range in chunks");
+}
+
+#[test]
+fn several_buffers_are_one_set() {
+    let census = Census::take();
+    {
+        let peers = Peers::new();
+        let buffers = [heap(64 << 10), udmabuf(Pages::Base, 128 << 10).dmabuf, heap(4096)];
+        let total: u64 = buffers.iter().map(DmaBuf::size).sum();
+        let (offset, length) = (100, total - 200);
+        let set = RegionSet::of_buffers(&buffers).range(offset, length).access(Access::REMOTE);
+        let set = set.register(&peers.domain).unwrap();
+        assert_eq!(set.chunks().len(), 3);
+        assert_covered(&set);
+        let source = heap(total);
+        let sent = pattern(total as usize, 9);
+        source.map().unwrap().write(0, &sent).unwrap();
+        let from = RegionSet::builder(&source).range(offset, length).register(&peers.domain).unwrap();
+        write(&peers, &from, &set);
+        let seen: Vec<u8> = buffers.iter().flat_map(contents).collect();
+        let (inside, end) = (offset as usize, (offset + length) as usize);
+        assert_same(&seen[inside..end], &sent[inside..end], "three buffers");
+        assert!(seen[..inside].iter().chain(&seen[end..]).all(|byte| *byte == 0), "beside the range");
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn what_cannot_be_a_set_is_refused() {
+    let (domain, buffer) = (domain(), heap(1 << 20));
+    for size in [0, 4097, u64::MAX] {
+        let refused = RegionSet::builder(&buffer).chunk_size(size).register(&domain);
+        let message = assert_refused!(
+            refused,
+            Error::Registration(RegistrationError::ChunkSize { page_size: 4096, .. })
+        );
+        assert!(message.contains("is no chunk size here"), "{message}");
+    }
+    let nothing = RegionSet::of_buffers(&[]).register(&domain);
+    assert_refused!(nothing, Error::Registration(RegistrationError::NothingToRegister { what: "buffer" }));
+    let nowhere = RegionSet::builder(&buffer).register_on(&[]);
+    assert_refused!(
+        nowhere,
+        Error::Registration(RegistrationError::NothingToRegister { what: "protection domain" })
+    );
+    let builder = RegionSet::builder(&buffer);
+    assert_refused!(builder.range(1, 1 << 20).register(&domain), Error::OutOfRange { .. });
+    assert_refused!(builder.range(5, 0).register(&domain), Error::ZeroLength { offset: 5 });
+    assert_refused!(builder.iova(Iova(u64::MAX & !0xfff)).register(&domain), Error::IovaOverflow { .. });
+    assert_refused!(builder.iova(Iova(1)).register(&domain), Error::IovaNotCongruent { .. });
+    assert_refused!(builder.access(Access::REMOTE_WRITE).register(&domain), Error::LocalWriteMissing { .. });
+}
+
+/// The exporter itself refuses: video memory without pages among buffers with them.
+#[test]
+fn a_buffer_that_cannot_be_registered_takes_the_set_with_it() {
+    let census = Census::take();
+    let domain = domain();
+    let video = card("bochs-drm").allocate(1 << 20).unwrap().dmabuf;
+    let size = video.size();
+    let buffers = [heap(64 << 10), heap(64 << 10), video, heap(64 << 10)];
+    for threads in [1, 3] {
+        let refused = RegionSet::of_buffers(&buffers).threads(threads).register(&domain);
+        let message = assert_refused!(
+            refused,
+            Error::Registration(RegistrationError::Chunk { chunk: 2, chunks: 4, offset: 0x2_0000, length, source, .. })
+                if *length == size && matches!(**source, Error::MemoryWithoutPages { .. })
+        );
+        assert!(message.starts_with("chunk 2 of 4"), "{message}");
+        assert_eq!(refused.unwrap_err().errno(), Some(libc::ENOSYS));
+    }
+    drop((domain, buffers));
+    census.assert_unchanged();
+}
+
+#[test]
+fn whichever_chunk_fails_nothing_stays() {
+    let (domain, buffer) = (domain(), heap(2 << 20));
+    let (census, open) = (Census::take(), fds());
+    for threads in [1, 2] {
+        for policy in [FdPolicy::Shared, FdPolicy::PerChunk] {
+            let chunks =
+                if policy == FdPolicy::Shared { vec![0, 1, 2, 3, 4, 5, 6, 7] } else { vec![0, 4, 7] };
+            for kth in chunks {
+                let fault = Fault::at(Command::Register, kth, libc::EDQUOT);
+                let builder = RegionSet::builder(&buffer).chunk_size(CHUNK).threads(threads);
+                let refused = builder.fd_policy(policy).register(&domain);
+                assert!(fault.happened());
+                drop(fault);
+                let Err(Error::Registration(RegistrationError::Chunk {
+                    chunk, chunks, offset, length, ..
+                })) = &refused
+                else {
+                    panic!("expected Chunk, got {refused:?}");
+                };
+                // With one thread the k-th call is that of the k-th chunk.
+                assert!(threads > 1 || *chunk == kth, "{chunk}, not {kth}");
+                assert_eq!((*chunks, *offset, *length), (8, *chunk as u64 * CHUNK, CHUNK));
+                assert_eq!(refused.unwrap_err().errno(), Some(libc::EDQUOT));
+                assert_eq!(fds(), open, "descriptors after chunk {kth} of {threads} threads");
+            }
+            census.assert_unchanged();
+        }
+    }
+}
+
+#[test]
+fn a_region_that_is_too_long_for_the_device_is_cut() {
+    let (domain, buffer) = (domain(), heap((1 << 30) + 4096));
+    for errno in [libc::ENOMEM, libc::EINVAL] {
+        let fault = Fault::at(Command::Register, 0, errno);
+        let set = RegionSet::builder(&buffer).register(&domain).unwrap();
+        assert!(fault.happened());
+        let lengths: Vec<u64> = set.chunks().iter().map(|chunk| chunk.len()).collect();
+        assert_eq!(lengths, [1 << 30, 4096]);
+        assert_covered(&set);
+    }
+    // What is no matter of length is not tried again, and a stated chunk size is kept.
+    let _fault = Fault::at(Command::Register, 0, libc::EACCES);
+    let refused = RegionSet::builder(&buffer).register(&domain);
+    assert_refused!(refused, Error::Registration(RegistrationError::Chunk { chunk: 0, chunks: 1, .. }));
+}
+
+#[test]
+fn chunks_have_descriptors_of_their_own_only_when_asked() {
+    let census = Census::take();
+    {
+        let (domain, buffer) = (domain(), heap(1 << 20));
+        let before = (fds(), dma_bufs());
+        let builder = RegionSet::builder(&buffer).chunk_size(CHUNK);
+        let shared = builder.register(&domain).unwrap();
+        assert_eq!((fds(), dma_bufs()), before);
+        assert!(shared.descriptor(0).is_none());
+        let own = builder.fd_policy(FdPolicy::PerChunk).register(&domain).unwrap();
+        assert_eq!((fds(), dma_bufs()), (before.0 + 4, before.1));
+        for chunk in 0..4 {
+            let descriptor = own.descriptor(chunk).unwrap().try_clone_to_owned().unwrap();
+            assert_eq!(DmaBuf::from_fd(descriptor).unwrap().id(), buffer.id());
+        }
+        assert!(own.descriptor(4).is_none());
+        own.deregister().unwrap();
+        assert_eq!((fds(), dma_bufs()), before);
+    }
+    census.assert_unchanged();
+}
+
+/// A limit on descriptors, until dropped.
+struct Descriptors(u64, u64);
+
+impl Descriptors {
+    fn limited_to(count: usize) -> Self {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, count as u64, hard).unwrap();
+        Self(soft, hard)
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1).unwrap();
+    }
+}
+
+#[test]
+fn without_descriptors_left_a_shared_one_serves_and_own_ones_are_refused() {
+    let (domain, buffer) = (domain(), heap(2 << 20));
+    let census = Census::take();
+    let builder = RegionSet::builder(&buffer).chunk_size(CHUNK).threads(1);
+    let (refused, shared) = {
+        // Numbers are given out from below, and the listing took one.
+        let _limit = Descriptors::limited_to(fds() - 1 + 3);
+        let refused = builder.fd_policy(FdPolicy::PerChunk).register(&domain);
+        let _all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        (refused, builder.register(&domain))
+    };
+    assert_refused!(
+        refused,
+        Error::Registration(RegistrationError::Chunk { chunk: 3, source, .. })
+            if matches!(**source, Error::Inspect { property: "second descriptor", .. })
+    );
+    assert_eq!(refused.unwrap_err().errno(), Some(libc::EMFILE));
+    shared.unwrap().deregister().unwrap();
+    census.assert_unchanged();
+}
+
+#[test]
+fn progress_goes_up_to_the_whole() {
+    let (domain, buffer) = (domain(), heap(1 << 20));
+    let seen = Mutex::new(Vec::new());
+    let note = |progress: dmabuf_rdma::mr::Progress| {
+        assert_eq!(progress.total, 1 << 20);
+        seen.lock().unwrap().push(progress.done);
+    };
+    let set = RegionSet::builder(&buffer).chunk_size(CHUNK).threads(2).progress(&note);
+    set.register(&domain).unwrap();
+    assert_eq!(seen.into_inner().unwrap(), [CHUNK, 2 * CHUNK, 3 * CHUNK, 4 * CHUNK]);
+}
+
+#[test]
+fn several_devices_at_once() {
+    let census = Census::take();
+    let link = Link::new();
+    {
+        let buffer = heap(1 << 20);
+        let ours = || ProtectionDomain::new(&Device::by_name("rxe0").unwrap().open().unwrap()).unwrap();
+        let domains = [ours(), link.domain(), ours()];
+        let before = regions();
+        let builder = RegionSet::builder(&buffer).access(Access::REMOTE).chunk_size(CHUNK);
+        let sets = builder.register_on(&domains).unwrap();
+        assert_eq!(regions(), before + 12);
+        for (set, domain) in sets.iter().zip(&domains) {
+            assert_eq!(set.domain().as_raw(), domain.as_raw());
+            assert_covered(set);
+            set.self_check().unwrap();
+            assert_eq!((set.remote().buffer(), set.remote().runs().len()), (buffer.id(), 4));
+        }
+        drop(sets);
+        // A refusal on one device leaves nothing on the others.
+        for kth in [0, 5, 11] {
+            let _fault = Fault::at(Command::Register, kth, libc::ENOSPC);
+            let refused = builder.threads(1).register_on(&domains);
+            let device = ["rxe0", "going", "rxe0"][kth / 4];
+            assert_refused!(
+                refused,
+                Error::Registration(RegistrationError::Chunk { device: named, chunk, .. })
+                    if *named == device && *chunk == kth % 4
+            );
+            assert_eq!(regions(), before);
+        }
+    }
+    link.deleted(link.delete());
+    census.assert_unchanged();
+}
+
+#[test]
+fn regions_that_cannot_be_deregistered_come_back_with_the_reasons() {
+    let census = Census::take();
+    {
+        let (domain, buffer) = (domain(), heap(1 << 20));
+        let before = regions();
+        let set = RegionSet::builder(&buffer).chunk_size(CHUNK).threads(1).register(&domain).unwrap();
+        let key = set.chunks()[2].lkey();
+        let fault = Fault::at(Command::Deregister, 2, libc::EBUSY);
+        let refused = set.deregister().unwrap_err();
+        assert!(fault.happened());
+        assert_eq!(refused.to_string(), "1 regions of the set stay registered");
+        assert_eq!((refused.regions.len(), refused.regions[0].lkey(), regions()), (1, key, before + 1));
+        assert!(matches!(&refused.errors[..], [Error::Deregister { lkey, .. }] if *lkey == key.0));
+        drop(fault);
+        refused.regions.into_iter().for_each(|region| region.deregister().unwrap());
+        assert_eq!(regions(), before);
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn whatever_is_dropped_first() {
+    let census = Census::take();
+    let make = || {
+        let (domain, buffer) = (domain(), heap(1 << 20));
+        let set = RegionSet::builder(&buffer).chunk_size(CHUNK).fd_policy(FdPolicy::PerChunk);
+        let set = set.register(&domain).unwrap();
+        (domain, buffer, set)
+    };
+    let orders: [fn((ProtectionDomain, DmaBuf, RegionSet)); 3] = [
+        |(domain, buffer, set)| {
+            drop(buffer);
+            drop(domain);
+            set.self_check().unwrap();
+            drop(set);
+        },
+        |(domain, buffer, set)| {
+            drop(set);
+            drop(domain);
+            drop(buffer);
+        },
+        |(domain, buffer, set)| {
+            drop(domain);
+            set.deregister().unwrap();
+            drop(buffer);
+        },
+    ];
+    for order in orders {
+        order(make());
+        census.assert_unchanged();
+    }
+}
+
+#[test]
+fn deleting_the_device_while_a_set_lives() {
+    let census = Census::take();
+    let link = Link::new();
+    let domain = link.domain();
+    let buffer = heap(1 << 20);
+    let set = RegionSet::builder(&buffer).access(Access::REMOTE).chunk_size(CHUNK).register(&domain).unwrap();
+    let delete = link.delete();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    set.deregister().unwrap();
+    drop((domain, buffer));
+    link.deleted(delete);
+    census.assert_unchanged();
+}

@@ -1,0 +1,8 @@
+//! Moving ranges of any length between two devices.
+
+mod connecting;
+mod faults;
+mod moving;
+mod programs;
+mod refusals;
+mod rping;

@@ -1,0 +1,80 @@
+//! The example programs across the wire, as a user starts them.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::common::census::Census;
+use crate::common::system::{example, run};
+use crate::common::wire::FAR;
+use crate::common::{assert_same, pattern};
+
+/// Starts a program that says where it listens, and waits for that.
+fn listening(command: &mut Command) -> (std::process::Child, BufReader<std::process::ChildStdout>) {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("an example");
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert!(line.starts_with("listening on "), "{line}");
+    (child, output)
+}
+
+#[test]
+fn bulk_sends_a_file() {
+    let census = Census::take();
+    let folder = std::env::temp_dir();
+    let (from, to) = (folder.join("bulk-original"), folder.join("bulk-copy"));
+    // Neither pages nor messages.
+    let bytes = pattern((3 << 20) + 1234, 9);
+    std::fs::write(&from, &bytes).unwrap();
+    let (mut receiver, output) =
+        listening(Command::new(example("bulk")).args(["receive", "--listen", FAR, "--to"]).arg(&to));
+    let file = from.to_str().unwrap();
+    let sent = run(
+        example("bulk").to_str().unwrap(),
+        &["send", "--connect", FAR, "--exporter", "udmabuf", "--file", file],
+    );
+    assert!(sent.contains("sent 3.00 MiB"), "{sent}");
+    let said: Vec<_> = output.lines().map_while(Result::ok).collect();
+    assert!(receiver.wait().unwrap().success());
+    assert!(said.iter().any(|line| line.ends_with("verified")), "{said:?}");
+    assert_same(&std::fs::read(&to).unwrap(), &bytes, "the copy");
+    std::fs::remove_file(from).unwrap();
+    std::fs::remove_file(to).unwrap();
+    census.assert_unchanged();
+}
+
+#[test]
+fn pingpong_goes_to_and_fro() {
+    let program = example("pingpong");
+    let (mut waiting, _output) = listening(Command::new(&program).args(["--listen", FAR, "--count", "20"]));
+    let said = run(program.to_str().unwrap(), &["--connect", FAR, "--count", "20"]);
+    assert!(said.starts_with("one way: median "), "{said}");
+    assert!(waiting.wait().unwrap().success());
+}
+
+/// Two ranks of an MPI program find each other by MPI, and move their buffers by a connection of their own.
+#[test]
+fn mpi_ranks_exchange_buffers() {
+    let census = Census::take();
+    let program = example("mpi");
+    let words = [
+        "--allow-run-as-root",
+        "--oversubscribe",
+        "--mca",
+        "btl",
+        "self,vader",
+        "--mca",
+        "pml",
+        "ob1",
+        "-n",
+        "2",
+    ];
+    let said = run("mpirun", &words.into_iter().chain([program.to_str().unwrap()]).collect::<Vec<_>>());
+    for line in [
+        "rank 0 on rxe0: 16 MiB to and from rank 1, verified",
+        "rank 1 on rxe1: 16 MiB to and from rank 0, verified",
+    ] {
+        assert!(said.lines().any(|said| said == line), "{said}");
+    }
+    census.assert_unchanged();
+}

@@ -1,0 +1,214 @@
+//! Our rping and that of rdmacm-utils, in every pairing, across the wire.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::census::Census;
+use crate::common::system::{example, run};
+
+/// Whose program.
+#[derive(Clone, Copy, PartialEq)]
+enum Rping {
+    Ours,
+    Theirs,
+}
+
+use Rping::{Ours, Theirs};
+
+const V4: &str = crate::common::wire::FAR;
+const V6: &str = "fd77::2";
+
+impl Rping {
+    fn command(self, words: &str) -> Command {
+        let program = match self {
+            Ours => example("rping"),
+            Theirs => "/usr/bin/rping".into(),
+        };
+        assert!(Path::new(&program).exists(), "{}: cargo xtask installs and builds it", program.display());
+        let mut command = Command::new(program);
+        command.args(words.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts a server and returns when it listens: a request before that is repeated after seconds only.
+    fn serve(self, words: &str, address: &str) -> Running {
+        let mut server = self.command(&format!("-s -a {address} {words}")).spawn().expect("rping");
+        let end = Instant::now() + Duration::from_secs(20);
+        while !run("rdma", &["resource", "show", "cm_id"])
+            .lines()
+            .any(|line| line.contains("state LISTEN") && line.contains(":7174"))
+        {
+            assert!(server.try_wait().unwrap().is_none(), "the server ended before it listened");
+            assert!(Instant::now() < end, "the server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Running::new(server)
+    }
+
+    fn client(self, words: &str, address: &str) -> Running {
+        Running::new(self.start_client(words, address))
+    }
+
+    fn start_client(self, words: &str, address: &str) -> Child {
+        self.command(&format!("-c -a {address} {words}")).spawn().expect("rping")
+    }
+}
+
+/// A program that is read while it runs: it prints more than a pipe holds.
+struct Running {
+    pid: Pid,
+    reader: JoinHandle<std::io::Result<Output>>,
+    done: Receiver<()>,
+}
+
+impl Running {
+    fn new(child: Child) -> Self {
+        let pid = Pid::from_raw(child.id() as i32);
+        let (tell, done) = channel();
+        let reader = std::thread::spawn(move || {
+            let output = child.wait_with_output();
+            let _ = tell.send(());
+            output
+        });
+        Self { pid, reader, done }
+    }
+
+    fn kill(self) {
+        kill(self.pid, Signal::SIGKILL).unwrap();
+        self.reader.join().unwrap().unwrap();
+    }
+
+    fn runs(&self) -> bool {
+        self.done.try_recv() == Err(TryRecvError::Empty)
+    }
+
+    /// Waits for its success and gives its output.
+    #[track_caller]
+    fn ended(self, what: &str) -> String {
+        let hangs = self.done.recv_timeout(Duration::from_secs(60)).is_err();
+        if hangs {
+            kill(self.pid, Signal::SIGKILL).unwrap();
+        }
+        let output = self.reader.join().unwrap().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!hangs, "{what} hangs: {errors}");
+        assert!(output.status.success(), "{what}: {}: {errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+/// What the data of a round is, without its NUL.
+fn data(round: usize, size: usize) -> String {
+    let letters = (b'A'..=b'z').cycle().skip(round).map(char::from);
+    let mut text = format!("rdma-ping-{round}: ");
+    text.extend(letters.take(size - 1 - text.len()));
+    text
+}
+
+fn once(server: Rping, client: Rping, size: usize, exporter: &str, address: &str) {
+    let what = format!("{size} bytes to {address}");
+    let ours = |who| if who == Ours { format!(" --exporter {exporter}") } else { String::new() };
+    // The other rping's server has a buffer of its own size, and refuses more.
+    let server_size = if server == Theirs { " -S 65535" } else { "" };
+    let serving = server.serve(&format!("-v{server_size}{}", ours(server)), address);
+    let words = format!("-v -V -C 3 -S {size}{}", ours(client));
+    let seen = client.client(&words, address).ended(&format!("client, {what}"));
+    let served = serving.ended(&format!("server, {what}"));
+    for round in 0..3 {
+        let text = data(round, size);
+        // Word by word would be megabytes of message.
+        assert!(seen.lines().any(|line| line == format!("ping data: {text}")), "client, {what}, {round}");
+        let line = format!("server ping data: {text}");
+        // The other server prints its buffer to the first NUL, which may be behind older text.
+        assert!(served.lines().any(|seen| seen.starts_with(&line)), "server, {what}, {round}");
+    }
+}
+
+#[test]
+fn our_server_answers_their_client() {
+    let census = Census::take();
+    // Theirs refuses less than 23.
+    for (size, exporter, address) in
+        [(23, "heap", V4), (64, "udmabuf", V6), (1000, "udmabuf:thp", V4), (65535, "heap", V6)]
+    {
+        once(Ours, Theirs, size, exporter, address);
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn our_client_asks_their_server() {
+    let census = Census::take();
+    for (size, exporter, address) in
+        [(16, "heap", V4), (23, "udmabuf", V6), (4096, "heap", V6), (65535, "udmabuf", V4)]
+    {
+        once(Theirs, Ours, size, exporter, address);
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn our_client_asks_our_server() {
+    for (size, address) in [(16, V6), (65535, V4)] {
+        once(Ours, Ours, size, "heap", address);
+    }
+}
+
+/// With -P, several clients at once, of both programs.
+#[test]
+fn persistent_servers_have_many_clients() {
+    for server in [Ours, Theirs] {
+        let serving = server.serve("-P -S 65535", V4);
+        let clients: Vec<_> = [Ours, Theirs, Ours, Theirs]
+            .into_iter()
+            .zip([16, 23, 65535, 4000])
+            .map(|(who, size)| who.client(&format!("-V -C 5 -S {size}"), V4))
+            .collect();
+        for (number, client) in clients.into_iter().enumerate() {
+            client.ended(&format!("client {number}"));
+        }
+        // And later.
+        Ours.client("-V -C 2", V4).ended("a later client");
+        assert!(serving.runs(), "it serves on");
+        serving.kill();
+    }
+}
+
+#[test]
+fn a_client_that_nobody_waits_for_is_told() {
+    let output = Ours.command(&format!("-c -a {V4} -p 9999 -C 1")).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("rejected the connection: nobody listens at that port"), "{said}");
+}
+
+/// A peer process that is killed is noticed, also by a side that only waits.
+#[test]
+fn a_killed_client_ends_its_server() {
+    use std::io::{BufRead, BufReader};
+    let census = Census::take();
+    for size in [16, 60000] {
+        let server = Ours.serve("-C 0", V4);
+        let mut client = Ours.start_client(&format!("-v -S {size}"), V4);
+        let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+        lines.next().expect("a ping under way").unwrap();
+        // Read on, so that it goes on.
+        let reader = std::thread::spawn(move || lines.for_each(drop));
+        std::thread::sleep(Duration::from_millis(size % 100));
+        client.kill().unwrap();
+        client.wait().unwrap();
+        reader.join().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while server.runs() {
+            assert!(Instant::now() < end, "the server waits for a client that is gone");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    census.assert_unchanged();
+}
