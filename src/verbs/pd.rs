@@ -9,6 +9,7 @@ use ibverbs_sys as ffi;
 
 use super::{Context, check};
 use crate::Result;
+use crate::observe;
 
 /// A protection domain. Clones are the same object, freed with the last of them.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ pub struct ProtectionDomain {
 struct Inner {
     raw: NonNull<ffi::ibv_pd>,
     owned: bool,
+    /// The process that allocated it, as forks are counted.
+    generation: u32,
     // Dropped after the domain was freed.
     context: Context,
 }
@@ -30,7 +33,8 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if !self.owned {
+        // In a child of `fork` it is the parent's to free.
+        if !self.owned || self.generation != observe::generation() {
             return;
         }
         // SAFETY: the domain is ours, and everything made in it held this object and is gone.
@@ -62,7 +66,14 @@ impl ProtectionDomain {
             let source = io::Error::last_os_error();
             return Err(context.failed("allocate a protection domain")(source));
         };
-        Ok(Self { inner: Arc::new(Inner { raw, owned: true, context: context.clone() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                raw,
+                owned: true,
+                generation: observe::generation(),
+                context: context.clone(),
+            }),
+        })
     }
 
     /// Wraps a protection domain that another library allocated. It is never freed here.
@@ -76,7 +87,7 @@ impl ProtectionDomain {
             let context = NonNull::new((*raw.as_ptr()).context).expect("an ibv_pd has a context");
             Context::from_raw(context)
         };
-        Self { inner: Arc::new(Inner { raw, owned: false, context }) }
+        Self { inner: Arc::new(Inner { raw, owned: false, generation: observe::generation(), context }) }
     }
 
     /// The libibverbs object, for use with other libraries. It stays this object's to free.
