@@ -129,7 +129,8 @@ impl<'a> MemoryRegionBuilder<'a> {
         self.range.unwrap_or((0, self.buffer.size()))
     }
 
-    #[inline]
+    // Always, since the two who call it would otherwise share one that is called.
+    #[inline(always)]
     fn carry_out(self) -> Result<MemoryRegion> {
         let (offset, length) = self.whole_or_range();
         let umem = Umem::new(self.buffer, offset, length, self.iova.unwrap_or(Iova(offset)))?;
