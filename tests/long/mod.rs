@@ -1,5 +1,7 @@
 //! What takes minutes: `cargo xtask test --long`, on the device that imports dma-bufs.
 
+mod transfer;
+
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 
 use crate::common::buffers::{every_kind, heap};

@@ -152,7 +152,8 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     let dmabuf = [&[ANY, DMABUF], if_6_12, if_long].concat();
     vec![
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
-        place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(7))), &[], &dmabuf),
+        // Two buffers of 5 GiB, with --long.
+        place("dma-buf guest", Some((Rxe::Dmabuf, Size::gib(if long { 13 } else { 7 }))), &[], &dmabuf),
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
         Place {
             qemu: BEHIND_AN_IOMMU,
