@@ -90,7 +90,7 @@ pub(super) fn ours(load: Load) -> Result<Outcome> {
     let cpu = spent_by(before, load.times);
     far.end()?;
     let figure = match load.kind {
-        Kind::Latency => seconds * 1e6 / (2 * load.times) as f64,
+        Kind::Latency => seconds * 1e6 / 2.0,
         _ => (load.size * load.times) as f64 / f64::from(1 << 20) / seconds,
     };
     Ok(Outcome { figure, cpu })
@@ -220,8 +220,9 @@ fn latency(
     if first {
         line()?;
     }
-    let start = Instant::now();
+    let mut trips = Vec::with_capacity(times as usize);
     for number in 1..=times {
+        let start = Instant::now();
         if first {
             tell(number)?;
         }
@@ -231,9 +232,12 @@ fn latency(
         if !first {
             tell(number)?;
         }
+        trips.push(start.elapsed());
     }
     if first {
-        println!("{}", start.elapsed().as_secs_f64());
+        // The median, which is what ib_write_lat calls typical.
+        trips.sort();
+        println!("{}", trips[trips.len() / 2].as_secs_f64());
     } else {
         while !line()?.is_empty() {}
     }

@@ -1,5 +1,7 @@
 //! What takes minutes: `cargo xtask test --long`, on the device that imports dma-bufs.
 
+mod transfer;
+
 use dmabuf_rdma::RegionSet;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::Operation;

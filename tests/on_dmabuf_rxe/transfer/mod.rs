@@ -2,6 +2,8 @@
 
 mod connecting;
 mod faults;
+mod ibverbs_peer;
+mod limits;
 mod moving;
 mod programs;
 mod refusals;

@@ -150,8 +150,8 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     }
     let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
     let dmabuf = [&[ANY, DMABUF], if_6_12, if_long].concat();
-    // What is long registers 8 GiB.
-    let memory = Size::gib(if long { 12 } else { 7 });
+    // What is long has two buffers of 5 GiB.
+    let memory = Size::gib(if long { 13 } else { 7 });
     vec![
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
         place("dma-buf guest", Some((Rxe::Dmabuf, memory)), &[], &dmabuf),
