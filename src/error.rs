@@ -9,6 +9,7 @@
 
 mod address;
 mod connect;
+mod exporter;
 mod registration;
 pub(crate) mod text;
 mod transfer;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use self::address::AddressError;
 pub use self::connect::ConnectError;
+pub use self::exporter::ExporterError;
 pub use self::registration::RegistrationError;
 pub use self::transfer::TransferError;
 pub use self::vfio::VfioError;
@@ -359,14 +361,14 @@ pub enum Error {
     },
     /// More memory than there is: the kernel would kill processes to find it.
     #[error(
-        "{requested} bytes were asked of {exporter} and the system has {available} to give: ask for less or free some"
+        "{requested} bytes were asked of {exporter} and there are {available} to give: ask for less or free some"
     )]
     OutOfMemory {
         /// The exporter: "dma-heap system", …
         exporter: String,
         /// Bytes that were asked for.
         requested: u64,
-        /// Bytes that the system could give, swap included.
+        /// Bytes that the system, swap included, or the device could give.
         available: u64,
     },
     /// The exporter was there and did not make the buffer.
@@ -381,6 +383,10 @@ pub enum Error {
         /// What the kernel answered.
         source: io::Error,
     },
+
+    /// A pointer, or the runtime that is to export it, was refused.
+    #[error(transparent)]
+    Exporters(#[from] ExporterError),
 
     // -- verbs objects ------------------------------------------------------------------------
     /// libibverbs could not list the devices.

@@ -66,6 +66,10 @@
 //!
 //! - `drm` (default): dumb buffers of DRM cards.
 //! - `metrics`: the gauges of [`observe`] through the `metrics` crate.
+//! - `cuda`, `hsa`, `level-zero`: from a pointer of such a runtime to a dma-buf. The libraries are found at
+//!   run time; nothing of them is needed to build.
+//! - `vulkan`: memory of Vulkan devices; the loader is found at run time.
+//! - `gbm`: linear images of DRM cards; links the system's libgbm.
 //! - `serde`: the descriptors that peers exchange can be serialised.
 
 pub mod cm;
@@ -91,3 +95,8 @@ pub use umem::{Iova, Umem};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// And that of the guide to exporters.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/exporters.md")]
+struct Exporters;

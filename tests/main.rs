@@ -6,6 +6,7 @@ mod common;
 mod long;
 mod on_any_rxe;
 mod on_dmabuf_rxe;
+mod on_gpu;
 mod on_iommu;
 mod on_linux_6_12;
 mod on_linux_7;

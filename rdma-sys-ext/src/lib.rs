@@ -16,6 +16,8 @@
 //! | [`dma_buf`] | CPU access brackets, names, fences | `linux/dma-buf.h` |
 //! | [`udmabuf`] | dma-bufs over memfd pages | `linux/udmabuf.h` |
 //! | [`dma_heap`] | dma-bufs from the heaps in `/dev/dma_heap` | `linux/dma-heap.h` |
+//! | [`v4l2`] | capture buffers of video devices | `linux/videodev2.h` |
+//! | [`hsa`], [`level_zero`] | types and constants of ROCm's and oneAPI's runtimes | their headers |
 //! | [`vfio`] | PCI devices in user space, and their BARs as dma-bufs | `linux/vfio.h` |
 //! | [`dma_sg`] | a dma-buf's addresses as a device sees them | `kernel/dma_sg` of this repository |
 //!
@@ -37,11 +39,14 @@ mod ioctl;
 pub mod dma_buf;
 pub mod dma_heap;
 pub mod dma_sg;
+pub mod hsa;
+pub mod level_zero;
 #[allow(non_camel_case_types, missing_debug_implementations)] // the names and the unions of C
 pub mod rdma_cm;
 pub mod symbols;
 pub mod udmabuf;
 pub mod uverbs;
+pub mod v4l2;
 pub mod verbs;
 pub mod vfio;
 

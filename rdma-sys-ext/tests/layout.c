@@ -32,6 +32,8 @@
 	} while (0)
 #define FIELD(type, field) FIELD_AS(type, field, field)
 
+#include "layout_exporters/exporters.c"
+
 static void uverbs(void)
 {
 	VALUE(RDMA_VERBS_IOCTL);
@@ -364,5 +366,6 @@ int main(void)
 	vfio();
 	libraries();
 	connections();
+	exporters();
 	return 0;
 }

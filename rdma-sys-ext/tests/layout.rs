@@ -62,6 +62,18 @@ const NEWER: &[Newer] = &[
         since: "kernel/dma_sg, which only the repository has",
         add: dma_sgs,
     },
+    Newer {
+        have: "HAVE_HSA",
+        text: "hsa_amd_portable_export_dmabuf(",
+        since: "ROCm 5.6, where it is installed",
+        add: exporters::hsa,
+    },
+    Newer {
+        have: "HAVE_LEVEL_ZERO",
+        text: "zeMemAllocDevice(",
+        since: "oneAPI Level Zero, where it is installed",
+        add: exporters::level_zero,
+    },
 ];
 
 /// The size of the field that `get` borrows.
@@ -98,6 +110,10 @@ macro_rules! values {
         $facts.insert(concat!($($c),+).into(), $value as u64);
     )*};
 }
+
+// After the macros that it uses.
+mod layout_exporters;
+use layout_exporters as exporters;
 
 fn uverbs(facts: &mut Facts) {
     values!(facts:
@@ -325,6 +341,7 @@ fn what_is_written_by_hand_agrees_with_the_headers() {
     vfios(&mut ours);
     libraries(&mut ours);
     connections(&mut ours);
+    exporters::v4l2(&mut ours);
     let mut compile = compiler.to_command();
     for newer in NEWER {
         if headers.contains(newer.text) {

@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -80,15 +81,27 @@ impl DmaBuf {
     /// - [`Error::Inspect`]: its size or identity cannot be read.
     pub fn from_fd(fd: impl Into<OwnedFd>) -> Result<Self> {
         let fd: OwnedFd = fd.into();
-        match fstatfs(&fd) {
-            Ok(stat) if stat.filesystem_type().0 == sys::MAGIC => {}
+        let inspect = |property| move |e: Errno| Error::Inspect { property, source: e.into() };
+        let stat = match fstat(&fd) {
             // Not ours to close: by now the number may belong to somebody else.
             Err(Errno::EBADF) => return Err(Error::BadFd { fd: fd.into_raw_fd() }),
-            _ => return Err(Error::NotDmaBuf { fd: fd.as_raw_fd(), what: describe(&fd) }),
+            answer => answer.map_err(inspect("identity"))?,
+        };
+        // All dma-bufs of a machine are in one file system: that of the first is remembered.
+        static FILE_SYSTEM: OnceLock<u64> = OnceLock::new();
+        if FILE_SYSTEM.get() != Some(&stat.st_dev) {
+            match fstatfs(&fd) {
+                Ok(found) if found.filesystem_type().0 == sys::MAGIC => {
+                    FILE_SYSTEM.get_or_init(|| stat.st_dev);
+                }
+                _ => return Err(Error::NotDmaBuf { fd: fd.as_raw_fd(), what: describe(&fd) }),
+            }
         }
-        let inspect = |property| move |e: Errno| Error::Inspect { property, source: e.into() };
-        let size = lseek64(&fd, 0, Whence::SeekEnd).map_err(inspect("size"))? as u64;
-        let stat = fstat(&fd).map_err(inspect("identity"))?;
+        // Kernels from 5.3 on say it here, which spares a call.
+        let size = match stat.st_size {
+            0 => lseek64(&fd, 0, Whence::SeekEnd).map_err(inspect("size"))?,
+            size => size,
+        } as u64;
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(inspect("mode"))?;
         let writable = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
         let id = BufferId { device: stat.st_dev, inode: stat.st_ino };

@@ -117,6 +117,7 @@ mod tests {
             include_str!("transfer.rs"),
             include_str!("connect.rs"),
             include_str!("registration.rs"),
+            include_str!("exporter.rs"),
         ];
         let variants = sources.iter().flat_map(|source| source.lines()).filter_map(|line| {
             let name = line.strip_prefix("    ")?.trim_end_matches([' ', '{', ',']);

@@ -33,7 +33,7 @@ pub struct DumbBuffers {
 }
 
 #[derive(Debug)]
-struct Card(File);
+pub(super) struct Card(File);
 
 impl AsFd for Card {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -85,6 +85,12 @@ impl DumbBuffers {
             },
             source: std::io::Error::from_raw_os_error(libc::ENODEV),
         }))
+    }
+
+    /// The open card.
+    #[cfg(feature = "gbm")]
+    pub(super) fn into_card(self) -> Card {
+        self.card
     }
 
     /// The kernel driver's name.

@@ -1,11 +1,42 @@
-//! Who makes dma-bufs: one file an allocator, one trait for all.
+//! Who makes dma-bufs: one file or folder an allocator, and two traits.
+//!
+//! [`Exporter`] makes a buffer. [`Runtime`] says what is under a pointer that somebody else's allocator
+//! returned, and exports it; [`Runtimes`] asks all that are loaded. `docs/exporters.md` says which
+//! exporter gives what, and how to come from a framework's pointer to a region.
+
+/// Asserts that a result is one exact error of an exporter's.
+#[cfg(test)]
+macro_rules! assert_error {
+    ($result:expr, $error:pat) => {
+        match $result {
+            Err($crate::Error::Exporters($error)) => {}
+            other => panic!("expected {}, got {other:?}", stringify!($error)),
+        }
+    };
+}
 
 mod backing;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
+mod device_memory;
 pub mod dma_heap;
 #[cfg(feature = "drm")]
 pub mod drm;
+#[cfg(feature = "gbm")]
+pub mod gbm;
+#[cfg(feature = "hsa")]
+pub mod hsa;
+#[cfg(feature = "level-zero")]
+pub mod level_zero;
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero", feature = "vulkan"))]
+mod library;
+pub mod runtime;
 pub mod udmabuf;
+pub mod v4l2;
 pub mod vfio;
+#[cfg(feature = "vulkan")]
+pub mod vulkan;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -13,11 +44,25 @@ use std::io;
 use std::path::Path;
 
 pub use backing::Backing;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
+pub use device_memory::DeviceMemory;
 pub use dma_heap::DmaHeap;
 #[cfg(feature = "drm")]
 pub use drm::DumbBuffers;
+#[cfg(feature = "gbm")]
+pub use gbm::{Gbm, GbmImage};
+#[cfg(feature = "hsa")]
+pub use hsa::Hsa;
+#[cfg(feature = "level-zero")]
+pub use level_zero::LevelZero;
+pub use runtime::{Exported, Found, MemoryKind, Piece, Runtime, Runtimes};
 pub use udmabuf::{Pages, Udmabuf};
+pub use v4l2::CaptureDevice;
 pub use vfio::VfioDevice;
+#[cfg(feature = "vulkan")]
+pub use vulkan::{Vulkan, VulkanBuffer};
 
 use crate::dmabuf::DmaBuf;
 use crate::{Error, Result};
@@ -92,6 +137,17 @@ mod tests {
         let exhausted = open_error(path, "load the module", "be root", exhausted);
         assert!(matches!(exhausted, Error::ExporterUnusable { .. }));
         assert_eq!(error.to_string(), "/dev/no-such-exporter may not be opened: be root");
+    }
+
+    /// As the crate's documentation says of all types.
+    #[test]
+    #[cfg(all(feature = "cuda", feature = "hsa", feature = "level-zero", feature = "vulkan"))]
+    fn exporters_and_what_they_make_go_to_any_thread() {
+        fn any_thread<T: Send + Sync>() {}
+        any_thread::<(Cuda, Hsa, LevelZero, Vulkan, VulkanBuffer, DeviceMemory)>();
+        #[cfg(feature = "gbm")]
+        any_thread::<(Gbm, GbmImage)>();
+        any_thread::<(Runtimes, Exported, Found, CaptureDevice, v4l2::Capture)>();
     }
 
     #[test]

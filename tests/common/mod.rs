@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod census;
 pub mod drm;
 pub mod faults;
+pub mod gpu;
 pub mod kcore;
 pub mod link;
 pub mod peers;

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use dmabuf_rdma::exporter::CaptureDevice;
 
 /// Loads a kernel module; failing that fails the test.
 #[track_caller]
@@ -16,6 +19,20 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {}: {errors}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The camera; the module is loaded first, as light as it goes.
+pub fn vivid() -> CaptureDevice {
+    let options = ["n_devs=1", "node_types=0x1", "num_inputs=1", "input_types=0x0", "num_outputs=0"];
+    run("modprobe", &[&["vivid"], options.as_slice()].concat());
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match CaptureDevice::by_driver("vivid") {
+            // The node appears a moment after the module is in.
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            answer => return answer.expect("vivid"),
+        }
+    }
 }
 
 /// The PCI devices that a driver is bound to, in order of their addresses.

@@ -27,6 +27,8 @@ const GUEST: &[Package] = &[
     ("rdma-core", None),
     ("ibverbs-providers", None),
     ("ibverbs-utils", Some("ibv_devinfo")),
+    // GBM's drivers.
+    ("libgl1-mesa-dri", None),
 ];
 
 /// To build the library, its examples and its tests.
@@ -46,6 +48,8 @@ const LIBRARY: &[Package] = &[
     ("libnl-3-dev", None),
     ("libnl-route-3-dev", None),
     ("libudev-dev", None),
+    // For the feature gbm.
+    ("libgbm-dev", None),
 ];
 
 /// Programs that the tests and benchmarks compare with.

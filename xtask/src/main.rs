@@ -9,6 +9,7 @@ mod demo;
 mod guest;
 mod host;
 mod kernel;
+mod lavapipe;
 mod lock;
 mod process;
 mod project;

@@ -3,6 +3,7 @@
 use crate::guest::{self, Guest, Job, Outcome, terminal};
 use crate::host::{self, Need};
 use crate::kernel::{self, rxe::Rxe};
+use crate::lavapipe;
 use crate::size::Size;
 use crate::ui;
 use anyhow::Result;
@@ -48,6 +49,9 @@ pub struct Args {
     /// Set a variable for the command
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
+    /// Give the command a Vulkan device, Mesa's lavapipe
+    #[arg(long)]
+    vulkan: bool,
     /// Where the contents of $OUT go [default: a new folder under target/vm]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -76,6 +80,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ..Guest::new(args.rxe, args.mem)
     };
     let mut job = Job::new(args.command)?;
+    if args.vulkan {
+        for (name, value) in lavapipe::environment()? {
+            job = job.env(&name, &value);
+        }
+    }
     for assignment in &args.env {
         let (name, value) = assignment.split_once('=').unwrap_or((assignment, ""));
         job = job.env(name, value);

@@ -60,6 +60,20 @@ const BENCHMARKS: &[Benchmark] = &[
         chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region" }),
     },
     Benchmark {
+        name: "export",
+        about: "device memory as a dma-buf, on the stub libraries, against the driver's own call",
+        parts: &[Part {
+            target: "export",
+            guest: Some(Shape {
+                rxe: Rxe::Stock,
+                memory: Size::gib(1),
+                cpus: 2,
+                limit: Duration::from_secs(600),
+            }),
+        }],
+        chart: None,
+    },
+    Benchmark {
         name: "sg",
         about: "lists of runs, against C over a scatterlist, and where they come from, against the kernel",
         parts: &[

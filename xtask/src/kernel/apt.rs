@@ -6,7 +6,7 @@
 use super::read;
 use super::resolve::{Offer, parse_packages};
 use super::sources::{self, Archive};
-use crate::process;
+use crate::{lock, process};
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
 use std::fs;
@@ -52,6 +52,29 @@ impl Apt {
             last = Some(String::from_utf8_lossy(&update.stderr).into_owned());
         }
         bail!("apt cannot fetch Debian's package lists:\n{}", last.unwrap_or_default());
+    }
+
+    /// The one beside the kernels.
+    pub fn shared() -> Result<Apt> {
+        let home = super::home();
+        let _lock = lock::exclusive(&home.join("lock"))?;
+        Apt::update(&home.join("apt"), None)
+    }
+
+    /// The packages and all that they need, as of a machine that has nothing, each as NAME=VERSION; from the
+    /// backports where these have them.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
+        self.write("nothing-installed", "")?;
+        let status = format!("Dir::State::status={}", self.dir.join("nothing-installed").display());
+        let simulate = |target: &[String]| {
+            let mut command = self.command("apt-get");
+            command.args(["-s", "-o", &status, "--no-install-recommends"]).args(target);
+            process::output(command.arg("install").args(packages))
+        };
+        let backports = ["-t".to_string(), format!("{}-backports", codename()?)];
+        // Not every mirror carries them.
+        let text = simulate(&backports).or_else(|_| simulate(&[]))?;
+        Ok(parse_simulation(&text))
     }
 
     /// What each suite offers.
@@ -119,6 +142,16 @@ Acquire::Languages "none";
     }
 }
 
+/// NAME=VERSION of what `apt-get -s install` would install: `Inst NAME (VERSION SUITE [ARCH])`.
+fn parse_simulation(text: &str) -> Vec<String> {
+    let package = |line: &str| {
+        let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+        let version = rest.split(' ').next()?;
+        Some(format!("{name}={version}"))
+    };
+    text.lines().filter_map(package).collect()
+}
+
 /// The archives in all of the machine's source files.
 fn machine_sources() -> Result<Vec<Archive>> {
     let dump = process::output(Command::new("apt-config").args([
@@ -153,4 +186,17 @@ fn codename() -> Result<String> {
     let text = read(Path::new("/etc/os-release"))?;
     let name = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
     Ok(name.context("/etc/os-release has no VERSION_CODENAME")?.trim_matches('"').to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simulation_names_packages_and_versions() {
+        let text = "NOTE: This is only a simulation!\nThe following NEW packages will be installed:\n  a b\n\
+                    Inst libdrm2 (2.4.123-1~bpo12+1 Debian Backports:stable-backports [amd64])\n\
+                    Inst libgcc-s1 (12.2.0-14 Debian:12.15/stable [amd64]) []\nConf libdrm2 (2.4.123-1)\n";
+        assert_eq!(parse_simulation(text), ["libdrm2=2.4.123-1~bpo12+1", "libgcc-s1=12.2.0-14"]);
+    }
 }

@@ -18,6 +18,7 @@ mod slim;
 mod sources;
 mod tools;
 
+pub use apt::Apt;
 pub use fetch::{NotOffered, unpacked};
 pub use lines::Kernel;
 pub use modules::Module;

@@ -11,7 +11,7 @@ use crate::kernel::lines::{self, Kernel};
 use crate::kernel::rxe::Rxe;
 use crate::kernel::{self, NotOffered};
 use crate::size::Size;
-use crate::{cargo, process, project, ui, vm};
+use crate::{cargo, lavapipe, process, project, ui, vm};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
@@ -29,8 +29,11 @@ const IOMMU: &str = "on_iommu::";
 const PCI: &str = "on_pci::";
 const LINUX_6_12: &str = "on_linux_6_12::";
 const LINUX_7: &str = "on_linux_7::";
+const GPU: &str = "on_gpu::";
+/// Of the latter, what needs an RDMA device too.
+const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
-const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, LONG];
+const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
 
 /// Those whose guest is made for them.
 const GUESTS_OF_THEIR_OWN: &[&str] = &[STOCK, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
@@ -183,7 +186,11 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 
     let mut all = Report::default();
     let mut unavailable: Vec<&str> = Vec::new();
-    for place in places(lines::by_name(&args.kernel)?, args.host, args.long) {
+    let mut places = places(lines::by_name(&args.kernel)?, args.host, args.long);
+    if args.gpu {
+        places.push(gpu_place(lines::by_name(&args.kernel)?));
+    }
+    for place in places {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         if !list.iter().any(wanted) {
             ui::note("Nothing", &format!("to run for: {}", place.name));
@@ -211,6 +218,10 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if unavailable.iter().any(|module| name.starts_with(*module)) => {}
+            _ if name.starts_with(GPU) && !args.gpu => summary.skipped.push((name.clone(), "needs --gpu")),
+            _ if name.starts_with(GPU_REGISTERED) && !rdma_device() => {
+                summary.skipped.push((name.clone(), "needs an RDMA device on this machine"))
+            }
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
             _ if name.starts_with(LINUX_6_12) && args.kernel != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
@@ -225,6 +236,16 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
+/// The GPU of this machine, by its own driver.
+fn gpu_place(kernel: &'static Kernel) -> Place {
+    Place { name: "GPU", kernel, guest: None, append: &[], qemu: &[], modules: vec![GPU] }
+}
+
+/// Whether this machine has one.
+fn rdma_device() -> bool {
+    std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut all| all.next().is_some())
+}
+
 fn chosen(args: &Args, name: &str) -> bool {
     args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()))
 }
@@ -237,6 +258,9 @@ impl Place {
         let mut words = vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into()];
         for name in MODULES.iter().filter(|name| !self.modules.contains(name)) {
             words.extend(["--skip".to_string(), name.to_string()]);
+        }
+        if self.guest.is_none() && !rdma_device() {
+            words.extend(["--skip".to_string(), GPU_REGISTERED.to_string()]);
         }
         words.extend(args.filter.iter().cloned());
         let (output, success) = match self.guest {
@@ -257,6 +281,11 @@ impl Place {
                 };
                 let mut job = Job::new(words)?;
                 job.directory = project::root().to_path_buf();
+                if self.modules.contains(&DMABUF) {
+                    for (name, value) in lavapipe::environment()? {
+                        job = job.env(&name, &value);
+                    }
+                }
                 let mut outcome = guest.run(&job)?;
                 if outcome.tripped_over_a_patch() {
                     vm::report(&outcome);
@@ -296,7 +325,8 @@ mod tests {
                 .map(|p| p.name)
                 .collect()
         };
-        for module in MODULES {
+        assert_eq!(gpu_place(&lines::LINUX_6_12).modules, [GPU]);
+        for module in MODULES.iter().filter(|module| **module != GPU) {
             assert!(!runs(module, false, true).is_empty(), "{module}");
             assert_eq!(runs(module, false, false).is_empty(), *module == LONG, "{module}");
         }

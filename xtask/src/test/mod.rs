@@ -19,6 +19,9 @@ pub struct Args {
     /// Run the integration tests on this machine's RDMA devices, without a guest
     #[arg(long)]
     host: bool,
+    /// Also run the exporters' tests on this machine's own NVIDIA GPU and driver
+    #[arg(long)]
+    gpu: bool,
     /// Also run what takes minutes
     #[arg(long)]
     long: bool,

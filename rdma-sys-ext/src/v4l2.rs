@@ -1,0 +1,355 @@
+//! Capture buffers of video devices as dma-bufs: the part of `linux/videodev2.h` that it takes.
+//!
+//! `device` is a file of `/dev/video*`, opened for reading and writing. Buffers are of the
+//! single-planar capture queue ([`TYPE_CAPTURE`]).
+//!
+//! Kernel: `drivers/media/common/videobuf2/videobuf2-v4l2.c`, `drivers/media/v4l2-core/v4l2-ioctl.c`.
+
+use crate::ioctl::{ioctl, own};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// The single-planar capture queue.
+#[doc(alias = "V4L2_BUF_TYPE_VIDEO_CAPTURE")]
+pub const TYPE_CAPTURE: u32 = 1;
+/// Buffers that the driver allocates.
+#[doc(alias = "V4L2_MEMORY_MMAP")]
+pub const MEMORY_MMAP: u32 = 1;
+/// Buffers that are imported.
+#[doc(alias = "V4L2_MEMORY_DMABUF")]
+pub const MEMORY_DMABUF: u32 = 4;
+/// The device captures video, single-planar.
+#[doc(alias = "V4L2_CAP_VIDEO_CAPTURE")]
+pub const CAP_VIDEO_CAPTURE: u32 = 0x1;
+/// The device streams.
+#[doc(alias = "V4L2_CAP_STREAMING")]
+pub const CAP_STREAMING: u32 = 0x0400_0000;
+/// [`Capability::device_caps`] is of this node, [`Capability::capabilities`] of the whole device.
+#[doc(alias = "V4L2_CAP_DEVICE_CAPS")]
+pub const CAP_DEVICE_CAPS: u32 = 0x8000_0000;
+/// The frame is damaged.
+#[doc(alias = "V4L2_BUF_FLAG_ERROR")]
+pub const BUF_FLAG_ERROR: u32 = 0x40;
+
+/// Argument of [`query_capability`].
+#[doc(alias = "v4l2_capability")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Capability {
+    /// Name of the driver, NUL-terminated.
+    pub driver: [u8; 16],
+    /// Name of the device.
+    pub card: [u8; 32],
+    /// Where it is.
+    pub bus_info: [u8; 32],
+    /// Version of the driver.
+    pub version: u32,
+    /// What the whole device can.
+    pub capabilities: u32,
+    /// What this node can.
+    pub device_caps: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+/// The single-planar half of [`Format`].
+#[doc(alias = "v4l2_pix_format")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PixFormat {
+    /// Pixels a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Four characters.
+    pub pixelformat: u32,
+    /// How rows are interlaced.
+    pub field: u32,
+    /// Bytes from one row to the next.
+    pub bytesperline: u32,
+    /// Bytes a frame.
+    pub sizeimage: u32,
+}
+
+/// Argument of [`get_format`].
+#[doc(alias = "v4l2_format")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    /// [`TYPE_CAPTURE`].
+    pub buf_type: u32,
+    /// Zero.
+    pub pad: u32,
+    /// A union, of which [`TYPE_CAPTURE`] uses this part.
+    pub pix: PixFormat,
+    /// The rest of the union.
+    pub rest: [u64; 22],
+}
+
+/// Argument of [`request_buffers`].
+#[doc(alias = "v4l2_requestbuffers")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RequestBuffers {
+    /// In: buffers wanted. Out: buffers there are.
+    pub count: u32,
+    /// [`TYPE_CAPTURE`].
+    pub buf_type: u32,
+    /// [`MEMORY_MMAP`] or [`MEMORY_DMABUF`].
+    pub memory: u32,
+    /// Out: what the queue can.
+    pub capabilities: u32,
+    /// Zero.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Argument of [`query_buffer`], [`queue`] and [`dequeue`].
+#[doc(alias = "v4l2_buffer")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Buffer {
+    /// Number of the buffer.
+    pub index: u32,
+    /// [`TYPE_CAPTURE`].
+    pub buf_type: u32,
+    /// Bytes of the frame.
+    pub bytesused: u32,
+    /// [`BUF_FLAG_ERROR`] and others.
+    pub flags: u32,
+    /// How rows are interlaced.
+    pub field: u32,
+    /// Zero.
+    pub pad: u32,
+    /// When it was captured, in seconds and microseconds.
+    pub timestamp: [i64; 2],
+    /// A recorder's time.
+    pub timecode: [u32; 4],
+    /// Number of the frame.
+    pub sequence: u32,
+    /// [`MEMORY_MMAP`] or [`MEMORY_DMABUF`].
+    pub memory: u32,
+    /// A union: the offset for mmap, or the descriptor of a dma-buf in the lower half.
+    pub m: u64,
+    /// Bytes of the buffer.
+    pub length: u32,
+    /// Zero.
+    pub reserved2: u32,
+    /// Zero.
+    pub request_fd: i32,
+}
+
+/// Argument of [`export`].
+#[doc(alias = "v4l2_exportbuffer")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExportBuffer {
+    /// [`TYPE_CAPTURE`].
+    pub buf_type: u32,
+    /// Number of the buffer.
+    pub index: u32,
+    /// 0.
+    pub plane: u32,
+    /// `O_CLOEXEC` and an access mode.
+    pub flags: u32,
+    /// Out: the dma-buf.
+    pub fd: i32,
+    /// Zero.
+    pub reserved: [u32; 11],
+}
+
+/// Opcode of [`query_capability`].
+#[doc(alias = "VIDIOC_QUERYCAP")]
+pub const IOCTL_QUERYCAP: libc::Ioctl = libc::_IOR::<Capability>(b'V' as u32, 0);
+/// Opcode of [`get_format`].
+#[doc(alias = "VIDIOC_G_FMT")]
+pub const IOCTL_G_FMT: libc::Ioctl = libc::_IOWR::<Format>(b'V' as u32, 4);
+/// Opcode of [`request_buffers`].
+#[doc(alias = "VIDIOC_REQBUFS")]
+pub const IOCTL_REQBUFS: libc::Ioctl = libc::_IOWR::<RequestBuffers>(b'V' as u32, 8);
+/// Opcode of [`query_buffer`].
+#[doc(alias = "VIDIOC_QUERYBUF")]
+pub const IOCTL_QUERYBUF: libc::Ioctl = libc::_IOWR::<Buffer>(b'V' as u32, 9);
+/// Opcode of [`queue`].
+#[doc(alias = "VIDIOC_QBUF")]
+pub const IOCTL_QBUF: libc::Ioctl = libc::_IOWR::<Buffer>(b'V' as u32, 15);
+/// Opcode of [`export`].
+#[doc(alias = "VIDIOC_EXPBUF")]
+pub const IOCTL_EXPBUF: libc::Ioctl = libc::_IOWR::<ExportBuffer>(b'V' as u32, 16);
+/// Opcode of [`dequeue`].
+#[doc(alias = "VIDIOC_DQBUF")]
+pub const IOCTL_DQBUF: libc::Ioctl = libc::_IOWR::<Buffer>(b'V' as u32, 17);
+/// Opcode of [`stream_on`].
+#[doc(alias = "VIDIOC_STREAMON")]
+pub const IOCTL_STREAMON: libc::Ioctl = libc::_IOW::<i32>(b'V' as u32, 18);
+/// Opcode of [`stream_off`].
+#[doc(alias = "VIDIOC_STREAMOFF")]
+pub const IOCTL_STREAMOFF: libc::Ioctl = libc::_IOW::<i32>(b'V' as u32, 19);
+
+/// What the device is and can.
+///
+/// # Errors
+/// ENOTTY or EINVAL: not a video device.
+#[doc(alias = "VIDIOC_QUERYCAP")]
+pub fn query_capability(device: BorrowedFd<'_>) -> io::Result<Capability> {
+    let mut found = Capability::default();
+    // SAFETY: the kernel writes one Capability, the type of the opcode.
+    unsafe { ioctl(device, IOCTL_QUERYCAP, &raw mut found) }?;
+    Ok(found)
+}
+
+/// The format of the frames.
+///
+/// # Errors
+/// EINVAL: no single-planar capture queue.
+#[doc(alias = "VIDIOC_G_FMT")]
+pub fn get_format(device: BorrowedFd<'_>) -> io::Result<PixFormat> {
+    let pix = PixFormat { width: 0, height: 0, pixelformat: 0, field: 0, bytesperline: 0, sizeimage: 0 };
+    let mut format = Format { buf_type: TYPE_CAPTURE, pad: 0, pix, rest: [0; 22] };
+    // SAFETY: the kernel reads and writes one Format, the type of the opcode; a capture queue's has no
+    // pointer in it.
+    unsafe { ioctl(device, IOCTL_G_FMT, &raw mut format) }?;
+    Ok(format.pix)
+}
+
+/// Asks for buffers and returns how many there are; 0 gives all back, also those that are exported, whose
+/// memory stays until the last descriptor is closed.
+///
+/// # Errors
+/// - EBUSY: somebody else's file has the queue.
+/// - EINVAL: no capture queue, or not this kind of memory.
+/// - ENOMEM.
+#[doc(alias = "VIDIOC_REQBUFS")]
+pub fn request_buffers(device: BorrowedFd<'_>, memory: u32, count: u32) -> io::Result<u32> {
+    let mut request = RequestBuffers { count, buf_type: TYPE_CAPTURE, memory, ..Default::default() };
+    // SAFETY: the kernel reads and writes one RequestBuffers, the type of the opcode.
+    unsafe { ioctl(device, IOCTL_REQBUFS, &raw mut request) }?;
+    Ok(request.count)
+}
+
+/// What the queue knows of a buffer.
+///
+/// # Errors
+/// EINVAL: no such buffer.
+#[doc(alias = "VIDIOC_QUERYBUF")]
+pub fn query_buffer(device: BorrowedFd<'_>, index: u32, memory: u32) -> io::Result<Buffer> {
+    let mut buffer = Buffer { index, buf_type: TYPE_CAPTURE, memory, ..Default::default() };
+    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode; a single-planar one has no
+    // pointer in it.
+    unsafe { ioctl(device, IOCTL_QUERYBUF, &raw mut buffer) }?;
+    Ok(buffer)
+}
+
+/// A dma-buf of a buffer of [`MEMORY_MMAP`]: a new one each time, of the same memory.
+///
+/// # Errors
+/// - EINVAL: no such buffer, or not of that memory.
+/// - ENOTTY: the driver does not export. EMFILE, ENFILE.
+#[doc(alias = "VIDIOC_EXPBUF")]
+pub fn export(device: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut request = ExportBuffer { buf_type: TYPE_CAPTURE, index, flags, fd: -1, ..Default::default() };
+    // SAFETY: the kernel reads and writes one ExportBuffer, the type of the opcode.
+    unsafe { ioctl(device, IOCTL_EXPBUF, &raw mut request) }?;
+    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    unsafe { own(request.fd) }
+}
+
+/// Gives a buffer to the device to fill: one of the queue's own, or a dma-buf.
+///
+/// # Errors
+/// EINVAL: the dma-buf is too small or cannot be mapped by the driver; the buffer is queued already.
+#[doc(alias = "VIDIOC_QBUF")]
+pub fn queue(device: BorrowedFd<'_>, index: u32, dmabuf: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let memory = if dmabuf.is_some() { MEMORY_DMABUF } else { MEMORY_MMAP };
+    let m = dmabuf.map_or(0, |fd| fd.as_raw_fd() as u32 as u64);
+    let mut buffer = Buffer { index, buf_type: TYPE_CAPTURE, memory, m: low(m), ..Default::default() };
+    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode; a single-planar one has no
+    // pointer in it.
+    unsafe { ioctl(device, IOCTL_QBUF, &raw mut buffer) }?;
+    Ok(())
+}
+
+/// The first four bytes of the union, whatever the byte order.
+const fn low(value: u64) -> u64 {
+    if cfg!(target_endian = "big") { value << 32 } else { value }
+}
+
+/// Takes a buffer that the device has filled.
+///
+/// # Errors
+/// - EAGAIN: none is, and the file is non-blocking.
+/// - EINVAL: the stream is off. EIO.
+#[doc(alias = "VIDIOC_DQBUF")]
+pub fn dequeue(device: BorrowedFd<'_>, memory: u32) -> io::Result<Buffer> {
+    let mut buffer = Buffer { buf_type: TYPE_CAPTURE, memory, ..Default::default() };
+    // SAFETY: as in `queue`.
+    unsafe { ioctl(device, IOCTL_DQBUF, &raw mut buffer) }?;
+    Ok(buffer)
+}
+
+/// Starts the stream.
+///
+/// # Errors
+/// EINVAL: too few buffers are queued. EIO, EPIPE.
+#[doc(alias = "VIDIOC_STREAMON")]
+pub fn stream_on(device: BorrowedFd<'_>) -> io::Result<()> {
+    let mut kind = TYPE_CAPTURE as i32;
+    // SAFETY: the kernel reads one int, the type of the opcode.
+    unsafe { ioctl(device, IOCTL_STREAMON, &raw mut kind) }?;
+    Ok(())
+}
+
+/// Stops the stream; all buffers are the application's again.
+///
+/// # Errors
+/// EINVAL: no capture queue.
+#[doc(alias = "VIDIOC_STREAMOFF")]
+pub fn stream_off(device: BorrowedFd<'_>) -> io::Result<()> {
+    let mut kind = TYPE_CAPTURE as i32;
+    // SAFETY: as in `stream_on`.
+    unsafe { ioctl(device, IOCTL_STREAMOFF, &raw mut kind) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ioctl::fake::{self, errno, null};
+    use std::os::fd::{AsFd, IntoRawFd};
+
+    #[test]
+    fn another_device_is_enotty() {
+        assert_eq!(errno(query_capability(null().as_fd())), Some(libc::ENOTTY));
+    }
+
+    #[test]
+    fn an_imported_buffer_is_named_by_its_descriptor() {
+        let (device, dmabuf) = (null(), null());
+        let number = dmabuf.as_raw_fd();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_QBUF);
+            // SAFETY: `queue` passes a Buffer.
+            let buffer = unsafe { argument.cast::<Buffer>().read() };
+            assert_eq!((buffer.index, buffer.buf_type, buffer.memory), (3, TYPE_CAPTURE, MEMORY_DMABUF));
+            assert_eq!(buffer.m.to_ne_bytes()[..4], number.to_ne_bytes());
+            Ok(0)
+        };
+        fake::with(kernel, || queue(device.as_fd(), 3, Some(dmabuf.as_fd()))).unwrap();
+    }
+
+    #[test]
+    fn what_was_exported_is_owned() {
+        let new = null().into_raw_fd();
+        let kernel = move |opcode, argument: *mut u8| {
+            assert_eq!(opcode, IOCTL_EXPBUF);
+            // SAFETY: `export` passes an ExportBuffer.
+            let request = unsafe { &mut *argument.cast::<ExportBuffer>() };
+            assert_eq!((request.index, request.flags, request.fd), (2, libc::O_CLOEXEC as u32, -1));
+            request.fd = new;
+            Ok(0)
+        };
+        let owned = fake::with(kernel, || export(null().as_fd(), 2, libc::O_CLOEXEC as u32));
+        assert_eq!(owned.unwrap().as_raw_fd(), new);
+    }
+}

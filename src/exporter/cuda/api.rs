@@ -1,0 +1,274 @@
+//! The driver's functions, one private one here for each call.
+//!
+//! `unsafe` is here for calling into libcuda. `cudarc` finds the library and has the types; the
+//! functions are declared here, since a newer driver may answer with a code that `cudarc`'s enum of
+//! results lacks, and since `cudarc` panics where a driver lacks a function.
+
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use cudarc::driver::sys;
+use sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE;
+use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD;
+use sys::CUpointer_attribute_enum as Attribute;
+pub(super) use sys::{CUcontext as Context, CUdeviceptr as Address};
+
+use super::LIBRARY;
+use crate::Result;
+use crate::error::ExporterError;
+
+/// An answer of the driver that is not success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) call: &'static str,
+    pub(super) code: c_uint,
+}
+
+pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
+
+/// The codes that become errors of their own.
+pub(super) mod code {
+    use super::sys::cudaError_enum as C;
+
+    pub(crate) const INVALID_VALUE: u32 = C::CUDA_ERROR_INVALID_VALUE as u32;
+    pub(crate) const OUT_OF_MEMORY: u32 = C::CUDA_ERROR_OUT_OF_MEMORY as u32;
+    pub(crate) const NOT_INITIALIZED: u32 = C::CUDA_ERROR_NOT_INITIALIZED as u32;
+    pub(crate) const DEINITIALIZED: u32 = C::CUDA_ERROR_DEINITIALIZED as u32;
+    pub(crate) const NO_DEVICE: u32 = C::CUDA_ERROR_NO_DEVICE as u32;
+    pub(crate) const INVALID_CONTEXT: u32 = C::CUDA_ERROR_INVALID_CONTEXT as u32;
+    pub(crate) const NOT_FOUND: u32 = C::CUDA_ERROR_NOT_FOUND as u32;
+    pub(crate) const NOT_SUPPORTED: u32 = C::CUDA_ERROR_NOT_SUPPORTED as u32;
+}
+
+/// Declares the functions with their C types, and finds them all.
+macro_rules! functions {
+    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
+        /// The functions of libcuda that are used here.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct Api {
+            $($name: unsafe extern "C" fn($($argument),*) -> c_uint,)*
+        }
+
+        impl Api {
+            /// Loads the library and finds all of it.
+            pub(super) fn load() -> Result<Self> {
+                // SAFETY: only loads the library, whose constructors run as for any program.
+                if !unsafe { sys::is_culib_present() } {
+                    return Err(LIBRARY.missing().into());
+                }
+                // SAFETY: it was there a moment ago; cudarc keeps it loaded for good.
+                let library = unsafe { sys::culib() };
+                // SAFETY: the types are those of cuda.h; the library is never unloaded.
+                Ok(unsafe { Self { $($name: *library
+                    .get::<unsafe extern "C" fn($($argument),*) -> c_uint>($symbol.as_bytes())
+                    .map_err(|_| LIBRARY.lacks($symbol, $since))?,)* } })
+            }
+        }
+    };
+}
+
+functions! {
+    init: "cuInit", "CUDA 4", (c_uint);
+    device_count: "cuDeviceGetCount", "CUDA 4", (*mut c_int);
+    device_get: "cuDeviceGet", "CUDA 4", (*mut c_int, c_int);
+    pci_bus_id: "cuDeviceGetPCIBusId", "CUDA 4.1", (*mut c_char, c_int, c_int);
+    error_name: "cuGetErrorName", "CUDA 6", (c_uint, *mut *const c_char);
+    retain: "cuDevicePrimaryCtxRetain", "CUDA 7", (*mut Context, c_int);
+    release: "cuDevicePrimaryCtxRelease_v2", "CUDA 11", (c_int);
+    push: "cuCtxPushCurrent_v2", "CUDA 4", (Context);
+    pop: "cuCtxPopCurrent_v2", "CUDA 4", (*mut Context);
+    attributes: "cuPointerGetAttributes", "CUDA 7",
+        (c_uint, *const Attribute, *const *mut c_void, Address);
+    address_range: "cuMemGetAddressRange_v2", "CUDA 3.2", (*mut Address, *mut usize, Address);
+    handle: "cuMemGetHandleForAddressRange", "CUDA 11.7",
+        (*mut c_void, Address, usize, c_uint, c_ulonglong);
+    alloc: "cuMemAlloc_v2", "CUDA 3.2", (*mut Address, usize);
+    free: "cuMemFree_v2", "CUDA 3.2", (Address);
+    info: "cuMemGetInfo_v2", "CUDA 3.2", (*mut usize, *mut usize);
+    set: "cuMemsetD32_v2", "CUDA 3.2", (Address, c_uint, usize);
+    synchronize: "cuCtxSynchronize", "CUDA 4", ();
+}
+
+/// What the driver says of a pointer; all zero for one that it does not know.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Attributes {
+    pub(super) context: usize,
+    pub(super) memory_type: c_uint,
+    pub(super) buffer_id: c_ulonglong,
+    pub(super) managed: c_uint,
+    pub(super) ordinal: c_int,
+    pub(super) base: Address,
+    pub(super) size: usize,
+}
+
+impl Attributes {
+    pub(super) const HOST: c_uint = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as c_uint;
+    pub(super) const DEVICE: c_uint = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as c_uint;
+}
+
+fn answered(call: &'static str, code: c_uint) -> Answer {
+    if code == 0 { Ok(()) } else { Err(Refused { call, code }) }
+}
+
+impl Api {
+    pub(super) fn init(&self) -> Answer {
+        // SAFETY: takes flags, which have to be 0.
+        answered("cuInit", unsafe { (self.init)(0) })
+    }
+
+    pub(super) fn device_count(&self) -> Answer<c_int> {
+        let mut count = 0;
+        // SAFETY: writes one int.
+        answered("cuDeviceGetCount", unsafe { (self.device_count)(&raw mut count) })?;
+        Ok(count)
+    }
+
+    /// The device of that ordinal and its PCI address as text.
+    pub(super) fn device(&self, ordinal: c_int) -> Answer<(c_int, String)> {
+        let mut device = 0;
+        // SAFETY: writes one int.
+        answered("cuDeviceGet", unsafe { (self.device_get)(&raw mut device, ordinal) })?;
+        let mut text = [0_u8; 32];
+        // SAFETY: writes a string of at most the length passed, its NUL included.
+        let code = unsafe { (self.pci_bus_id)(text.as_mut_ptr().cast(), text.len() as c_int, device) };
+        answered("cuDeviceGetPCIBusId", code)?;
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok((device, String::from_utf8_lossy(&text[..end]).into_owned()))
+    }
+
+    pub(super) fn retain(&self, device: c_int) -> Answer<Context> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        let code = unsafe { (self.retain)(&raw mut context, device) };
+        answered("cuDevicePrimaryCtxRetain", code)?;
+        Ok(context)
+    }
+
+    pub(super) fn release(&self, device: c_int) -> Answer {
+        // SAFETY: takes a number. The caller retained the context once.
+        answered("cuDevicePrimaryCtxRelease", unsafe { (self.release)(device) })
+    }
+
+    /// Makes a context this thread's, until the guard is dropped.
+    ///
+    /// # Safety
+    /// The context is alive until then.
+    pub(super) unsafe fn enter(&self, context: Context) -> Answer<Entered<'_>> {
+        // SAFETY: alive, says the caller.
+        answered("cuCtxPushCurrent", unsafe { (self.push)(context) })?;
+        Ok(Entered { api: self })
+    }
+
+    pub(super) fn attributes(&self, address: Address) -> Answer<Attributes> {
+        let mut found = Attributes::default();
+        let names = [
+            Attribute::CU_POINTER_ATTRIBUTE_CONTEXT,
+            Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+            Attribute::CU_POINTER_ATTRIBUTE_BUFFER_ID,
+            Attribute::CU_POINTER_ATTRIBUTE_IS_MANAGED,
+            Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+            Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
+            Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+        ];
+        let places: [*mut c_void; 7] = [
+            (&raw mut found.context).cast(),
+            (&raw mut found.memory_type).cast(),
+            (&raw mut found.buffer_id).cast(),
+            (&raw mut found.managed).cast(),
+            (&raw mut found.ordinal).cast(),
+            (&raw mut found.base).cast(),
+            (&raw mut found.size).cast(),
+        ];
+        // SAFETY: there are as many places as names, each at least of the size that cuda.h gives the
+        // attribute, and zeroed. Nothing is read at the address.
+        let code =
+            unsafe { (self.attributes)(names.len() as c_uint, names.as_ptr(), places.as_ptr(), address) };
+        answered("cuPointerGetAttributes", code)?;
+        Ok(found)
+    }
+
+    /// Base and size of the allocation around an address. Wants a current context.
+    pub(super) fn address_range(&self, address: Address) -> Answer<(Address, u64)> {
+        let (mut base, mut size) = (0, 0);
+        // SAFETY: writes the two; nothing is read at the address.
+        let code = unsafe { (self.address_range)(&raw mut base, &raw mut size, address) };
+        answered("cuMemGetAddressRange", code)?;
+        Ok((base, size as u64))
+    }
+
+    /// A dma-buf of whole pages. Wants the memory's context to be current.
+    pub(super) fn export(&self, address: Address, length: u64, pcie: bool) -> Answer<OwnedFd> {
+        let mut fd: c_int = -1;
+        let kind = CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD as c_uint;
+        let flags = if pcie { CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE as c_ulonglong } else { 0 };
+        // SAFETY: a handle of this type is one int. The driver checks address and length.
+        let code = unsafe { (self.handle)((&raw mut fd).cast(), address, length as usize, kind, flags) };
+        answered("cuMemGetHandleForAddressRange", code)?;
+        // SAFETY: a descriptor that the driver has just made for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Memory of the current context's device.
+    pub(super) fn alloc(&self, size: u64) -> Answer<Address> {
+        let mut address = 0;
+        // SAFETY: writes one address.
+        answered("cuMemAlloc", unsafe { (self.alloc)(&raw mut address, size as usize) })?;
+        Ok(address)
+    }
+
+    /// # Safety
+    /// The address is one that `alloc` returned and nobody has freed.
+    pub(super) unsafe fn free(&self, address: Address) -> Answer {
+        // SAFETY: passed on.
+        answered("cuMemFree", unsafe { (self.free)(address) })
+    }
+
+    /// Bytes free in the current context's device.
+    pub(super) fn available(&self) -> Answer<u64> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes the two.
+        answered("cuMemGetInfo", unsafe { (self.info)(&raw mut free, &raw mut total) })?;
+        Ok(free as u64)
+    }
+
+    /// Sets words and waits until that is done.
+    ///
+    /// # Safety
+    /// The words are in an allocation of the current context that nobody else relies on.
+    pub(super) unsafe fn fill(&self, address: Address, word: u32, count: usize) -> Answer {
+        // SAFETY: passed on.
+        answered("cuMemsetD32", unsafe { (self.set)(address, word, count) })?;
+        // SAFETY: takes nothing.
+        answered("cuCtxSynchronize", unsafe { (self.synchronize)() })
+    }
+
+    /// As an error of the library, by the driver's own name.
+    pub(super) fn error(&self, refused: Refused) -> ExporterError {
+        let mut name = std::ptr::null();
+        // SAFETY: writes a pointer to a static string, or null for a code that it does not know.
+        let known = unsafe { (self.error_name)(refused.code, &raw mut name) } == 0 && !name.is_null();
+        let name = match known {
+            // SAFETY: a static, NUL-terminated string, says cuda.h.
+            true => unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned(),
+            false => "an unknown error".into(),
+        };
+        let (call, code) = (refused.call, i64::from(refused.code));
+        ExporterError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
+    }
+}
+
+/// A context is current; the one before is again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Entered<'a> {
+    api: &'a Api,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: takes back what `enter` pushed on this thread; guards nest, being borrowed values.
+        if let Err(refused) = answered("cuCtxPopCurrent", unsafe { (self.api.pop)(&raw mut popped) }) {
+            tracing::warn!(error = %self.api.error(refused), "cannot leave a CUDA context");
+        }
+    }
+}

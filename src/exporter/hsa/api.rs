@@ -1,0 +1,197 @@
+//! The functions of libhsa-runtime64, one private one here for each call.
+//!
+//! `unsafe` is here for calling into the library. There are no kept bindings; the layouts are those of
+//! `hsa.h` and `hsa_ext_amd.h`, compared with them where they are installed.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
+
+use libloading::os::unix::Library;
+use rdma_sys_ext::hsa::{self as sys};
+pub(super) use rdma_sys_ext::hsa::{Agent, PointerInfo, Pool, Status};
+
+use super::LIBRARY;
+use crate::Result;
+use crate::error::ExporterError;
+
+/// An answer that is not success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) call: &'static str,
+    pub(super) code: Status,
+}
+
+pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
+
+type Visit<T> = extern "C" fn(T, *mut c_void) -> Status;
+
+/// Declares the functions with their C types, and finds them all.
+macro_rules! functions {
+    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
+        /// The functions that are used here, and the library that has them.
+        #[derive(Debug)]
+        pub(super) struct Api {
+            $($name: unsafe extern "C" fn($($argument),*) -> Status,)*
+            // Unloaded after the last use of the functions above.
+            _library: Library,
+        }
+
+        impl Api {
+            /// Loads the library and finds all of it.
+            pub(super) fn load() -> Result<Self> {
+                let library = LIBRARY.open()?;
+                // SAFETY: the types are those of the headers; the library is kept beside them.
+                Ok(unsafe { Self { $($name: LIBRARY.symbol(&library, $symbol, $since)?,)* _library: library } })
+            }
+        }
+    };
+}
+
+functions! {
+    init: "hsa_init", "ROCm 1", ();
+    shut_down: "hsa_shut_down", "ROCm 1", ();
+    status_string: "hsa_status_string", "ROCm 1", (Status, *mut *const c_char);
+    iterate_agents: "hsa_iterate_agents", "ROCm 1", (Visit<Agent>, *mut c_void);
+    agent_info: "hsa_agent_get_info", "ROCm 1", (Agent, u32, *mut c_void);
+    iterate_pools: "hsa_amd_agent_iterate_memory_pools", "ROCm 1", (Agent, Visit<Pool>, *mut c_void);
+    pool_info: "hsa_amd_memory_pool_get_info", "ROCm 1", (Pool, u32, *mut c_void);
+    allocate: "hsa_amd_memory_pool_allocate", "ROCm 1", (Pool, usize, u32, *mut *mut c_void);
+    free: "hsa_amd_memory_pool_free", "ROCm 1", (*mut c_void);
+    fill: "hsa_amd_memory_fill", "ROCm 1", (*mut c_void, u32, usize);
+    pointer_info: "hsa_amd_pointer_info", "ROCm 1.8",
+        (*const c_void, *mut PointerInfo, *mut c_void, *mut u32, *mut *mut Agent);
+    export: "hsa_amd_portable_export_dmabuf", "ROCm 5.6", (*const c_void, usize, *mut c_int, *mut u64);
+    close: "hsa_amd_portable_close_dmabuf", "ROCm 5.6", (c_int);
+}
+
+fn answered(call: &'static str, code: Status) -> Answer {
+    if code == sys::SUCCESS { Ok(()) } else { Err(Refused { call, code }) }
+}
+
+/// Adds what it is called with to the vector behind `list`.
+extern "C" fn collect<T>(value: T, list: *mut c_void) -> Status {
+    // SAFETY: `gather` passes its own vector, of this type, which nothing else touches meanwhile.
+    unsafe { &mut *list.cast::<Vec<T>>() }.push(value);
+    sys::SUCCESS
+}
+
+impl Api {
+    pub(super) fn init(&self) -> Answer {
+        // SAFETY: takes nothing; counted by the library.
+        answered("hsa_init", unsafe { (self.init)() })
+    }
+
+    pub(super) fn shut_down(&self) -> Answer {
+        // SAFETY: once for each `init`, by its caller.
+        answered("hsa_shut_down", unsafe { (self.shut_down)() })
+    }
+
+    pub(super) fn agents(&self) -> Answer<Vec<Agent>> {
+        let mut list = Vec::new();
+        // SAFETY: the callback adds to the vector and is not called after the return.
+        let code = unsafe { (self.iterate_agents)(collect, (&raw mut list).cast()) };
+        answered("hsa_iterate_agents", code)?;
+        Ok(list)
+    }
+
+    pub(super) fn pools(&self, agent: Agent) -> Answer<Vec<Pool>> {
+        let mut list = Vec::new();
+        // SAFETY: as in `agents`.
+        let code = unsafe { (self.iterate_pools)(agent, collect, (&raw mut list).cast()) };
+        answered("hsa_amd_agent_iterate_memory_pools", code)?;
+        Ok(list)
+    }
+
+    /// A property of an agent that is a `uint32_t`.
+    pub(super) fn agent_info(&self, agent: Agent, attribute: u32) -> Answer<u32> {
+        let mut value = 0_u32;
+        // SAFETY: every attribute that is asked for here is of this type.
+        let code = unsafe { (self.agent_info)(agent, attribute, (&raw mut value).cast()) };
+        answered("hsa_agent_get_info", code)?;
+        Ok(value)
+    }
+
+    /// A property of a pool: a `uint32_t`, a `size_t` or a bool, in a zeroed word.
+    pub(super) fn pool_info(&self, pool: Pool, attribute: u32) -> Answer<u64> {
+        let mut value = [0_u8; 8];
+        // SAFETY: no attribute that is asked for here is larger.
+        let code = unsafe { (self.pool_info)(pool, attribute, value.as_mut_ptr().cast()) };
+        answered("hsa_amd_memory_pool_get_info", code)?;
+        Ok(u64::from_le_bytes(value))
+    }
+
+    pub(super) fn allocate(&self, pool: Pool, size: u64) -> Answer<u64> {
+        let mut address = std::ptr::null_mut();
+        // SAFETY: writes one address; no flags.
+        let code = unsafe { (self.allocate)(pool, size as usize, 0, &raw mut address) };
+        answered("hsa_amd_memory_pool_allocate", code)?;
+        Ok(address as u64)
+    }
+
+    /// # Safety
+    /// The address is one that `allocate` returned and nobody has freed.
+    pub(super) unsafe fn free(&self, address: u64) -> Answer {
+        // SAFETY: passed on.
+        answered("hsa_amd_memory_pool_free", unsafe { (self.free)(address as *mut c_void) })
+    }
+
+    /// # Safety
+    /// The words are in an allocation that nobody else relies on.
+    pub(super) unsafe fn fill(&self, address: u64, word: u32, count: usize) -> Answer {
+        // SAFETY: passed on. It returns when the words are set.
+        answered("hsa_amd_memory_fill", unsafe { (self.fill)(address as *mut c_void, word, count) })
+    }
+
+    pub(super) fn pointer_info(&self, address: u64) -> Answer<PointerInfo> {
+        let mut info = MaybeUninit::<PointerInfo>::zeroed();
+        let (size, none) = (size_of::<PointerInfo>() as u32, std::ptr::null_mut());
+        // SAFETY: the struct is zeroed, and the library writes as much as its first word says, or less.
+        // Without an allocator it returns no list. Nothing is read at the address.
+        let (code, info) = unsafe {
+            (*info.as_mut_ptr()).size = size;
+            let code = (self.pointer_info)(
+                address as *const c_void,
+                info.as_mut_ptr(),
+                none,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            );
+            (code, info.assume_init())
+        };
+        answered("hsa_amd_pointer_info", code)?;
+        Ok(info)
+    }
+
+    /// A dma-buf of the allocation, and where in it the address is. The descriptor has to go back to
+    /// `close`.
+    pub(super) fn export(&self, address: u64, length: u64) -> Answer<(c_int, u64)> {
+        let (mut fd, mut offset) = (-1, 0);
+        // SAFETY: writes the two; the library checks the range.
+        let code =
+            unsafe { (self.export)(address as *const c_void, length as usize, &raw mut fd, &raw mut offset) };
+        answered("hsa_amd_portable_export_dmabuf", code)?;
+        Ok((fd, offset))
+    }
+
+    /// # Safety
+    /// The descriptor is one that `export` returned and nobody has closed.
+    pub(super) unsafe fn close(&self, fd: c_int) -> Answer {
+        // SAFETY: passed on.
+        answered("hsa_amd_portable_close_dmabuf", unsafe { (self.close)(fd) })
+    }
+
+    /// As an error of the library, with the first line of the runtime's own text.
+    pub(super) fn error(&self, refused: Refused) -> ExporterError {
+        let mut text = std::ptr::null();
+        // SAFETY: writes a pointer to a static string, unless it does not know the code.
+        let known = unsafe { (self.status_string)(refused.code, &raw mut text) } == sys::SUCCESS;
+        let name = if known && !text.is_null() {
+            // SAFETY: a static, NUL-terminated string, says hsa.h.
+            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+        } else {
+            "an unknown status".into()
+        };
+        let (call, code) = (refused.call, i64::from(refused.code));
+        ExporterError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
+    }
+}

@@ -1,0 +1,168 @@
+/* What the stub libraries share: memory made of memfds that is exported as udmabufs, refusals that a test
+ * asks for, and a book of what was made and what was called wrongly. One thread at a time.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/udmabuf.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define BLOCK (2UL << 20)
+#define MOST 64
+
+enum kind { FREE, DEVICE, HOST, MANAGED };
+
+/* One allocation, or one mapping of several into a reservation. */
+struct memory {
+	enum kind kind;
+	/* Where it is, and the range that a pointer into it may be moved in. */
+	uintptr_t base, size, range, range_size;
+	/* The memfd behind it, whose first byte is at `block`, and who else uses that. */
+	uintptr_t block, block_size;
+	int memfd, shared;
+	uint64_t id;
+	/* Context, agent or device. */
+	void *owner;
+	int device;
+	int exportable, fd;
+};
+
+static struct memory all[MOST];
+static int live;
+static char misuse[200];
+static char refused[64];
+static int64_t refusal;
+static int udmabuf = -1;
+
+/* As a driver has its device open, so that no call pays for that. */
+__attribute__((constructor)) static void open_device(void)
+{
+	udmabuf = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+}
+
+/* Whether the test wants this call to fail, and its code. */
+static int refuses(const char *call, int64_t *code)
+{
+	if (!refused[0] || strcmp(refused, call))
+		return 0;
+	refused[0] = 0;
+	*code = refusal;
+	return 1;
+}
+
+static int wrong(const char *call, const char *what)
+{
+	if (!misuse[0])
+		snprintf(misuse, sizeof(misuse), "%s: %s", call, what);
+	return 1;
+}
+
+void stub_refuse(const char *call, int64_t code)
+{
+	snprintf(refused, sizeof(refused), "%s", call);
+	refusal = code;
+}
+
+int stub_live(void)
+{
+	return live;
+}
+
+const char *stub_misuse(void)
+{
+	return misuse[0] ? misuse : NULL;
+}
+
+static struct memory *find(uintptr_t address)
+{
+	for (int i = 0; i < MOST; i++)
+		if (all[i].kind != FREE && address - all[i].base < all[i].size)
+			return &all[i];
+	return NULL;
+}
+
+static struct memory *unused(void)
+{
+	for (int i = 0; i < MOST; i++)
+		if (all[i].kind == FREE)
+			return &all[i];
+	return NULL;
+}
+
+static uintptr_t round_up(uintptr_t value, uintptr_t to)
+{
+	return (value + to - 1) / to * to;
+}
+
+/* Reserves addresses at a multiple of BLOCK. */
+static uintptr_t reserve(uintptr_t size)
+{
+	void *at = mmap(NULL, size + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return at == MAP_FAILED ? 0 : round_up((uintptr_t)at, BLOCK);
+}
+
+/* A memfd of that many whole pages, mapped at `at`. */
+static int back(uintptr_t at, uintptr_t size)
+{
+	int memfd = memfd_create("stub", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (memfd < 0)
+		return -1;
+	if (ftruncate(memfd, size) || fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK) ||
+	    mmap((void *)at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd, 0) == MAP_FAILED) {
+		close(memfd);
+		return -1;
+	}
+	return memfd;
+}
+
+/* Memory of its own, in whole pages. */
+static struct memory *make(enum kind kind, uintptr_t size, void *owner, int device)
+{
+	static uint64_t ids;
+	struct memory *new = unused();
+	uintptr_t whole = round_up(size, PAGE), at;
+	int memfd;
+
+	if (!new || size > (1UL << 32) || !(at = reserve(whole)) || (memfd = back(at, whole)) < 0)
+		return NULL;
+	*new = (struct memory){ .kind = kind, .base = at, .size = size, .range = at, .range_size = size,
+				.block = at, .block_size = whole, .memfd = memfd, .id = ++ids,
+				.owner = owner, .device = device, .fd = -1 };
+	live++;
+	return new;
+}
+
+static void release(struct memory *memory)
+{
+	int last = 1;
+
+	for (int i = 0; i < MOST; i++)
+		if (all[i].kind != FREE && &all[i] != memory && all[i].memfd == memory->memfd)
+			last = 0;
+	if (last) {
+		/* The addresses stay reserved: a pointer that was freed is nobody's. */
+		mmap((void *)memory->block, memory->block_size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		close(memory->memfd);
+	}
+	if (memory->fd >= 0)
+		close(memory->fd);
+	memory->kind = FREE;
+	live--;
+}
+
+/* A dma-buf of whole pages of the memfd. */
+static int dmabuf(const struct memory *memory, uintptr_t address, uintptr_t length, int flags)
+{
+	struct udmabuf_create create = { .memfd = memory->memfd, .flags = flags,
+					 .offset = address - memory->block, .size = length };
+
+	return ioctl(udmabuf, UDMABUF_CREATE, &create);
+}
