@@ -11,7 +11,7 @@ use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
 use crate::common::link::Link;
 use crate::common::peers::{Peers, domain};
-use crate::common::system::{example, run};
+use crate::common::system::example;
 use crate::common::{assert_same, contents, pattern};
 
 #[test]

@@ -183,8 +183,8 @@ fn spans_name_what_was_done_and_how_long_it_took() {
         assert_eq!((field(at, "offset"), field(at, "length")), ("4096".into(), "8192".into()));
         assert_eq!((field(at, "lkey"), field(at, "buffer")), (key.clone(), inode.clone()));
     }
-    for at in 0..4 {
-        field(at, "duration").parse::<u64>().unwrap_or_else(|e| panic!("{}: {e}", names[at]));
+    for (at, name) in names.iter().enumerate().take(4) {
+        field(at, "duration").parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     assert!(field(3, "error").contains("a range of 0 bytes"));
 }
