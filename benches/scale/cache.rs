@@ -15,22 +15,23 @@ use crate::common::{Processors, Result, Rows, Spread};
 const LOOPS: usize = 101;
 const HITS: u64 = 20_000;
 const SIZE: u64 = 1 << 20;
+/// What is asked of it.
+const OFFSET: u64 = 4096;
+const LENGTH: u64 = 8192;
 
 /// What is asked, of an entry that is there.
 struct Request<'a> {
     cache: &'a RegionCache,
     domain: &'a ProtectionDomain,
     buffer: &'a DmaBuf,
-    offset: u64,
-    length: u64,
 }
 
 impl Request<'_> {
     #[inline(always)]
     fn hit(&self) {
-        let Self { cache, domain, buffer, offset, length } = *self;
+        let Self { cache, domain, buffer } = *self;
         // The compiler does not know the buffer from one hit to the next, nor what becomes of the handle.
-        let handle = cache.get(domain, black_box(buffer), offset, length, ACCESS).expect("a hit");
+        let handle = cache.get(domain, black_box(buffer), OFFSET, LENGTH, ACCESS).expect("a hit");
         black_box(handle.iova());
     }
 
@@ -50,7 +51,7 @@ pub fn run(rows: &mut Rows, domain: &ProtectionDomain, processors: &Processors) 
     for buffer in &buffers {
         cache.get(domain, buffer, 0, SIZE, ACCESS)?;
     }
-    let request = Request { cache: &cache, domain, buffer: &buffers[17], offset: 4096, length: 8192 };
+    let request = Request { cache: &cache, domain, buffer: &buffers[17] };
 
     processors.stay_on(0)?;
     request.time();

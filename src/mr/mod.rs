@@ -28,7 +28,7 @@ pub use probe::{DmaBufSupport, Refusal, RefusalReason, probe};
 pub use region::{DeregisterError, Lkey, MemoryRegion, Rkey};
 pub use set::{DeregisterSetError, FdPolicy, Progress, RegionSet, RegionSetBuilder};
 
-pub(crate) use cache::all_caches;
+pub(crate) use cache::{PLACES, all_caches, own_place, shared_place};
 
 #[cfg(test)]
 mod tests;

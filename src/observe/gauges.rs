@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::mr::Path;
+use crate::mr::{PLACES, Path, own_place, shared_place};
 
-/// Regions and bytes of one path.
+/// Regions and bytes of one path, as one thread changed them: a region may go in another than it came.
 struct Cell {
     regions: AtomicU64,
     bytes: AtomicU64,
@@ -13,8 +13,13 @@ struct Cell {
 
 const PATHS: [Path; 5] = [Path::Verbs, Path::Uverbs, Path::HostMapping, Path::VerbsEx, Path::DataDirect];
 
-static CELLS: [Cell; PATHS.len()] =
-    [const { Cell { regions: AtomicU64::new(0), bytes: AtomicU64::new(0) } }; PATHS.len()];
+/// One thread's, on lines of their own.
+#[repr(align(128))]
+struct Cells([Cell; PATHS.len()]);
+
+static CELLS: [Cells; PLACES] =
+    [const { Cells([const { Cell { regions: AtomicU64::new(0), bytes: AtomicU64::new(0) } }; PATHS.len()]) };
+        PLACES];
 
 static FDS: AtomicU64 = AtomicU64::new(0);
 
@@ -99,8 +104,11 @@ impl CacheGauges {
 pub fn gauges() -> Gauges {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut paths = ByPath::default();
-    for (into, cell) in paths.0.iter_mut().zip(&CELLS) {
-        *into = PathGauges { regions: read(&cell.regions), bytes: read(&cell.bytes) };
+    for Cells(cells) in &CELLS {
+        for (sum, cell) in paths.0.iter_mut().zip(cells) {
+            sum.regions = sum.regions.wrapping_add(read(&cell.regions));
+            sum.bytes = sum.bytes.wrapping_add(read(&cell.bytes));
+        }
     }
     Gauges { regions: paths, fds: read(&FDS), cache: crate::mr::all_caches() }
 }
@@ -108,17 +116,29 @@ pub fn gauges() -> Gauges {
 /// One more region.
 #[inline]
 pub(crate) fn count_region(path: Path, length: u64) {
-    let cell = &CELLS[path as usize];
-    cell.regions.fetch_add(1, Ordering::Relaxed);
-    cell.bytes.fetch_add(length, Ordering::Relaxed);
+    change(path, 1, length);
 }
 
 /// One region less.
 #[inline]
 pub(crate) fn discount_region(path: Path, length: u64) {
-    let cell = &CELLS[path as usize];
-    cell.regions.fetch_sub(1, Ordering::Relaxed);
-    cell.bytes.fetch_sub(length, Ordering::Relaxed);
+    change(path, 1_u64.wrapping_neg(), length.wrapping_neg());
+}
+
+#[inline]
+fn change(path: Path, regions: u64, bytes: u64) {
+    let Some(place) = own_place() else { return change_in_common(path, regions, bytes) };
+    // Nobody else writes it.
+    let cell = &CELLS[place].0[path as usize];
+    cell.regions.store(cell.regions.load(Ordering::Relaxed).wrapping_add(regions), Ordering::Relaxed);
+    cell.bytes.store(cell.bytes.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+}
+
+#[cold]
+fn change_in_common(path: Path, regions: u64, bytes: u64) {
+    let cell = &CELLS[shared_place()].0[path as usize];
+    cell.regions.fetch_add(regions, Ordering::Relaxed);
+    cell.bytes.fetch_add(bytes, Ordering::Relaxed);
 }
 
 /// Stands beside a dma-buf descriptor, to count it as long as it is held.

@@ -20,6 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use self::fill::State;
 use self::index::Index;
 use self::slot::{Key, Slot};
+pub(crate) use self::thread::{PLACES, own as own_place, place as shared_place};
 use super::path::IMPORT;
 use super::{Access, Lkey, MemoryRegion, Path, Rkey};
 use crate::Result;

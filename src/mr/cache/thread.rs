@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::barrier;
 
 /// Places to count in. The first is for all threads that have none of their own.
-pub(super) const PLACES: usize = 16;
+pub(crate) const PLACES: usize = 16;
 
 /// A thread that has not asked yet.
 const UNKNOWN: usize = usize::MAX;
@@ -26,6 +26,7 @@ struct Lease(usize);
 
 impl Lease {
     fn take() -> Self {
+        barrier::prepare();
         if !barrier::by_kernel() {
             PLACE.set(0);
             return Self(0);
@@ -56,14 +57,14 @@ impl Drop for Lease {
 
 /// A place that no other thread writes; `None` for a thread that shares the first, or has not asked yet.
 #[inline(always)]
-pub(super) fn own() -> Option<usize> {
+pub(crate) fn own() -> Option<usize> {
     let place = PLACE.get();
     (place.wrapping_sub(1) < PLACES - 1).then_some(place)
 }
 
 /// This thread's place: 0 is shared, others are its own.
 #[cold]
-pub(super) fn place() -> usize {
+pub(crate) fn place() -> usize {
     match PLACE.get() {
         // Where the thread is ending already there is no lease any more.
         UNKNOWN => LEASE.try_with(|lease| lease.0).unwrap_or_else(|_| {
