@@ -2,7 +2,7 @@
 //!
 //! One side makes a [`Listener`] and takes [`Incoming`] requests, the other one resolves an address to an
 //! [`Outgoing`] one. Each learns there which device the way goes through, makes a
-//! [`Connection`](crate::transfer::Connection) on it, with its own protection domain and regions, and
+//! [`Connection`] on it, with its own protection domain and regions, and
 //! connects that. Up to 56 bytes go with the request and 196 with the answer: a
 //! [`RemoteRegion`](crate::RemoteRegion) of one run fits into either.
 //!
