@@ -176,8 +176,9 @@ impl CompletionQueue {
     #[doc(alias = "ibv_req_notify_cq")]
     pub fn arm(&self) -> Result<()> {
         // SAFETY: the queue is live.
-        check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), false) })
-            .map_err(self.inner.context.failed("arm the completion queue"))
+        let armed = check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), false) });
+        // The words are put together for a failure only: this is called for every sleep.
+        armed.map_err(|source| self.inner.context.failed("arm the completion queue")(source))
     }
 
     /// Sleeps until an event comes or `limit` is over, and takes the event; whether the queue is still
