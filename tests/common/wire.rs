@@ -94,10 +94,23 @@ impl Fault {
         Self(())
     }
 
-    /// What the queue of one end has dropped, corrupted or reordered so far, in tc's words.
-    pub fn statistics(&self) -> String {
-        run("/usr/sbin/tc", &["-s", "qdisc", "show", "dev", "wire0"])
+    /// What the queue of one end has dropped so far.
+    pub fn dropped(&self) -> u64 {
+        let text = run("/usr/sbin/tc", &["-s", "qdisc", "show", "dev", "wire0"]);
+        let count = text.split_once("dropped ").and_then(|(_, rest)| rest.split_once(','));
+        count.and_then(|(count, _)| count.parse().ok()).unwrap_or_else(|| panic!("no count in {text:?}"))
     }
+}
+
+/// What both devices have counted so far of one kind: `duplicate_request`, `out_of_seq_request`, ….
+#[track_caller]
+pub fn counted(counter: &str) -> u64 {
+    let of = |device| {
+        let path = format!("/sys/class/infiniband/{device}/ports/1/hw_counters/{counter}");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        text.trim().parse::<u64>().unwrap_or_else(|e| panic!("{path}: {e}"))
+    };
+    of("rxe0") + of("rxe1")
 }
 
 impl Drop for Fault {
