@@ -38,7 +38,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Behind the bytes, at the next page: their digest.
 const PAGE: u64 = 4096;
-const DIGEST: u64 = 16;
+const DIGEST: u64 = 8;
 
 #[derive(Parser)]
 #[command(about = "Sends a file or a buffer of any size over RDMA, dma-buf to dma-buf")]
@@ -119,7 +119,7 @@ fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
     let mut sent = [0; DIGEST as usize];
     mapping.read(length.next_multiple_of(PAGE), &mut sent)?;
     let seen = digest::digest(&mapping, length)?;
-    ui::compared(length, seen, u128::from_le_bytes(sent))?;
+    ui::compared(length, seen, u64::from_le_bytes(sent))?;
     if let Some(path) = to {
         file::save(&mapping, length, &path)?;
     }
@@ -137,7 +137,9 @@ fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>)
     let mapping = allocation.dmabuf.map()?;
     match &path {
         Some(path) => file::load(path, &mapping, length)?,
-        None => digest::fill(&mapping, length, |_| {})?,
+        None => {
+            digest::fill(&mapping, length, |_| {})?;
+        }
     }
     let digest = digest::digest(&mapping, length)?;
     let behind = length.next_multiple_of(PAGE);

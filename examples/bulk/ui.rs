@@ -18,11 +18,11 @@ pub fn sent(length: u64, took: Duration) {
 }
 
 /// Shows that what came is what was sent; an error unless it is.
-pub fn compared(length: u64, seen: u128, sent: u128) -> Result<()> {
+pub fn compared(length: u64, seen: u64, sent: u64) -> Result<()> {
     if seen != sent {
-        return Err(format!("digest {seen:032x}, but {sent:032x} was sent").into());
+        return Err(format!("digest {seen:016x}, but {sent:016x} was sent").into());
     }
-    println!("received {}, digest {seen:032x}, verified", BinaryBytes(length));
+    println!("received {}, digest {seen:016x}, verified", BinaryBytes(length));
     Ok(())
 }
 

@@ -4,18 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use dmabuf_rdma::dmabuf::{CpuAccess, Mapping};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::Result;
 
 const BLOCK: u64 = 1 << 20;
 
 /// Fills a buffer with a pattern in which no two words of 8 bytes are alike, so that bytes that land
-/// in a wrong place show.
-pub fn fill(mapping: &Mapping, seed: u64, progress: impl Fn(u64) + Sync) -> Result<()> {
+/// in a wrong place show. Returns the digest that whoever looks at the buffer must find.
+pub fn fill(mapping: &Mapping, seed: u64, progress: impl Fn(u64) + Sync) -> Result<u64> {
     let guard = mapping.begin(CpuAccess::Write)?;
     let filled = AtomicU64::new(0);
-    each_block(mapping.len(), |offset, block| {
+    let digests = each_block(mapping.len(), |offset, block| {
         for (at, word) in block.chunks_mut(8).enumerate() {
             let bytes = scramble(seed ^ (offset + 8 * at as u64)).to_le_bytes();
             word.copy_from_slice(&bytes[..word.len()]);
@@ -23,20 +23,25 @@ pub fn fill(mapping: &Mapping, seed: u64, progress: impl Fn(u64) + Sync) -> Resu
         guard.write(offset, block)?;
         let length = block.len() as u64;
         progress(filled.fetch_add(length, Ordering::Relaxed) + length);
-        Ok(())
+        Ok(of_block(block))
     })?;
-    Ok(guard.end()?)
+    guard.end()?;
+    Ok(u64::from_le_bytes(of_block(digests.as_flattened())))
 }
 
 /// Digest of the first `length` bytes: that of their blocks' digests.
-pub fn digest(mapping: &Mapping, length: u64) -> Result<u128> {
+pub fn digest(mapping: &Mapping, length: u64) -> Result<u64> {
     let guard = mapping.begin(CpuAccess::Read)?;
     let digests = each_block(length, |offset, block| {
         guard.read(offset, block)?;
-        Ok(xxh3_128(block).to_le_bytes())
+        Ok(of_block(block))
     })?;
     guard.end()?;
-    Ok(xxh3_128(digests.as_flattened()))
+    Ok(u64::from_le_bytes(of_block(digests.as_flattened())))
+}
+
+fn of_block(bytes: &[u8]) -> [u8; 8] {
+    xxh64(bytes, 0).to_le_bytes()
 }
 
 /// What `work` makes of each block and its offset, in order; each processor has its share of the blocks.

@@ -25,9 +25,8 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
     let mapping = party.buffer.map()?;
     for round in 0..u64::from(display.rounds) {
         let bar = Bar::new(display.progress, "fill", size);
-        fill(&mapping, 2 * round + 1, |done| bar.set(done))?;
+        let ours = fill(&mapping, 2 * round + 1, |done| bar.set(done))?;
         bar.finish();
-        let ours = digest(&mapping, mapping.len())?;
         let bar = Bar::new(display.progress, "write", size);
         let took = transfer(&mut party.connection, Request::write(&party.region, &offer.region), bar)?;
         let theirs: Shown = wire.ask(&Ask::Digest)?;

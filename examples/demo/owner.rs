@@ -22,12 +22,12 @@ pub fn run(options: &Options, listen: &str) -> Result<()> {
     let answer: Answer = wire.receive()?;
     party.connection.connect(&answer.endpoint)?;
     loop {
-        match wire.receive()? {
-            Ask::Digest => {}
+        let digest = match wire.receive()? {
+            Ask::Digest => digest(&mapping, mapping.len())?,
             Ask::Fill { seed } => fill(&mapping, seed, |_| {})?,
             Ask::Bye => break,
-        }
-        wire.send(&Shown { digest: digest(&mapping, mapping.len())? })?;
+        };
+        wire.send(&Shown { digest })?;
     }
     // What was written stays in the buffer; the region goes, and says so if it cannot.
     Ok(party.region.deregister()?)

@@ -21,11 +21,11 @@ pub fn moved(what: &str, size: u64, took: Duration) {
 }
 
 /// Shows two digests; an error unless they are equal.
-pub fn compared(who: &str, seen: u128, expected: u128) -> Result<()> {
+pub fn compared(who: &str, seen: u64, expected: u64) -> Result<()> {
     if seen != expected {
-        return Err(format!("{who} digest {seen:032x}, but {expected:032x} was sent").into());
+        return Err(format!("{who} digest {seen:016x}, but {expected:016x} was sent").into());
     }
-    println!("{:>9}  {who} digest {seen:032x}, as sent", "");
+    println!("{:>9}  {who} digest {seen:016x}, as sent", "");
     Ok(())
 }
 

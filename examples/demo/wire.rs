@@ -47,7 +47,7 @@ pub enum Ask {
 /// The owner's answer to `Digest` and `Fill`.
 #[derive(Serialize, Deserialize)]
 pub struct Shown {
-    pub digest: u128,
+    pub digest: u64,
 }
 
 /// A connection that carries messages.
