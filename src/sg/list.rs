@@ -20,10 +20,6 @@ use crate::umem::Iova;
 #[derive(Clone)]
 pub struct DmaSgList {
     runs: Runs,
-    /// The offset at which each stride of runs begins, and the end; empty for one run.
-    index: Box<[u64]>,
-    /// Strides a byte, as a fraction of 2^64.
-    scale: u64,
     total: u64,
 }
 
@@ -31,7 +27,17 @@ pub struct DmaSgList {
 #[derive(Clone)]
 enum Runs {
     One(DmaSg),
-    Many(Box<[DmaSg]>),
+    Many(Box<Indexed>),
+}
+
+/// Two runs or more.
+#[derive(Clone)]
+struct Indexed {
+    runs: Box<[DmaSg]>,
+    /// The offset at which each stride of runs begins, and the end.
+    index: Box<[u64]>,
+    /// Strides a byte, as a fraction of 2^64.
+    scale: u64,
 }
 
 /// Runs under one entry of the index: a cache line of them, or two that are fetched at once, and few enough
@@ -43,7 +49,7 @@ impl DmaSgList {
     #[inline]
     pub(crate) fn single(run: DmaSg) -> Self {
         debug_assert!(run.len > 0 && run.addr.checked_add(run.len).is_some());
-        Self { runs: Runs::One(run), index: Box::default(), scale: 0, total: run.len }
+        Self { runs: Runs::One(run), total: run.len }
     }
 
     /// What the builder checked and indexed.
@@ -56,7 +62,7 @@ impl DmaSgList {
         debug_assert_eq!((index[0], index[strides]), (0, total));
         // No more strides than bytes.
         let scale = (((strides as u128) << 64) / u128::from(total)).min(u64::MAX.into()) as u64;
-        Self { runs: Runs::Many(runs), index, scale, total }
+        Self { runs: Runs::Many(Box::new(Indexed { runs, index, scale })), total }
     }
 
     /// A list of these runs, neighbours merged.
@@ -88,7 +94,7 @@ impl DmaSgList {
     pub fn runs(&self) -> &[DmaSg] {
         match &self.runs {
             Runs::One(run) => slice::from_ref(run),
-            Runs::Many(runs) => runs,
+            Runs::Many(many) => &many.runs,
         }
     }
 
@@ -112,47 +118,10 @@ impl DmaSgList {
         if offset >= self.total {
             return None;
         }
-        let Runs::Many(runs) = &self.runs else { return Some((0, offset)) };
-        let stride = self.stride_of(offset);
-        let first = stride * STRIDE;
-        let within = offset - self.index[stride];
-        let rest = &runs[first..];
-        let (at, skip) = match rest.first_chunk::<STRIDE>() {
-            Some(stride) => run_of(stride, within),
-            None => run_of(rest, within),
-        };
-        Some((first + at, skip))
-    }
-
-    /// Which stride holds the byte at `offset`: near where it would be if all runs were of one length, as
-    /// pages are, and from there outwards in doubling steps.
-    #[inline]
-    fn stride_of(&self, offset: u64) -> usize {
-        let guess = ((u128::from(offset) * u128::from(self.scale)) >> 64) as usize;
-        match self.index[guess..] {
-            [start, end, ..] if start <= offset && offset < end => guess,
-            _ => self.stride_near(guess, offset),
+        match &self.runs {
+            Runs::One(_) => Some((0, offset)),
+            Runs::Many(many) => Some(many.find(offset)),
         }
-    }
-
-    #[cold]
-    fn stride_near(&self, guess: usize, offset: u64) -> usize {
-        let index = &self.index;
-        let last = index.len() - 1;
-        let (mut low, mut high) = (guess, guess);
-        let mut step = 1;
-        while index[low] > offset {
-            high = low;
-            low = low.saturating_sub(step);
-            step *= 2;
-        }
-        step = 1;
-        while index[high] <= offset {
-            low = high;
-            high = (high + step).min(last);
-            step *= 2;
-        }
-        low + index[low..high].partition_point(|&start| start <= offset) - 1
     }
 
     /// All of the list as a view.
@@ -192,6 +161,53 @@ impl DmaSgList {
     /// As there.
     pub fn sges(&self, lkey: Lkey, limits: SgeLimits) -> Result<SgeGroups<'_>> {
         self.as_view().sges(lkey, limits)
+    }
+}
+
+impl Indexed {
+    /// Which run holds the byte at `offset`, which is inside, and how far into it.
+    #[inline]
+    fn find(&self, offset: u64) -> (usize, u64) {
+        let stride = self.stride_of(offset);
+        let first = stride * STRIDE;
+        let within = offset - self.index[stride];
+        let rest = &self.runs[first..];
+        let (at, skip) = match rest.first_chunk::<STRIDE>() {
+            Some(stride) => run_of(stride, within),
+            None => run_of(rest, within),
+        };
+        (first + at, skip)
+    }
+
+    /// Which stride holds the byte at `offset`: near where it would be if all runs were of one length, as
+    /// pages are, and from there outwards in doubling steps.
+    #[inline]
+    fn stride_of(&self, offset: u64) -> usize {
+        let guess = ((u128::from(offset) * u128::from(self.scale)) >> 64) as usize;
+        match self.index[guess..] {
+            [start, end, ..] if start <= offset && offset < end => guess,
+            _ => self.stride_near(guess, offset),
+        }
+    }
+
+    #[cold]
+    fn stride_near(&self, guess: usize, offset: u64) -> usize {
+        let index = &self.index;
+        let last = index.len() - 1;
+        let (mut low, mut high) = (guess, guess);
+        let mut step = 1;
+        while index[low] > offset {
+            high = low;
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        step = 1;
+        while index[high] <= offset {
+            low = high;
+            high = (high + step).min(last);
+            step *= 2;
+        }
+        low + index[low..high].partition_point(|&start| start <= offset) - 1
     }
 }
 
@@ -259,11 +275,12 @@ mod tests {
 
     #[test]
     fn memory_stays_within_24_bytes_a_run_and_one_run_has_no_index() {
-        assert!(DmaSgList::single(DmaSg { addr: 0, len: 1 << 40 }).index.is_empty());
-        for n in [2, STRIDE, STRIDE + 1, 1000] {
+        assert!(matches!(DmaSgList::single(DmaSg { addr: 0, len: 1 << 40 }).runs, Runs::One(_)));
+        for n in [STRIDE, STRIDE + 1, 1000] {
             let list = model::scattered(n);
             assert_eq!(list.runs().len(), n);
-            assert!(list.index.len() * 8 <= n * 8, "{n} runs, {} entries", list.index.len());
+            let Runs::Many(many) = &list.runs else { panic!("{n} runs as one") };
+            assert!(many.index.len() * 8 <= n * 8, "{n} runs, {} entries", many.index.len());
         }
     }
 
