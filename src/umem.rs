@@ -28,8 +28,7 @@ impl fmt::Display for Iova {
 pub struct Umem {
     buffer: BufferId,
     offset: u64,
-    length: u64,
-    iova: Iova,
+    /// Also says where the range begins and how long it is.
     sg: DmaSgList,
 }
 
@@ -55,7 +54,7 @@ impl Umem {
             return Err(Error::IovaNotCongruent { iova, offset, page_size });
         }
         let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
-        Ok(Self { buffer: buffer.id(), offset, length, iova, sg })
+        Ok(Self { buffer: buffer.id(), offset, sg })
     }
 
     /// The buffer that the range is of.
@@ -70,13 +69,15 @@ impl Umem {
 
     /// Length of the range in bytes.
     #[allow(clippy::len_without_is_empty)] // an empty range cannot be described
+    #[inline]
     pub fn len(&self) -> u64 {
-        self.length
+        self.sg.total_len()
     }
 
     /// Address of the range's first byte.
+    #[inline]
     pub fn iova(&self) -> Iova {
-        self.iova
+        Iova(self.sg.runs()[0].addr)
     }
 
     /// The runs of addresses that cover the range, in order.
@@ -103,7 +104,7 @@ impl Umem {
     /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): it is no power of two.
     #[doc(alias = "ib_umem_num_dma_blocks")]
     pub fn num_dma_blocks(&self, page_size: u64) -> Result<u64> {
-        self.sg.num_blocks(page_size, self.iova)
+        self.sg.num_blocks(page_size, self.iova())
     }
 
     /// How far into its first block of `page_size` bytes, a power of two, the range begins.
@@ -118,7 +119,7 @@ impl Umem {
     /// [`AddressError::NoPageSize`](crate::error::AddressError::NoPageSize): none of them fits.
     #[doc(alias = "ib_umem_find_best_pgsz")]
     pub fn best_page_size(&self, supported: PageSizes) -> Result<u64> {
-        self.sg.best_page_size(supported, self.iova)
+        self.sg.best_page_size(supported, self.iova())
     }
 
     /// The addresses of the range's blocks of `page_size` bytes.
@@ -127,14 +128,14 @@ impl Umem {
     /// [`AddressError::InvalidPageSize`](crate::error::AddressError::InvalidPageSize): it is no power of two, or larger than the list allows.
     #[doc(alias = "rdma_umem_for_each_dma_block")]
     pub fn dma_blocks(&self, page_size: u64) -> Result<Blocks<'_>> {
-        self.sg.blocks(page_size, self.iova)
+        self.sg.blocks(page_size, self.iova())
     }
 }
 
 impl fmt::Display for Umem {
     /// "4 GiB in 1 segment, best page size 4 GiB, at iova 0x0 (offset 0)".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, at iova {} (offset {})", self.sg, self.iova, self.offset)
+        write!(f, "{}, at iova {} (offset {})", self.sg, self.iova(), self.offset)
     }
 }
 
@@ -170,7 +171,7 @@ mod tests {
     fn pages_and_blocks_of_an_odd_range() {
         let (offset, length, iova) = (0x1ffe, 0x2004, Iova(0x7_0000_0ffe));
         let sg = DmaSgList::single(DmaSg { addr: iova.0, len: length });
-        let umem = Umem { buffer: BufferId::UNKNOWN, offset, length, iova, sg };
+        let umem = Umem { buffer: BufferId::UNKNOWN, offset, sg };
         assert_eq!(umem.page_offset(), 0xffe);
         assert_eq!(umem.num_pages(), 4);
         assert_eq!((umem.num_dma_blocks(0x1000).unwrap(), umem.num_dma_blocks(0x1_0000).unwrap()), (4, 1));

@@ -133,12 +133,13 @@ impl<'a> MemoryRegionBuilder<'a> {
     #[inline(always)]
     fn carry_out(self) -> Result<MemoryRegion> {
         let (offset, length) = self.whole_or_range();
-        let umem = Umem::new(self.buffer, offset, length, self.iova.unwrap_or(Iova(offset)))?;
+        let iova = self.iova.unwrap_or(Iova(offset));
+        let umem = Umem::new(self.buffer, offset, length, iova)?;
         self.access.check(self.buffer)?;
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
             return Err(Error::ForeignBacking);
         }
-        let request = Request { offset, length, iova: umem.iova(), access: self.access };
+        let request = Request { offset, length, iova, access: self.access };
         if let Some(registered) = self.try_kernel(&request) {
             let domain = self.domain.clone();
             return Ok(MemoryRegion::new(registered, Path::Uverbs, self.access, umem, domain, Kept::Nothing));

@@ -99,6 +99,7 @@ impl DmaSgList {
     }
 
     /// Length of all runs together in bytes.
+    #[inline]
     pub fn total_len(&self) -> u64 {
         self.total
     }
