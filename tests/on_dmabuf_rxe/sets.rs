@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use dmabuf_rdma::error::RegistrationError;
-use dmabuf_rdma::exporter::{Exporter, Pages};
+use dmabuf_rdma::exporter::Pages;
 use dmabuf_rdma::mr::{Access, FdPolicy, Path};
 use dmabuf_rdma::verbs::{Device, Operation, ProtectionDomain};
 use dmabuf_rdma::{DmaBuf, Error, Iova, RegionSet};
@@ -12,7 +12,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap, udmabuf};
 use crate::common::census::{Census, dma_bufs, fds, regions};
-use crate::common::drm::card;
 use crate::common::faults::{Command, Fault};
 use crate::common::link::Link;
 use crate::common::peers::{Peers, domain};
@@ -155,28 +154,6 @@ fn what_cannot_be_a_set_is_refused() {
     assert_refused!(builder.iova(Iova(!0xfff)).register(&domain), Error::IovaOverflow { .. });
     assert_refused!(builder.iova(Iova(1)).register(&domain), Error::IovaNotCongruent { .. });
     assert_refused!(builder.access(Access::REMOTE_WRITE).register(&domain), Error::LocalWriteMissing { .. });
-}
-
-/// The exporter itself refuses: video memory without pages among buffers with them.
-#[test]
-fn a_buffer_that_cannot_be_registered_takes_the_set_with_it() {
-    let census = Census::take();
-    let domain = domain();
-    let video = card("bochs-drm").allocate(1 << 20).unwrap().dmabuf;
-    let size = video.size();
-    let buffers = [heap(64 << 10), heap(64 << 10), video, heap(64 << 10)];
-    for threads in [1, 3] {
-        let refused = RegionSet::of_buffers(&buffers).threads(threads).register(&domain);
-        let message = assert_refused!(
-            refused,
-            Error::Registration(RegistrationError::Chunk { chunk: 2, chunks: 4, offset: 0x2_0000, length, source, .. })
-                if *length == size && matches!(**source, Error::MemoryWithoutPages { .. })
-        );
-        assert!(message.starts_with("chunk 2 of 4"), "{message}");
-        assert_eq!(refused.unwrap_err().errno(), Some(libc::ENOSYS));
-    }
-    drop((domain, buffers));
-    census.assert_unchanged();
 }
 
 #[test]

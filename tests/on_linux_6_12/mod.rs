@@ -1,11 +1,13 @@
 //! What later kernels do otherwise: here the dumb buffers of a bochs-display have no struct pages.
 
+use dmabuf_rdma::error::RegistrationError;
 use dmabuf_rdma::exporter::Exporter;
 use dmabuf_rdma::mr::MemoryRegion;
 use dmabuf_rdma::sg::{DmaDevice, device_view};
-use dmabuf_rdma::{DmaBuf, Error};
+use dmabuf_rdma::{DmaBuf, Error, RegionSet};
 
 use crate::assert_refused;
+use crate::common::buffers::heap;
 use crate::common::census::Census;
 use crate::common::drm::card;
 use crate::common::peers::domain;
@@ -36,5 +38,27 @@ fn an_exporter_that_refuses_is_quoted() {
         let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS));
         assert!(message.contains("no pages"), "{message}");
     }
+    census.assert_unchanged();
+}
+
+/// The exporter itself refuses: video memory without pages among buffers with them.
+#[test]
+fn a_buffer_that_cannot_be_registered_takes_the_set_with_it() {
+    let census = Census::take();
+    let domain = domain();
+    let video = without_pages();
+    let size = video.size();
+    let buffers = [heap(64 << 10), heap(64 << 10), video, heap(64 << 10)];
+    for threads in [1, 3] {
+        let refused = RegionSet::of_buffers(&buffers).threads(threads).register(&domain);
+        let message = assert_refused!(
+            refused,
+            Error::Registration(RegistrationError::Chunk { chunk: 2, chunks: 4, offset: 0x2_0000, length, source, .. })
+                if *length == size && matches!(**source, Error::MemoryWithoutPages { .. })
+        );
+        assert!(message.starts_with("chunk 2 of 4"), "{message}");
+        assert_eq!(refused.unwrap_err().errno(), Some(libc::ENOSYS));
+    }
+    drop((domain, buffers));
     census.assert_unchanged();
 }
