@@ -54,21 +54,11 @@ const BEHIND_AN_IOMMU: &[&str] = &[
     "virtio-rng-pci,bus=aside0",
 ];
 
-/// The same, and a device with memory of its own. The processor is of a kind whose host bridges the kernel
+/// Beside these, a device with memory of its own. The processor is of a kind whose host bridges the kernel
 /// knows to pass on what one device sends to another.
 const BARS: &[&str] = &[
     "-cpu",
     "max,-erms,-fsrm,-pclmulqdq,-la57,family=25",
-    "-device",
-    "intel-iommu,intremap=off",
-    "-device",
-    "virtio-rng-pci,addr=1e.0",
-    "-device",
-    "pxb-pcie,id=aside,bus_nr=0x80,bus=pcie.0,bypass_iommu=true",
-    "-device",
-    "pcie-root-port,id=aside0,bus=aside,chassis=9,slot=9",
-    "-device",
-    "virtio-rng-pci,bus=aside0",
     "-device",
     "pcie-root-port,id=shared0,bus=pcie.0,chassis=10,slot=10",
     "-object",
@@ -131,7 +121,7 @@ struct Place {
     /// More words for the guest kernel's command line.
     append: &'static [&'static str],
     /// More arguments for QEMU.
-    qemu: &'static [&'static str],
+    qemu: &'static [&'static [&'static str]],
     /// The modules whose tests run here.
     modules: Vec<&'static str>,
 }
@@ -160,13 +150,13 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         place("dma-buf guest", Some((Rxe::Dmabuf, memory)), &[], &dmabuf),
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
         Place {
-            qemu: BEHIND_AN_IOMMU,
+            qemu: &[BEHIND_AN_IOMMU],
             ..place("IOMMU guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[IOMMU])
         },
-        Place { qemu: PCI_TOPOLOGY, ..place("PCI guest", Some((Rxe::Stock, Size::gib(2))), &[], &[PCI]) },
+        Place { qemu: &[PCI_TOPOLOGY], ..place("PCI guest", Some((Rxe::Stock, Size::gib(2))), &[], &[PCI]) },
         Place {
             kernel: &lines::LINUX_7,
-            qemu: BARS,
+            qemu: &[BEHIND_AN_IOMMU, BARS],
             ..place("Linux 7 guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[LINUX_7])
         },
     ]
@@ -275,7 +265,7 @@ impl Place {
                     kernel: self.kernel,
                     limit: Some(Duration::from_secs(limit)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
-                    qemu: self.qemu.iter().map(|word| word.to_string()).collect(),
+                    qemu: self.qemu.concat().iter().map(|word| word.to_string()).collect(),
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
