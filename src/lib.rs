@@ -80,6 +80,7 @@ pub mod mr;
 pub mod observe;
 pub mod pci;
 pub mod sg;
+mod tag;
 pub mod transfer;
 pub mod umem;
 pub mod verbs;

@@ -19,6 +19,7 @@ use rdma_sys_ext::dma_buf as sys;
 pub use mapping::{CpuAccess, CpuGuard, Mapping};
 
 use crate::observe::{self, HeldFd};
+use crate::tag::Tag;
 use crate::{Error, Result};
 
 /// Longest name of a dma-buf in bytes (`DMA_BUF_NAME_LEN` less its NUL).
@@ -36,6 +37,7 @@ pub struct DmaBuf {
     size: u64,
     id: BufferId,
     writable: bool,
+    tag: Tag,
     _held: HeldFd,
 }
 
@@ -105,11 +107,12 @@ impl DmaBuf {
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(inspect("mode"))?;
         let writable = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
         let id = BufferId { device: stat.st_dev, inode: stat.st_ino };
+        let tag = Tag::of_buffer(id.inode, writable);
         if observe::listening() {
             // For the span of the exporter's allocation, when this is within one.
             tracing::Span::current().record("buffer", id.inode);
         }
-        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
+        Ok(Self { fd, size, id, writable, tag, _held: HeldFd::new() })
     }
 
     /// Size of the buffer in bytes; always a multiple of the page size.
@@ -129,6 +132,12 @@ impl DmaBuf {
     #[inline]
     pub fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// Its part of what a cache compares.
+    #[inline(always)]
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
     }
 
     /// Name of the exporter as the kernel gives it: `udmabuf`, `system`, `virtio_gpu`, `drm`, …
@@ -168,8 +177,8 @@ impl DmaBuf {
     /// [`Error::Inspect`] (`EMFILE`): the process is out of descriptors.
     pub fn try_clone(&self) -> Result<Self> {
         let fd = self.duplicate()?;
-        let Self { size, id, writable, .. } = *self;
-        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
+        let Self { size, id, writable, tag, .. } = *self;
+        Ok(Self { fd, size, id, writable, tag, _held: HeldFd::new() })
     }
 
     /// Maps the whole buffer for the CPU; see [`Mapping`].

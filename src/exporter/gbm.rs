@@ -86,6 +86,7 @@ impl Gbm {
         if size == 0 {
             return Err(Error::ZeroLength { offset: 0 });
         }
+        let _span = crate::observe::exporting(|| self.name.clone(), size);
         let failed = |operation| {
             let exporter = self.name.clone();
             move |source: io::Error| Error::Export { exporter, operation, size, source }

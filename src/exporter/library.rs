@@ -69,6 +69,47 @@ impl Named {
     }
 }
 
+/// An answer that is not success, which all runtimes have 0 for.
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) call: &'static str,
+    pub(super) code: u32,
+}
+
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
+pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
+
+#[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
+pub(super) fn answered(call: &'static str, code: u32) -> Answer {
+    if code == 0 { Ok(()) } else { Err(Refused { call, code }) }
+}
+
+/// Declares the functions of the module's `LIBRARY` with their C types, as `Api`, which finds them all.
+#[cfg(any(feature = "hsa", feature = "level-zero"))]
+macro_rules! functions {
+    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
+        /// The functions that are used here, and the library that has them.
+        #[derive(Debug)]
+        pub(super) struct Api {
+            $($name: unsafe extern "C" fn($($argument),*) -> u32,)*
+            // Unloaded after the last use of the functions above.
+            _library: libloading::os::unix::Library,
+        }
+
+        impl Api {
+            /// Loads the library and finds all of it.
+            pub(super) fn load() -> $crate::Result<Self> {
+                let library = LIBRARY.open()?;
+                // SAFETY: the types are those of the headers; the library is kept beside them.
+                Ok(unsafe { Self { $($name: LIBRARY.symbol(&library, $symbol, $since)?,)* _library: library } })
+            }
+        }
+    };
+}
+#[cfg(any(feature = "hsa", feature = "level-zero"))]
+pub(super) use functions;
+
 /// What a failure of a runtime may come from that it does not say: no descriptors left.
 pub(super) fn out_of_descriptors(exporter: &'static str) -> Option<ExporterError> {
     let source = std::fs::File::open("/dev/null").err()?;

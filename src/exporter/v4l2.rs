@@ -149,6 +149,7 @@ impl CaptureDevice {
         for index in 0..capture.count {
             let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
             let (device, size) = (&capture.device, u64::from(capture.format.size));
+            let _span = crate::observe::exporting(|| device.name(), size);
             let fd = sys::export(device.node.as_fd(), index, flags)
                 .map_err(device.failed("export a buffer", size))?;
             capture.buffers.push(DmaBuf::from_fd(fd)?);
@@ -190,8 +191,12 @@ impl CaptureDevice {
         Ok(Capture { buffers: Vec::with_capacity(count as usize), device: self, format, memory, count })
     }
 
+    fn name(&self) -> String {
+        format!("v4l2 {} ({})", self.driver, self.path.display())
+    }
+
     fn failed(&self, operation: &'static str, size: u64) -> impl FnOnce(io::Error) -> Error + use<> {
-        let exporter = format!("v4l2 {} ({})", self.driver, self.path.display());
+        let exporter = self.name();
         move |source| Error::Export { exporter, operation, size, source }
     }
 }

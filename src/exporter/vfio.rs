@@ -128,12 +128,17 @@ impl VfioDevice {
             .map_err(|source| VfioError::Unsupported { device: self.address, source })?;
         let ranges = self.check(&self.bar(bar)?, ranges)?;
         let size = ranges.iter().fold(0_u64, |sum, range| sum.saturating_add(range.length));
+        let _span = crate::observe::exporting(|| self.name(), size);
         let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
         let fd = sys::dma_buf(self.device.as_fd(), bar.into(), flags, &ranges).map_err(|source| {
-            let (exporter, operation) = (format!("vfio-pci {}", self.address), "export a BAR");
+            let (exporter, operation) = (self.name(), "export a BAR");
             Error::Export { exporter, operation, size, source }
         })?;
         DmaBuf::from_fd(fd)
+    }
+
+    fn name(&self) -> String {
+        format!("vfio-pci {}", self.address)
     }
 
     /// A BAR that is there, on, and not smaller than a page.

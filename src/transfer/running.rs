@@ -115,7 +115,6 @@ impl<'t> Transfer<'t> {
             }
             match self.wait {
                 Wait::Busy => {
-                    std::hint::spin_loop();
                     spins = spins.wrapping_add(1);
                     if spins.is_multiple_of(256) {
                         self.check_time()?;

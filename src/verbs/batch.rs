@@ -3,6 +3,7 @@
 //! A transfer posts millions of them, so their memory is made once. `unsafe` is here for the list's
 //! pointers, which are set when it is posted, and for the call.
 
+use std::ffi::c_int;
 use std::io;
 use std::ptr::null_mut;
 
@@ -12,30 +13,117 @@ use rdma_sys_ext::verbs as inline;
 use super::{Operation, QueuePair, Sge, check};
 use crate::Result;
 
-/// Requests to be sent with one call, each with its elements.
-pub(crate) struct SendBatch {
-    requests: Box<[ffi::ibv_send_wr]>,
+/// A work request of one of the two queues.
+pub(crate) trait WorkRequest: Default + Clone {
+    /// Its first element, and the request behind it.
+    fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self);
+
+    /// Posts a list; sets `bad` to the first request that was not posted.
+    ///
+    /// # Safety
+    /// `pair` is live; the list and its elements are valid during the call.
+    unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int;
+}
+
+impl WorkRequest for ffi::ibv_send_wr {
+    #[inline]
+    fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
+        (self.sg_list, self.next) = (elements, next);
+    }
+
+    #[inline]
+    unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int {
+        // SAFETY: the caller's.
+        unsafe { inline::post_send(pair, list, bad) }
+    }
+}
+
+impl WorkRequest for ffi::ibv_recv_wr {
+    #[inline]
+    fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
+        (self.sg_list, self.next) = (elements, next);
+    }
+
+    #[inline]
+    unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int {
+        // SAFETY: the caller's.
+        unsafe { inline::post_recv(pair, list, bad) }
+    }
+}
+
+/// Requests to be posted with one call, each with its elements.
+pub(crate) struct Batch<W> {
+    requests: Box<[W]>,
     elements: Box<[ffi::ibv_sge]>,
     max_sge: usize,
     count: usize,
 }
 
-// SAFETY: its pointers are null except while `post` runs, and lead into itself then.
-unsafe impl Send for SendBatch {}
-// SAFETY: as above; nothing can be read through a shared reference.
-unsafe impl Sync for SendBatch {}
+/// Requests to be sent.
+pub(crate) type SendBatch = Batch<ffi::ibv_send_wr>;
+/// Receives.
+pub(crate) type RecvBatch = Batch<ffi::ibv_recv_wr>;
 
-impl SendBatch {
+// SAFETY: its pointers are null except while `post` runs, and lead into itself then.
+unsafe impl<W: WorkRequest> Send for Batch<W> {}
+// SAFETY: as above; nothing can be read through a shared reference.
+unsafe impl<W: WorkRequest> Sync for Batch<W> {}
+
+impl<W: WorkRequest> Batch<W> {
     /// Room for so many requests, of so many elements each.
     pub(crate) fn new(requests: usize, max_sge: usize) -> Self {
         Self {
-            requests: vec![ffi::ibv_send_wr::default(); requests].into(),
+            requests: vec![W::default(); requests].into(),
             elements: vec![ffi::ibv_sge::default(); requests * max_sge].into(),
             max_sge,
             count: 0,
         }
     }
 
+    /// Takes at most `max_sge` of the elements for the next request, and says how many and of how many bytes.
+    #[inline]
+    fn gather<'s>(&mut self, elements: impl Iterator<Item = Sge<'s>>) -> (c_int, u64) {
+        let at = self.count * self.max_sge;
+        let (mut used, mut bytes) = (0, 0);
+        for (place, element) in self.elements[at..at + self.max_sge].iter_mut().zip(elements) {
+            *place = element.raw();
+            bytes += u64::from(element.len());
+            used += 1;
+        }
+        (used, bytes)
+    }
+
+    #[inline]
+    fn add(&mut self, request: W) {
+        self.requests[self.count] = request;
+        self.count += 1;
+    }
+
+    /// Posts what it has and is empty then. On failure it says how many were posted all the same.
+    pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
+        let count = std::mem::take(&mut self.count);
+        if count == 0 {
+            return Ok(());
+        }
+        let (list, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
+        for at in 0..count {
+            // SAFETY: `count` requests and `max_sge` elements for each are inside the two boxes.
+            unsafe {
+                let next = if at + 1 < count { list.add(at + 1) } else { null_mut() };
+                (*list.add(at)).link(elements.add(at * self.max_sge), next);
+            }
+        }
+        let mut bad = null_mut();
+        // SAFETY: the queue pair is live; requests and elements are read during the call only. What the
+        // device may do with memory is bounded by the regions behind the elements.
+        check(unsafe { W::post(pair.as_raw().as_ptr(), list, &mut bad) }).map_err(|source| {
+            let posted = bad.addr().wrapping_sub(list.addr()) / size_of::<W>();
+            (posted.min(count), source)
+        })
+    }
+}
+
+impl SendBatch {
     /// Adds a request; there must be room. It takes at most `max_sge` of the elements, and returns how
     /// many bytes they have; with that number it asks what the request does.
     #[inline]
@@ -45,19 +133,9 @@ impl SendBatch {
         elements: impl Iterator<Item = Sge<'s>>,
         operation: impl FnOnce(u64) -> Operation,
     ) -> Result<u64> {
-        let at = self.count * self.max_sge;
-        let places = &mut self.elements[at..at + self.max_sge];
-        let (mut used, mut bytes) = (0, 0);
-        for (place, element) in places.iter_mut().zip(elements) {
-            *place = element.raw();
-            bytes += u64::from(element.len());
-            used += 1;
-        }
-        let mut request = operation(bytes).request_of(bytes)?;
-        request.wr_id = wr_id;
-        request.num_sge = used;
-        self.requests[self.count] = request;
-        self.count += 1;
+        let (num_sge, bytes) = self.gather(elements);
+        let request = operation(bytes).request_of(bytes)?;
+        self.add(ffi::ibv_send_wr { wr_id, num_sge, ..request });
         Ok(bytes)
     }
 
@@ -67,91 +145,14 @@ impl SendBatch {
             self.requests[last].send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
         }
     }
-
-    /// Posts what it has and is empty then. On failure it says how many were posted all the same.
-    pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
-        let count = std::mem::take(&mut self.count);
-        let (requests, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
-        for at in 0..count {
-            // SAFETY: `count` requests and `max_sge` elements for each are inside the two boxes.
-            unsafe {
-                let request = requests.add(at);
-                (*request).sg_list = elements.add(at * self.max_sge);
-                (*request).next = if at + 1 < count { request.add(1) } else { null_mut() };
-            }
-        }
-        let mut bad = null_mut();
-        if count == 0 {
-            return Ok(());
-        }
-        // SAFETY: the queue pair is live; requests and elements are read during the call only. What the
-        // device may do with memory is bounded by the regions behind the elements.
-        check(unsafe { inline::post_send(pair.as_raw().as_ptr(), requests, &mut bad) }).map_err(|source| {
-            let posted = (bad.addr().wrapping_sub(requests.addr())) / size_of::<ffi::ibv_send_wr>();
-            (posted.min(count), source)
-        })
-    }
 }
-
-/// Receives to be posted with one call.
-pub(crate) struct RecvBatch {
-    requests: Box<[ffi::ibv_recv_wr]>,
-    elements: Box<[ffi::ibv_sge]>,
-    max_sge: usize,
-    count: usize,
-}
-
-// SAFETY: as for `SendBatch`.
-unsafe impl Send for RecvBatch {}
-// SAFETY: as for `SendBatch`.
-unsafe impl Sync for RecvBatch {}
 
 impl RecvBatch {
-    /// Room for so many receives, of so many elements each.
-    pub(crate) fn new(requests: usize, max_sge: usize) -> Self {
-        Self {
-            requests: vec![ffi::ibv_recv_wr::default(); requests].into(),
-            elements: vec![ffi::ibv_sge::default(); requests * max_sge].into(),
-            max_sge,
-            count: 0,
-        }
-    }
-
     /// Adds a receive; there must be room. As `SendBatch::push`.
     #[inline]
     pub(crate) fn push<'s>(&mut self, wr_id: u64, elements: impl Iterator<Item = Sge<'s>>) -> u64 {
-        let at = self.count * self.max_sge;
-        let (mut used, mut bytes) = (0, 0);
-        for (place, element) in self.elements[at..at + self.max_sge].iter_mut().zip(elements) {
-            *place = element.raw();
-            bytes += u64::from(element.len());
-            used += 1;
-        }
-        self.requests[self.count] = ffi::ibv_recv_wr { wr_id, num_sge: used, ..Default::default() };
-        self.count += 1;
+        let (num_sge, bytes) = self.gather(elements);
+        self.add(ffi::ibv_recv_wr { wr_id, num_sge, ..Default::default() });
         bytes
-    }
-
-    /// Posts what it has and is empty then. On failure it says how many were posted all the same.
-    pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
-        let count = std::mem::take(&mut self.count);
-        let (requests, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
-        for at in 0..count {
-            // SAFETY: as in `SendBatch::post`.
-            unsafe {
-                let request = requests.add(at);
-                (*request).sg_list = elements.add(at * self.max_sge);
-                (*request).next = if at + 1 < count { request.add(1) } else { null_mut() };
-            }
-        }
-        let mut bad = null_mut();
-        if count == 0 {
-            return Ok(());
-        }
-        // SAFETY: as in `SendBatch::post`.
-        check(unsafe { inline::post_recv(pair.as_raw().as_ptr(), requests, &mut bad) }).map_err(|source| {
-            let posted = (bad.addr().wrapping_sub(requests.addr())) / size_of::<ffi::ibv_recv_wr>();
-            (posted.min(count), source)
-        })
     }
 }

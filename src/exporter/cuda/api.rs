@@ -16,15 +16,8 @@ pub(super) use sys::{CUcontext as Context, CUdeviceptr as Address};
 use super::LIBRARY;
 use crate::Result;
 use crate::error::ExporterError;
-
-/// An answer of the driver that is not success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) call: &'static str,
-    pub(super) code: c_uint,
-}
-
-pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
+use crate::exporter::library::answered;
+pub(super) use crate::exporter::library::{Answer, Refused};
 
 /// The codes that become errors of their own.
 pub(super) mod code {
@@ -104,10 +97,6 @@ pub(super) struct Attributes {
 impl Attributes {
     pub(super) const HOST: c_uint = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as c_uint;
     pub(super) const DEVICE: c_uint = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as c_uint;
-}
-
-fn answered(call: &'static str, code: c_uint) -> Answer {
-    if code == 0 { Ok(()) } else { Err(Refused { call, code }) }
 }
 
 impl Api {

@@ -194,6 +194,7 @@ impl Cuda {
 
     /// Exports what is there, with its context or the primary one current.
     fn export_found(&self, found: &Found, attributes: &Attributes, length: u64) -> Result<Exported> {
+        let _span = crate::observe::exporting(|| Exporter::name(self), length);
         let context = attributes.context as Context;
         let pieces = if context.is_null() {
             // Memory of cuMemCreate belongs to a device and to no context.

@@ -6,46 +6,15 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 
-use libloading::os::unix::Library;
 use rdma_sys_ext::hsa::{self as sys};
 pub(super) use rdma_sys_ext::hsa::{Agent, PointerInfo, Pool, Status};
 
 use super::LIBRARY;
-use crate::Result;
 use crate::error::ExporterError;
-
-/// An answer that is not success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) call: &'static str,
-    pub(super) code: Status,
-}
-
-pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
+pub(super) use crate::exporter::library::{Answer, Refused};
+use crate::exporter::library::{answered, functions};
 
 type Visit<T> = extern "C" fn(T, *mut c_void) -> Status;
-
-/// Declares the functions with their C types, and finds them all.
-macro_rules! functions {
-    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
-        /// The functions that are used here, and the library that has them.
-        #[derive(Debug)]
-        pub(super) struct Api {
-            $($name: unsafe extern "C" fn($($argument),*) -> Status,)*
-            // Unloaded after the last use of the functions above.
-            _library: Library,
-        }
-
-        impl Api {
-            /// Loads the library and finds all of it.
-            pub(super) fn load() -> Result<Self> {
-                let library = LIBRARY.open()?;
-                // SAFETY: the types are those of the headers; the library is kept beside them.
-                Ok(unsafe { Self { $($name: LIBRARY.symbol(&library, $symbol, $since)?,)* _library: library } })
-            }
-        }
-    };
-}
 
 functions! {
     init: "hsa_init", "ROCm 1", ();
@@ -62,10 +31,6 @@ functions! {
         (*const c_void, *mut PointerInfo, *mut c_void, *mut u32, *mut *mut Agent);
     export: "hsa_amd_portable_export_dmabuf", "ROCm 5.6", (*const c_void, usize, *mut c_int, *mut u64);
     close: "hsa_amd_portable_close_dmabuf", "ROCm 5.6", (c_int);
-}
-
-fn answered(call: &'static str, code: Status) -> Answer {
-    if code == sys::SUCCESS { Ok(()) } else { Err(Refused { call, code }) }
 }
 
 /// Adds what it is called with to the vector behind `list`.

@@ -176,6 +176,7 @@ impl Hsa {
 
     /// Exports what was found a moment ago.
     fn export_found(&self, found: &Found, length: u64) -> Result<Exported> {
+        let _span = crate::observe::exporting(|| Exporter::name(self), length);
         let runtime = &self.runtime;
         let (fd, offset) =
             runtime.api.export(found.address, length).map_err(|refused| match refused.code {

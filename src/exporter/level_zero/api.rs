@@ -6,44 +6,13 @@
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
-use libloading::os::unix::Library;
 use rdma_sys_ext::level_zero::{self as sys, AllocDesc, ContextDesc, ExportDesc, ExportFd, QueueDesc};
 pub(super) use rdma_sys_ext::level_zero::{AllocProperties, Handle, PciProperties, Status};
 
 use super::LIBRARY;
-use crate::Result;
 use crate::error::ExporterError;
-
-/// An answer that is not success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) call: &'static str,
-    pub(super) code: Status,
-}
-
-pub(super) type Answer<T = ()> = std::result::Result<T, Refused>;
-
-/// Declares the functions with their C types, and finds them all.
-macro_rules! functions {
-    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
-        /// The functions that are used here, and the library that has them.
-        #[derive(Debug)]
-        pub(super) struct Api {
-            $($name: unsafe extern "C" fn($($argument),*) -> Status,)*
-            // Unloaded after the last use of the functions above.
-            _library: Library,
-        }
-
-        impl Api {
-            /// Loads the library and finds all of it.
-            pub(super) fn load() -> Result<Self> {
-                let library = LIBRARY.open()?;
-                // SAFETY: the types are those of the header; the library is kept beside them.
-                Ok(unsafe { Self { $($name: LIBRARY.symbol(&library, $symbol, $since)?,)* _library: library } })
-            }
-        }
-    };
-}
+pub(super) use crate::exporter::library::{Answer, Refused};
+use crate::exporter::library::{answered, functions};
 
 functions! {
     init: "zeInit", "version 1.0", (u32);
@@ -63,10 +32,6 @@ functions! {
     append_fill: "zeCommandListAppendMemoryFill", "version 1.0",
         (Handle, *mut c_void, *const c_void, usize, usize, Handle, u32, *mut Handle);
     destroy_list: "zeCommandListDestroy", "version 1.0", (Handle);
-}
-
-fn answered(call: &'static str, code: Status) -> Answer {
-    if code == sys::SUCCESS { Ok(()) } else { Err(Refused { call, code }) }
 }
 
 impl Api {

@@ -176,6 +176,7 @@ impl LevelZero {
 
     /// Exports what was found a moment ago.
     fn export_found(&self, found: &Found, length: u64) -> Result<Exported> {
+        let _span = crate::observe::exporting(|| Exporter::name(self), length);
         let driver = &self.driver;
         let refused = |refused: Refused| match refused.code {
             sys::ERROR_UNSUPPORTED_FEATURE | sys::ERROR_UNSUPPORTED_ENUMERATION => {

@@ -129,6 +129,7 @@ impl VulkanBuffer {
     /// [`ExporterError::NotExportable`] for a buffer that was imported.
     #[doc(alias = "vkGetMemoryFdKHR")]
     pub fn export(&self) -> Result<DmaBuf> {
+        let _span = crate::observe::exporting(|| RUNTIME.into(), self.size);
         // SAFETY: the memory is ours and alive.
         unsafe { export(&self.device.fd, self.memory) }
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::index::Index;
-use super::slot::{Key, Slot};
+use super::key::{Key, tag};
+use super::slot::Slot;
 use super::{CacheOptions, CachedRegion, Growth, Inner};
 use crate::dmabuf::DmaBuf;
 use crate::error::RegistrationError;
@@ -241,7 +242,9 @@ impl Inner {
     ) -> Result<CachedRegion> {
         let key = Key::of(domain, buffer, access);
         if let Some(slot) = self.index.take(&key, offset, length) {
-            slot.touch(self.clock.load(Ordering::Relaxed));
+            let now = self.clock.load(Ordering::SeqCst);
+            slot.touch(now);
+            self.index.put_first(slot, || self.clock.load(Ordering::SeqCst) == now);
             return Ok(CachedRegion { slot, offset, length });
         }
         self.miss(&Wanted { key, domain, buffer, offset, length, access })
@@ -349,7 +352,8 @@ impl Inner {
             state.done.registering += took;
             let doomed = announced.end(&mut state);
             let stamp = self.clock.load(Ordering::Relaxed);
-            let slot = Slot::with(region, &key, (range.start, range.len()), stamp);
+            let tag = tag(wanted.domain, wanted.buffer, wanted.access);
+            let slot = Slot::with(region, (&key, tag), (range.start, range.end), stamp);
             slot.publish(!doomed);
             if !doomed {
                 loop {
@@ -361,7 +365,8 @@ impl Inner {
                 state.bytes += range.len();
                 state.entries.push(Entry { slot, key, range, hits_before: slot.hits() });
                 // What is used from here on is used later.
-                self.clock.fetch_add(1, Ordering::Relaxed);
+                self.clock.fetch_add(1, Ordering::SeqCst);
+                self.index.forget_first();
             }
             slot
         };

@@ -1,7 +1,10 @@
 //! Finding an entry without a lock.
 //!
-//! The last entry of each hash is looked at first; it is the only one of most. Then comes a table of slots,
-//! searched from the place that a key's hash gives up to the first empty one. It is
+//! One entry of each hash is looked at first; it is the only one of most. It is put there by who found it in
+//! the table, and all go from there when the cache's clock goes on, so that what is found there need not
+//! be noted as used.
+//!
+//! The table of slots is searched from the place that a key's hash gives up to the first empty one. It is
 //! written under the cache's lock, one word at a time, while others search it. Who searches may so miss an
 //! entry that is being moved, and then asks under the lock; it cannot get a wrong one, since the slot itself
 //! is compared.
@@ -9,12 +12,14 @@
 //! `unsafe` is here for the slots' addresses, which stay valid for ever.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering, fence};
 
-use super::slot::{EMPTY, Key, Slot};
+use super::key::Key;
+use super::slot::{EMPTY, Slot};
+use crate::tag::Tag;
 
-/// Entries that are found at once: the last one that was made of each hash.
-const FIRST: usize = 2048;
+/// Entries that are found at once, at most.
+const FIRST: usize = 1024;
 
 pub(super) struct Index {
     /// Never null. In the cache's own memory, and of one size, so that nothing is read to find a place.
@@ -34,9 +39,9 @@ impl Index {
 
     /// The slot that is looked at first, whatever it has.
     #[inline(always)]
-    pub(super) fn first(&self, key: &Key) -> &'static Slot {
+    pub(super) fn first(&self, tag: Tag) -> &'static Slot {
         // SAFETY: there are addresses of slots only, which live for ever.
-        unsafe { &*self.first[first_place(key)].load(Ordering::Acquire) }
+        unsafe { &*self.first[first_place(tag.word())].load(Ordering::Acquire) }
     }
 
     fn home(&self, key: &Key) -> usize {
@@ -71,15 +76,46 @@ impl Index {
             place = self.next(place);
         }
         self.set(place, Some(slot));
-        self.first[first_place(&slot.key())].store(address(Some(slot)), Ordering::Release);
     }
 
-    /// Under the cache's lock. What lies behind moves up, so that no search ends before it.
-    pub(super) fn remove(&self, slot: &'static Slot) {
-        let first = &self.first[first_place(&slot.key())];
-        if first.load(Ordering::Relaxed) == address(Some(slot)) {
-            first.store(address(Some(&EMPTY)), Ordering::Release);
+    /// Has it found at once, if there is room and nothing has happened since it was found: `unchanged`
+    /// tells whether the clock still stands. The caller has a handle of it.
+    pub(super) fn put_first(&self, slot: &'static Slot, unchanged: impl FnOnce() -> bool) {
+        let tag = slot.tag_when_live();
+        if tag == 0 {
+            return;
         }
+        let first = &self.first[first_place(tag)];
+        let put = |old, new| {
+            first.compare_exchange(address(Some(old)), address(Some(new)), Ordering::SeqCst, Ordering::Relaxed)
+        };
+        if put(&EMPTY, slot).is_err() {
+            return;
+        }
+        // Who retires it or turns the clock does so before it looks here; or this sees it, and takes it
+        // away again. Meanwhile nobody takes a handle of a retired one.
+        fence(Ordering::SeqCst);
+        if !(slot.is_live() && unchanged()) {
+            let _ = put(slot, &EMPTY);
+        }
+    }
+
+    /// Nothing is found at once any more. Under the cache's lock, when the clock has gone on.
+    pub(super) fn forget_first(&self) {
+        fence(Ordering::SeqCst);
+        self.first.iter().for_each(|first| first.store(address(Some(&EMPTY)), Ordering::Relaxed));
+    }
+
+    /// Under the cache's lock, of one that is retired. What lies behind moves up, so that no search ends
+    /// before it.
+    pub(super) fn remove(&self, slot: &'static Slot) {
+        fence(Ordering::SeqCst);
+        let _ = self.first[first_place(slot.tag_when_live())].compare_exchange(
+            address(Some(slot)),
+            address(Some(&EMPTY)),
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
         let mut hole = self.home(&slot.key());
         while !std::ptr::eq(self.at(hole).expect("an entry is in the table"), slot) {
             hole = self.next(hole);
@@ -104,8 +140,8 @@ impl Index {
 }
 
 #[inline(always)]
-fn first_place(key: &Key) -> usize {
-    (key.hash() >> (u64::BITS - FIRST.ilog2())) as usize
+fn first_place(tag: u64) -> usize {
+    (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - FIRST.ilog2())) as usize
 }
 
 fn address(slot: Option<&'static Slot>) -> *mut Slot {

@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `key.rs` | what an entry is found by |
 //! | `slot.rs` | an entry, and how handles are counted |
 //! | `index.rs` | finding it |
 //! | `fill.rs` | a miss: registering, merging, making room |
@@ -10,16 +11,18 @@
 mod barrier;
 mod fill;
 mod index;
+mod key;
 mod slot;
 mod thread;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 use self::fill::State;
 use self::index::Index;
-use self::slot::{Key, Slot};
+use self::key::Key;
+use self::slot::Slot;
 pub(crate) use self::thread::{PLACES, own as own_place, place as shared_place};
 use super::path::IMPORT;
 use super::{Access, Lkey, MemoryRegion, Path, Rkey};
@@ -80,7 +83,8 @@ pub struct RegionCache {
 
 struct Inner {
     index: Index,
-    /// Goes on with each miss. An entry's stamp is what it was when the entry was used.
+    /// Goes on with each miss. An entry's stamp is what it was when the entry was used. Entries that are
+    /// found at once were used since it last went on.
     clock: AtomicU64,
     options: CacheOptions,
     state: Mutex<State>,
@@ -172,9 +176,9 @@ impl RegionCache {
         access: Access,
     ) -> Result<CachedRegion> {
         let inner = &*self.inner;
-        let key = Key::of(domain, buffer, access);
-        let slot = inner.index.first(&key);
-        match slot.take_at_once(&key, offset, length, inner.clock.load(Ordering::Relaxed)) {
+        let tag = key::tag(domain, buffer, access);
+        let slot = inner.index.first(tag);
+        match slot.take_at_once(tag, offset, length) {
             Some(()) => Ok(CachedRegion { slot, offset, length }),
             None => inner.search(domain, buffer, offset, length, access),
         }
@@ -186,13 +190,13 @@ impl RegionCache {
     /// The identity may be kept beside a buffer that is closed: as long as there are entries of it, no
     /// other buffer can have it.
     pub fn invalidate(&self, buffer: BufferId) -> usize {
-        self.remove_if(|key| key.inode == buffer.inode())
+        self.remove_if(|key| key.is_of_buffer(buffer))
     }
 
     /// Drops the entries of a protection domain, as [`invalidate`](Self::invalidate) those of a buffer:
     /// before its device goes away, since an entry holds its domain and that its context.
     pub fn invalidate_domain(&self, domain: &ProtectionDomain) -> usize {
-        self.remove_if(|key| key.domain == domain.address())
+        self.remove_if(|key| key.is_of_domain(domain))
     }
 
     /// Drops all entries.

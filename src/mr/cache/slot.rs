@@ -18,58 +18,29 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::barrier;
-use super::thread::{PLACES, own, place};
-use crate::dmabuf::DmaBuf;
-use crate::mr::{Access, MemoryRegion};
-use crate::verbs::ProtectionDomain;
+use super::key::Key;
+use super::thread::{Counters, NONE, PLACES, here, own, place};
+use crate::mr::MemoryRegion;
+use crate::tag::Tag;
 
-/// What an entry is found by. The buffer's device number is left out, since all dma-bufs are of one file
-/// system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key {
-    pub inode: u64,
-    pub size: u64,
-    /// Address of the domain, which an entry holds, so that no other can have it meanwhile.
-    pub domain: u64,
-    /// Access flags, and above them whether the descriptor may write: a read-only one finds no entry that
-    /// may.
-    pub access: u64,
-}
-
-impl Key {
-    #[inline(always)]
-    pub(super) fn of(domain: &ProtectionDomain, buffer: &DmaBuf, access: Access) -> Self {
-        Self {
-            inode: buffer.id().inode(),
-            size: buffer.size(),
-            domain: domain.address(),
-            access: u64::from(access.bits()) | u64::from(buffer.is_writable()) << 32,
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn hash(&self) -> u64 {
-        // Inode numbers count up, and the others differ in few bits. The upper bits are used.
-        (self.inode ^ self.domain).wrapping_add(self.access).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-}
-
-/// Low bits of `state`; the others count how often the slot was used.
-const PHASE: u64 = 3;
+/// Bits of `state`, of which no more than one is set, where no place has any (`thread`). Those above count
+/// how often the slot was used.
+const PHASE: u64 = FREE | PROBED | RETIRED;
 /// An entry: handles may be taken.
 const LIVE: u64 = 0;
 /// In the pool, or being filled.
-const FREE: u64 = 1;
+const FREE: u64 = NONE << 1;
 /// Still an entry, and its cache looks whether it may go. No handle is taken meanwhile.
-const PROBED: u64 = 2;
+const PROBED: u64 = NONE << 2;
 /// No entry any more; whoever drops the last handle empties the slot.
-const RETIRED: u64 = 3;
+const RETIRED: u64 = NONE << 3;
+const USE: u64 = NONE << 4;
 
 /// What a count goes up by. An addition of 1 becomes an instruction that keeps a flag of the one before it,
 /// for which an emulated processor has to work out what that was.
 const STEP: u64 = 2;
 
-/// One thread's counts, on a line of its own (and its neighbour, which processors fetch along).
+/// One thread's counts, on lines of its own.
 #[repr(align(128))]
 struct Counts {
     taken: AtomicU64,
@@ -87,15 +58,18 @@ impl Counts {
 #[repr(align(128))]
 pub(super) struct Slot {
     state: AtomicU64,
+    /// The tag of a live entry, where that fits; otherwise 0.
+    tag: AtomicU64,
+    /// What `tag` is when the entry is live.
+    live: AtomicU64,
     inode: AtomicU64,
     size: AtomicU64,
-    domain: AtomicU64,
-    access: AtomicU64,
+    user: AtomicU64,
     start: AtomicU64,
-    length: AtomicU64,
+    end: AtomicU64,
     /// The cache's clock when it was last used.
     stamp: AtomicU64,
-    counts: [Counts; PLACES],
+    counts: Counters<Counts>,
     /// Written by who has the slot from the pool, and by who emptied it; read by who is counted.
     region: UnsafeCell<Option<MemoryRegion>>,
 }
@@ -127,12 +101,22 @@ fn opaque(mut value: u64) -> u64 {
     value
 }
 
+/// 0 for `length` bytes that begin `before` bytes behind the start of an entry and `behind` bytes before its
+/// end, if they lie in it and are some; otherwise 1. An entry ends below 2^63, as files do.
+#[inline(always)]
+fn outside(before: u64, behind: u64, length: u64) -> u64 {
+    // What would be negative has the top bit: an offset that is not inside, bytes beyond the end, a length
+    // of 0 less 1. An offset above 2^63 is outside on one side or the other; a length that large is either
+    // longer than what is left or, less 1, as large still.
+    (before | behind | behind.wrapping_sub(length) | length.wrapping_sub(1)) >> 63
+}
+
 impl Slot {
     /// An empty slot, with this region; not found by anybody before `publish`. The caller has a handle.
     pub(super) fn with(
         region: MemoryRegion,
-        key: &Key,
-        (start, length): (u64, u64),
+        (key, tag): (&Key, Tag),
+        (start, end): (u64, u64),
         stamp: u64,
     ) -> &'static Self {
         let pooled = POOL.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
@@ -141,12 +125,12 @@ impl Slot {
         unsafe { *slot.region.get() = Some(region) };
         // Release, for who compares with these what is not the same entry any more: a new value tells it
         // that the state has changed, too.
+        slot.live.store(if tag.fits() { tag.word() } else { 0 }, Ordering::Release);
         slot.inode.store(key.inode, Ordering::Release);
         slot.size.store(key.size, Ordering::Release);
-        slot.domain.store(key.domain, Ordering::Release);
-        slot.access.store(key.access, Ordering::Release);
+        slot.user.store(key.user, Ordering::Release);
         slot.start.store(start, Ordering::Release);
-        slot.length.store(length, Ordering::Release);
+        slot.end.store(end, Ordering::Release);
         slot.stamp.store(stamp, Ordering::Release);
         slot.take();
         slot
@@ -155,56 +139,56 @@ impl Slot {
     const fn new() -> Self {
         Self {
             state: AtomicU64::new(FREE),
+            tag: AtomicU64::new(0),
+            live: AtomicU64::new(0),
             inode: AtomicU64::new(0),
             size: AtomicU64::new(0),
-            domain: AtomicU64::new(0),
-            access: AtomicU64::new(0),
+            user: AtomicU64::new(0),
             start: AtomicU64::new(0),
-            length: AtomicU64::new(0),
+            end: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
-            counts: [const { Counts::new() }; PLACES],
+            counts: Counters::new([const { Counts::new() }; PLACES + 1]),
             region: UnsafeCell::new(None),
         }
     }
 
     /// From here on the entry is found; or never, and it goes with the caller's handle.
     pub(super) fn publish(&self, live: bool) {
-        let phase = if live { LIVE } else { RETIRED };
+        self.enter(if live { LIVE } else { RETIRED });
+    }
+
+    /// The next phase, for both who compare the tag and who look at the state.
+    fn enter(&self, phase: u64) {
         let state = self.state.load(Ordering::Relaxed);
-        self.state.store((state & !PHASE) | phase, Ordering::Release);
+        self.state.store((state & !PHASE) | phase, Ordering::SeqCst);
+        let tag = if phase == LIVE { self.live.load(Ordering::Relaxed) } else { 0 };
+        self.tag.store(tag, Ordering::SeqCst);
+    }
+
+    /// The tag of the entry as long as it is one; 0, which no entry has, where it does not fit.
+    pub(super) fn tag_when_live(&self) -> u64 {
+        self.live.load(Ordering::Acquire)
     }
 
     pub(super) fn key(&self) -> Key {
         let read = |word: &AtomicU64| word.load(Ordering::Acquire);
-        Key {
-            inode: read(&self.inode),
-            size: read(&self.size),
-            domain: read(&self.domain),
-            access: read(&self.access),
-        }
+        Key { inode: read(&self.inode), size: read(&self.size), user: read(&self.user) }
     }
 
-    /// Takes a handle if this is an entry of that key that covers the range, and was used as late as
-    /// `now`; by a thread that counts in a place of its own, and with as few branches as can be. `None`
-    /// says that `take_if` is to be asked.
+    /// Takes a handle if this is an entry of that tag that covers the range; by a thread that counts in a
+    /// place of its own, and with as few branches as can be. `None` says that `take_if` is to be asked.
     #[inline(always)]
-    pub(super) fn take_at_once(&self, key: &Key, offset: u64, length: u64, now: u64) -> Option<()> {
-        let counter = &self.counts[own()?].taken;
+    pub(super) fn take_at_once(&self, tag: Tag, offset: u64, length: u64) -> Option<()> {
+        let here = here();
+        let counter = &self.counts.at(here).taken;
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
         barrier::light();
-        let state = self.state.load(Ordering::Acquire);
         // Counted, and live: it is this entry as long as the count stands. Its inode tells the size.
-        let differs = (state & PHASE)
-            | (self.inode.load(Ordering::Acquire) ^ key.inode)
-            | (self.domain.load(Ordering::Acquire) ^ key.domain)
-            | (self.access.load(Ordering::Acquire) ^ key.access)
-            | (self.stamp.load(Ordering::Relaxed) ^ now);
-        let inside = offset.wrapping_sub(self.start.load(Ordering::Acquire));
-        let whole = self.length.load(Ordering::Acquire);
-        // Before the start `inside` is larger than any length. So is a length of 0 less 1: not covered.
-        let outside =
-            u64::from(inside >= whole) | u64::from(length.wrapping_sub(1) >= whole.wrapping_sub(inside));
-        if opaque(differs) | opaque(outside) == 0 {
+        let differs = (self.tag.load(Ordering::Acquire) ^ tag.word()) | (here.bits() & NONE);
+        let before = offset.wrapping_sub(self.start.load(Ordering::Acquire));
+        let behind = self.end.load(Ordering::Acquire).wrapping_sub(offset);
+        let outside = outside(before, behind, length);
+        if opaque(differs) | outside == 0 {
             return Some(());
         }
         self.take_back();
@@ -227,17 +211,24 @@ impl Slot {
     }
 
     fn matches(&self, key: &Key, offset: u64, length: u64) -> bool {
-        let live = self.state.load(Ordering::Acquire) & PHASE == LIVE;
-        let start = self.start.load(Ordering::Acquire);
-        let (inside, whole) = (offset.wrapping_sub(start), self.length.load(Ordering::Acquire));
-        live && self.key() == *key && inside < whole && length.wrapping_sub(1) < whole - inside
+        let before = offset.wrapping_sub(self.start.load(Ordering::Acquire));
+        let behind = self.end.load(Ordering::Acquire).wrapping_sub(offset);
+        self.is_live() && self.key() == *key && outside(before, behind, length) == 0
+    }
+
+    /// Whether it is an entry that handles may be taken of.
+    pub(super) fn is_live(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & PHASE == LIVE
     }
 
     #[cold]
     #[inline(never)]
     fn take_back(&self) {
-        self.count(|counts| &counts.no_hits);
-        self.give_back();
+        // Otherwise nothing was counted that is ever read.
+        if own().is_some() {
+            self.count(|counts| &counts.no_hits);
+            self.give_back();
+        }
     }
 
     /// One more handle for who has one.
@@ -249,30 +240,43 @@ impl Slot {
     /// One handle less; the last one of a retired entry empties it.
     #[inline(always)]
     pub(super) fn give_back(&self) {
-        self.count(|counts| &counts.returned);
-        let state = self.state.load(Ordering::Acquire);
-        if state & PHASE == RETIRED {
-            self.empty_if_drained();
-        }
-    }
-
-    /// Adds one step in this thread's place, before whatever is read after it.
-    #[inline(always)]
-    fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
-        if let Some(place) = own() {
-            let counter = which(&self.counts[place]);
-            // Nobody else writes it. Release: what was done under a handle comes before its return.
-            counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
-            barrier::light();
-        } else {
-            self.count_otherwise(&which);
+        let here = here();
+        let counter = &self.counts.at(here).returned;
+        // Release: what was done under the handle comes before its return.
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
+        barrier::light();
+        let state = self.state.load(Ordering::Acquire) | here.bits();
+        if state & (RETIRED | NONE) != 0 {
+            self.give_back_otherwise();
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn count_otherwise(&self, which: &dyn Fn(&Counts) -> &AtomicU64) {
-        which(&self.counts[place()]).fetch_add(STEP, Ordering::AcqRel);
+    fn give_back_otherwise(&self) {
+        if own().is_none() {
+            self.count_in_common(&|counts| &counts.returned);
+        }
+        self.empty_if_drained();
+    }
+
+    /// Adds one step in this thread's place, before whatever is read after it.
+    #[inline(always)]
+    fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
+        if own().is_some() {
+            let counter = which(self.counts.at(here()));
+            // Nobody else writes it.
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(STEP), Ordering::Release);
+            barrier::light();
+        } else {
+            self.count_in_common(&which);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn count_in_common(&self, which: &dyn Fn(&Counts) -> &AtomicU64) {
+        which(self.counts.of(place())).fetch_add(STEP, Ordering::AcqRel);
         barrier::full();
     }
 
@@ -300,21 +304,19 @@ impl Slot {
 
     /// Ends the entry if no handle lives. Only its cache calls this, one call at a time.
     pub(super) fn retire_if_unused(&self) -> bool {
-        let state = self.state.load(Ordering::Relaxed);
-        debug_assert_eq!(state & PHASE, LIVE);
-        self.state.store((state & !PHASE) | PROBED, Ordering::SeqCst);
+        debug_assert!(self.is_live());
+        self.enter(PROBED);
         barrier::heavy();
         let unused = self.is_drained();
-        self.state.store((state & !PHASE) | if unused { RETIRED } else { LIVE }, Ordering::SeqCst);
+        self.enter(if unused { RETIRED } else { LIVE });
         unused
     }
 
     /// Ends the entry; it goes with its last handle. The caller calls `empty_if_drained` afterwards, in
     /// case there is none. Only its cache calls this, once.
     pub(super) fn retire(&self) {
-        let state = self.state.load(Ordering::Relaxed);
-        debug_assert_eq!(state & PHASE, LIVE);
-        self.state.store((state & !PHASE) | RETIRED, Ordering::SeqCst);
+        debug_assert!(self.is_live());
+        self.enter(RETIRED);
     }
 
     /// Deregisters a retired entry that has no handle, and returns the slot to the pool.
@@ -331,7 +333,7 @@ impl Slot {
             return;
         }
         // The next use of the slot has another number. Of several who get here one empties it.
-        let next = (state & !PHASE).wrapping_add(PHASE + 1) | FREE;
+        let next = (state & !PHASE).wrapping_add(USE) | FREE;
         if self.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return;
         }

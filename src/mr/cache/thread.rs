@@ -1,4 +1,6 @@
 //! A number for each thread, so that each counts in a place of its own.
+//!
+//! `unsafe` is here to count without looking at the number first.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -8,12 +10,54 @@ use super::barrier;
 /// Places to count in. The first is for all threads that have none of their own.
 pub(crate) const PLACES: usize = 16;
 
-/// A thread that has not asked yet.
-const UNKNOWN: usize = usize::MAX;
+/// Bytes of what is counted in one place: two lines, since processors fetch the neighbour along.
+pub(super) const STRIDE: usize = 128;
+
+/// Where a thread counts, as an offset in bytes: a place that no other thread writes, or that behind all.
+#[derive(Clone, Copy)]
+pub(super) struct Place(usize);
+
+/// The bit that only the place behind all has, and a bit above those of all places.
+pub(super) const NONE: u64 = (PLACES * STRIDE) as u64;
+
+impl Place {
+    const OF_NOBODY: Self = Self(PLACES * STRIDE);
+
+    #[inline(always)]
+    pub(super) fn bits(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+/// What is counted, in each place; and once more, for what is written by threads that have none of their own.
+/// That is never read: they find out afterwards, with whatever else may be wrong, and count in common.
+pub(super) struct Counters<T>([T; PLACES + 1]);
+
+impl<T> Counters<T> {
+    pub(super) const fn new(counters: [T; PLACES + 1]) -> Self {
+        assert!(size_of::<T>() == STRIDE);
+        Self(counters)
+    }
+
+    #[inline(always)]
+    pub(super) fn at(&self, place: Place) -> &T {
+        // SAFETY: places are made in this file only, as multiples of a counter's size up to `PLACES` times.
+        unsafe { &*self.0.as_ptr().byte_add(place.0) }
+    }
+
+    /// By what `place` returned.
+    pub(super) fn of(&self, place: usize) -> &T {
+        &self.0[place]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0[..PLACES].iter()
+    }
+}
 
 thread_local! {
     // Two, because one without a destructor is read by one instruction, and lives as long as the thread.
-    static PLACE: Cell<usize> = const { Cell::new(UNKNOWN) };
+    static PLACE: Cell<Place> = const { Cell::new(Place::OF_NOBODY) };
     static LEASE: Lease = Lease::take();
 }
 
@@ -28,7 +72,6 @@ impl Lease {
     fn take() -> Self {
         barrier::prepare();
         if !barrier::by_kernel() {
-            PLACE.set(0);
             return Self(0);
         }
         let freed = FREE.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
@@ -40,7 +83,9 @@ impl Lease {
             *next += 1;
             *next - 1
         });
-        PLACE.set(place);
+        if place != 0 {
+            PLACE.set(Place(place * STRIDE));
+        }
         Self(place)
     }
 }
@@ -48,31 +93,31 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // Handles that are dropped from here on, by other destructors of this thread, count in common.
-        PLACE.set(0);
+        PLACE.set(Place::OF_NOBODY);
         if self.0 != 0 {
             FREE.lock().unwrap_or_else(|poison| poison.into_inner()).push(self.0);
         }
     }
 }
 
+/// This thread's place: none before it has asked, nor for one that shares the first.
+#[inline(always)]
+pub(super) fn here() -> Place {
+    PLACE.get()
+}
+
 /// A place that no other thread writes; `None` for a thread that shares the first, or has not asked yet.
 #[inline(always)]
 pub(crate) fn own() -> Option<usize> {
-    let place = PLACE.get();
-    (place.wrapping_sub(1) < PLACES - 1).then_some(place)
+    let place = here().0 / STRIDE;
+    (place < PLACES).then_some(place)
 }
 
 /// This thread's place: 0 is shared, others are its own.
 #[cold]
 pub(crate) fn place() -> usize {
-    match PLACE.get() {
-        // Where the thread is ending already there is no lease any more.
-        UNKNOWN => LEASE.try_with(|lease| lease.0).unwrap_or_else(|_| {
-            PLACE.set(0);
-            0
-        }),
-        place => place,
-    }
+    // Where the thread is ending already there is no lease any more.
+    LEASE.try_with(|lease| lease.0).unwrap_or(0)
 }
 
 #[cfg(test)]
