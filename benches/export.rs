@@ -2,14 +2,21 @@
 //! libraries of the tests, against the driver's own call by itself.
 //!
 //! Both sides run in this process and take turns in pairs, A B then B A, on one processor; see
-//! `register.rs`. The driver's own call is that which makes the descriptor, and what closes it again. What
-//! the library adds to it is finding the allocation, making its context current, and looking at the
-//! descriptor. The difference is the median over the pairs, not that of two medians.
+//! `register.rs`. The driver's own calls are those that nobody gets a right answer without: what is at the
+//! pointer, its context made current, the export, and what closes the descriptor again. What the library
+//! adds is looking at the descriptor (fstat and fcntl), a descriptor of its own where the runtime keeps its
+//! own, and whatever it costs to be the library. The difference is the median over the pairs, not that of
+//! two medians.
+//!
+//! The stubs give descriptors of one dma-buf here: making one has an emulated processor forget the pages that
+//! it knows, and whoever comes next pays for finding them again.
 //!
 //! Needs /dev/udmabuf. Rows go to stdout and, as lines of JSON, into the file that `BENCH_ROWS` names.
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "scale/steps.rs"]
+mod steps;
 
 use std::ffi::{c_int, c_void};
 use std::time::Instant;
@@ -17,6 +24,7 @@ use std::time::Instant;
 use common::{Pair, Peer, Result, Rows, Spread, pairs, stay_on_one_processor};
 use dmabuf_rdma::exporter::{Cuda, Hsa, LevelZero, Runtime, Runtimes};
 use gpu_stubs::Stub;
+use rdma_sys_ext::hsa::PointerInfo;
 use rdma_sys_ext::level_zero::{
     AllocProperties, EXTERNAL_DMA_BUF, ExportFd, STYPE_ALLOC_PROPERTIES, STYPE_EXPORT_FD,
 };
@@ -27,6 +35,7 @@ const TIMES: u32 = 16;
 fn main() -> Result<()> {
     stay_on_one_processor()?;
     let stubs = ["libcuda.so.1", "libhsa-runtime64.so.1", "libze_loader.so.1"].map(Stub::load);
+    stubs.iter().for_each(|stub| stub.share(true));
     let mut rows = Rows::new()?;
     let (cuda, hsa, ze) = (Cuda::load()?, Hsa::load()?, LevelZero::load()?);
 
@@ -52,6 +61,11 @@ fn main() -> Result<()> {
     find(&mut rows, "Level Zero's memory", memory[2])?;
     find(&mut rows, "host memory", (&raw const *host) as u64)?;
 
+    // What a system call that does nothing takes here; an emulated processor takes ten times as long.
+    let nothing = (0..301).map(|_| timed(|| Ok(std::hint::black_box(nix::unistd::getppid())).map(drop)));
+    let nothing = Spread::of(nothing.collect::<Result<Vec<_>>>()?.into_iter());
+    rows.add("a system call that does nothing", "us", nothing, None, None)?;
+
     let runtimes: [&dyn Runtime; 3] = [&cuda, &hsa, &ze];
     for ((runtime, address), stub) in runtimes.into_iter().zip(memory).zip(&stubs) {
         let size = 4096;
@@ -61,8 +75,17 @@ fn main() -> Result<()> {
         let over = |value: fn(&Pair) -> f64| Spread::of(pairs.iter().map(value));
         let row = format!("export of an allocation, {}", runtime.name());
         rows.add(&row, "us", over(|pair| pair.library), Some(Peer::of(&pairs)), None)?;
-        let row = format!("added by the library, {}", runtime.name());
+        let row = format!("added to the driver's calls, {}", runtime.name());
         rows.add(&row, "us", over(|pair| pair.library - pair.bare), None, Some("value <= 1"))?;
+        // Of both, without what the counting takes.
+        let count = |call: &dyn Fn() -> Result<()>| -> Result<f64> {
+            let times = |times| steps::count(|| (0..times).for_each(|_| call().expect("it just did")));
+            Ok((times(30)? - times(10)?) as f64 / 20.0)
+        };
+        let library = || runtime.export_at(address, size).map(drop).map_err(Into::into);
+        let added = count(&library)? - count(&bare)?;
+        let exact = Spread { min: added, median: added, max: added };
+        rows.add(&format!("instructions added, {}", runtime.name()), "", exact, None, None)?;
     }
     Ok(())
 }
@@ -94,77 +117,122 @@ fn timed(call: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(start.elapsed().as_nanos() as f64 / 1e3 / f64::from(TIMES))
 }
 
-/// The driver's own call by itself, with what gives its descriptor back.
+/// The driver's own calls by themselves, with what gives the descriptor back.
 fn bare(runtime: &str, stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
-    let check =
-        |code: u32| if code == 0 { Ok(()) } else { Err(format!("the stub answers {code:#x}").into()) };
     match runtime {
-        "CUDA" => {
-            type Export = unsafe extern "C" fn(*mut c_void, u64, usize, u32, u64) -> u32;
-            // SAFETY: the type of cuda.h.
-            let export = unsafe { stub.function::<Export>("cuMemGetHandleForAddressRange") };
-            Box::new(move || {
-                let mut fd: c_int = -1;
-                // SAFETY: writes one descriptor, which is closed here and nowhere else.
-                unsafe {
-                    check(export((&raw mut fd).cast(), address, size as usize, 1, 0))?;
-                    libc::close(fd);
-                }
-                Ok(())
-            })
-        }
-        "ROCm" => {
-            type Export = unsafe extern "C" fn(*const c_void, usize, *mut c_int, *mut u64) -> u32;
-            // SAFETY: the types of hsa_ext_amd.h.
-            let (export, close) = unsafe {
-                (
-                    stub.function::<Export>("hsa_amd_portable_export_dmabuf"),
-                    stub.function::<unsafe extern "C" fn(c_int) -> u32>("hsa_amd_portable_close_dmabuf"),
-                )
-            };
-            Box::new(move || {
-                let (mut fd, mut offset) = (-1, 0);
-                // SAFETY: writes the two, and the descriptor goes back.
-                unsafe {
-                    check(export(address as *const c_void, size as usize, &raw mut fd, &raw mut offset))?;
-                    check(close(fd))
-                }
-            })
-        }
-        _ => {
-            type Properties = unsafe extern "C" fn(
-                *mut c_void,
-                *const c_void,
-                *mut AllocProperties,
-                *mut *mut c_void,
-            ) -> u32;
-            // SAFETY: the type of ze_api.h; the stub's first context is the library's.
-            let (properties, context) = unsafe {
-                (
-                    stub.function::<Properties>("zeMemGetAllocProperties"),
-                    stub.function::<unsafe extern "C" fn() -> *mut c_void>("stub_context")(),
-                )
-            };
-            // The runtime keeps its descriptor, and whoever wants it duplicates and closes that.
-            let context = context as usize;
-            Box::new(move || {
-                let next = std::ptr::null();
-                let mut export = ExportFd { stype: STYPE_EXPORT_FD, next, flags: EXTERNAL_DMA_BUF, fd: -1 };
-                let mut found = AllocProperties {
-                    stype: STYPE_ALLOC_PROPERTIES,
-                    next: (&raw mut export).cast(),
-                    memory_type: 0,
-                    id: 0,
-                    page_size: 0,
-                };
-                let (context, nothing) = (context as *mut c_void, std::ptr::null_mut());
-                // SAFETY: the structs say what they are; the duplicate is closed here and nowhere else.
-                unsafe {
-                    check(properties(context, address as *const c_void, &raw mut found, nothing))?;
-                    libc::close(libc::fcntl(export.fd, libc::F_DUPFD_CLOEXEC, 3));
-                }
-                Ok(())
-            })
-        }
+        "CUDA" => cuda(stub, address, size),
+        "ROCm" => hsa(stub, address, size),
+        _ => level_zero(stub, address),
     }
+}
+
+fn check(code: u32) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(format!("the stub answers {code:#x}").into()) }
+}
+
+fn cuda(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
+    type Attributes = unsafe extern "C" fn(u32, *const c_int, *const *mut c_void, u64) -> u32;
+    type Range = unsafe extern "C" fn(*mut u64, *mut usize, u64) -> u32;
+    type Export = unsafe extern "C" fn(*mut c_void, u64, usize, u32, u64) -> u32;
+    // SAFETY: the types of cuda.h.
+    let (attributes, push, range, export, pop) = unsafe {
+        (
+            stub.function::<Attributes>("cuPointerGetAttributes"),
+            stub.function::<unsafe extern "C" fn(*mut c_void) -> u32>("cuCtxPushCurrent_v2"),
+            stub.function::<Range>("cuMemGetAddressRange_v2"),
+            stub.function::<Export>("cuMemGetHandleForAddressRange"),
+            stub.function::<unsafe extern "C" fn(*mut *mut c_void) -> u32>("cuCtxPopCurrent_v2"),
+        )
+    };
+    // Context, kind, number, managed, device, base and size.
+    const NAMES: [c_int; 7] = [1, 2, 7, 8, 9, 11, 12];
+    Box::new(move || {
+        let mut words = [0_u64; 7];
+        let places = words.each_mut().map(|word| std::ptr::from_mut(word).cast::<c_void>());
+        let (mut base, mut length, mut fd, mut popped) = (0, 0, -1, std::ptr::null_mut());
+        // SAFETY: each place has room for its attribute; the context is the memory's; one descriptor is
+        // written, which is closed here and nowhere else.
+        unsafe {
+            check(attributes(NAMES.len() as u32, NAMES.as_ptr(), places.as_ptr(), address))?;
+            check(push(words[0] as *mut c_void))?;
+            check(range(&raw mut base, &raw mut length, address))?;
+            check(export((&raw mut fd).cast(), base, size as usize, 1, 0))?;
+            check(pop(&raw mut popped))?;
+            libc::close(fd);
+        }
+        Ok(())
+    })
+}
+
+fn hsa(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
+    type Info = unsafe extern "C" fn(
+        *const c_void,
+        *mut PointerInfo,
+        *mut c_void,
+        *mut u32,
+        *mut *mut c_void,
+    ) -> u32;
+    type Export = unsafe extern "C" fn(*const c_void, usize, *mut c_int, *mut u64) -> u32;
+    // SAFETY: the types of hsa_ext_amd.h.
+    let (info, export, close) = unsafe {
+        (
+            stub.function::<Info>("hsa_amd_pointer_info"),
+            stub.function::<Export>("hsa_amd_portable_export_dmabuf"),
+            stub.function::<unsafe extern "C" fn(c_int) -> u32>("hsa_amd_portable_close_dmabuf"),
+        )
+    };
+    Box::new(move || {
+        let mut found = std::mem::MaybeUninit::<PointerInfo>::zeroed();
+        let (mut fd, mut offset) = (-1, 0);
+        let (none, nobody) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let address = address as *const c_void;
+        // SAFETY: the struct says how large it is; the calls write what they are given, and the descriptor
+        // goes back.
+        unsafe {
+            (*found.as_mut_ptr()).size = size_of::<PointerInfo>() as u32;
+            check(info(address, found.as_mut_ptr(), none, std::ptr::null_mut(), nobody))?;
+            check(export(address, size as usize, &raw mut fd, &raw mut offset))?;
+            check(close(fd))
+        }
+    })
+}
+
+fn level_zero(stub: &Stub, address: u64) -> Box<dyn Fn() -> Result<()>> {
+    type Properties =
+        unsafe extern "C" fn(*mut c_void, *const c_void, *mut AllocProperties, *mut *mut c_void) -> u32;
+    type Range = unsafe extern "C" fn(*mut c_void, *const c_void, *mut *mut c_void, *mut usize) -> u32;
+    // SAFETY: the types of ze_api.h; the stub's first context is the library's.
+    let (properties, range, context) = unsafe {
+        (
+            stub.function::<Properties>("zeMemGetAllocProperties"),
+            stub.function::<Range>("zeMemGetAddressRange"),
+            stub.function::<unsafe extern "C" fn() -> *mut c_void>("stub_context")(),
+        )
+    };
+    let described = |next| AllocProperties {
+        stype: STYPE_ALLOC_PROPERTIES,
+        next,
+        memory_type: 0,
+        id: 0,
+        page_size: 0,
+    };
+    let context = context as usize;
+    Box::new(move || {
+        let next = std::ptr::null();
+        let mut export = ExportFd { stype: STYPE_EXPORT_FD, next, flags: EXTERNAL_DMA_BUF, fd: -1 };
+        let (mut found, mut exported) =
+            (described(std::ptr::null_mut()), described((&raw mut export).cast()));
+        let (context, nothing) = (context as *mut c_void, std::ptr::null_mut());
+        let (mut device, mut base, mut size) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        let address = address as *const c_void;
+        // SAFETY: the structs say what they are. The runtime keeps its descriptor; whoever wants it has a
+        // duplicate, which is closed here and nowhere else.
+        unsafe {
+            check(properties(context, address, &raw mut found, &raw mut device))?;
+            check(range(context, address, &raw mut base, &raw mut size))?;
+            check(properties(context, base, &raw mut exported, nothing))?;
+            libc::close(libc::fcntl(export.fd, libc::F_DUPFD_CLOEXEC, 3));
+        }
+        Ok(())
+    })
 }

@@ -56,6 +56,12 @@ impl Stub {
         unsafe { self.function::<unsafe extern "C" fn() -> c_int>("stub_live")() }
     }
 
+    /// Whether exports of one range are descriptors of one dma-buf, or each makes its own as drivers do.
+    pub fn share(&self, sharing: bool) {
+        // SAFETY: the type in stub.h.
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_share")(sharing.into()) };
+    }
+
     /// The first wrong argument that the stub was given, in words.
     pub fn misuse(&self) -> Option<String> {
         // SAFETY: the type in stub.h; a static string or null.

@@ -158,11 +158,30 @@ static void release(struct memory *memory)
 	live--;
 }
 
+/* What `stub_share` asks for: one dma-buf for all exports of one range. */
+static int sharing, shared = -1;
+static struct udmabuf_create shared_range;
+
+void stub_share(int wanted)
+{
+	sharing = wanted;
+	if (shared >= 0)
+		close(shared);
+	shared = -1;
+}
+
 /* A dma-buf of whole pages of the memfd. */
 static int dmabuf(const struct memory *memory, uintptr_t address, uintptr_t length, int flags)
 {
 	struct udmabuf_create create = { .memfd = memory->memfd, .flags = flags,
 					 .offset = address - memory->block, .size = length };
 
-	return ioctl(udmabuf, UDMABUF_CREATE, &create);
+	if (!sharing)
+		return ioctl(udmabuf, UDMABUF_CREATE, &create);
+	if (shared < 0 || memcmp(&create, &shared_range, sizeof(create))) {
+		stub_share(1);
+		shared_range = create;
+		shared = ioctl(udmabuf, UDMABUF_CREATE, &create);
+	}
+	return shared < 0 ? -1 : fcntl(shared, flags ? F_DUPFD_CLOEXEC : F_DUPFD, 3);
 }
