@@ -11,10 +11,14 @@
 //!
 //! perftest polls; the library sleeps between batches, but for the latency, where it polls too.
 //!
-//! Processor time is that of the sending process, start-up included, in user mode and in the kernel. An
-//! emulated processor counts no instructions.
+//! Processor time is that of the sending process, start-up included, in user mode and in the kernel.
 //!
-//! Needs the devices `rxe0` and `rxe1` of the guest, and perftest. `--quick` makes one pair of little.
+//! Instructions are those of the sending process between its 64th and its 192nd message, counted by stepping
+//! it. perftest looks for completions all the time; while it is stepped it finds one nearly each time it
+//! looks, so this is the least that it may take.
+//!
+//! Needs the devices `rxe0` and `rxe1` of the guest, and perftest. An argument chooses a part: `latency`,
+//! `instructions`, `bandwidth`, `whole` (one call of 2 GiB). `--quick` makes one pair of little.
 
 // Not every benchmark needs all of it.
 #[allow(dead_code)]
@@ -24,6 +28,9 @@ mod common;
 mod party;
 #[path = "transfer/perftest.rs"]
 mod perftest;
+#[path = "scale/steps.rs"]
+#[allow(dead_code)]
+mod steps;
 
 use std::env;
 
@@ -38,6 +45,8 @@ const FAR_ADDRESS: &str = "192.168.77.2";
 
 /// Messages under way at once.
 const DEPTH: u32 = 32;
+/// Of which the library posts so many with one call.
+const BATCH: u32 = 8;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
@@ -56,6 +65,8 @@ struct Load {
     times: u64,
     /// One range with all bytes, not one buffer again and again.
     whole: bool,
+    /// For so many messages the instructions of the sending process are counted.
+    stepped: u64,
 }
 
 /// What came of it.
@@ -65,6 +76,8 @@ struct Outcome {
     figure: f64,
     /// Microseconds of processor time a message.
     cpu: f64,
+    /// Of the sending process, where they are counted.
+    instructions: u64,
 }
 
 const KIB: u64 = 1 << 10;
@@ -76,22 +89,48 @@ fn main() -> Result<()> {
         return party::play(&arguments[at + 1..]);
     }
     let quick = arguments.iter().any(|word| word == "--quick");
+    // cargo's own arguments begin with dashes.
+    let chosen: Vec<_> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+    let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|word| *word == part);
+    let pairs = |many| if quick { 1 } else { many };
     let mut rows = Rows::new()?;
-    for kind in [Kind::Write, Kind::Read, Kind::Send] {
-        for size in [64 * KIB, 256 * KIB, MIB, 4 * MIB, 8 * MIB] {
-            let bytes = if quick { 8 * MIB } else { 32 * MIB };
-            // perftest makes at least 5.
-            let load = Load { kind, size, times: (bytes / size).max(5), whole: false };
-            measure(&mut rows, load, if quick { 1 } else { 9 })?;
+    if wanted("latency") {
+        let load = Load { kind: Kind::Latency, size: 8, times: 1000, whole: false, stepped: 0 };
+        measure(&mut rows, load, pairs(41))?;
+    }
+    if wanted("instructions") {
+        instructions(&mut rows)?;
+    }
+    if wanted("bandwidth") {
+        for kind in [Kind::Write, Kind::Read, Kind::Send] {
+            for size in [64 * KIB, 256 * KIB, MIB, 4 * MIB, 8 * MIB] {
+                let bytes = if quick { 8 * MIB } else { 32 * MIB };
+                // perftest makes at least 5.
+                let times = (bytes / size).max(5);
+                measure(&mut rows, Load { kind, size, times, whole: false, stepped: 0 }, pairs(15))?;
+            }
         }
     }
-    measure(
-        &mut rows,
-        Load { kind: Kind::Latency, size: 8, times: 1000, whole: false },
-        if quick { 1 } else { 15 },
-    )?;
-    if !quick {
-        measure(&mut rows, Load { kind: Kind::Write, size: 8 * MIB, times: 256, whole: true }, 7)?;
+    if wanted("whole") && !quick {
+        let load = Load { kind: Kind::Write, size: 8 * MIB, times: 256, whole: true, stepped: 0 };
+        measure(&mut rows, load, 7)?;
+    }
+    Ok(())
+}
+
+/// Instructions for each message that is posted, in user mode.
+fn instructions(rows: &mut Rows) -> Result<()> {
+    for (kind, name) in [(Kind::Write, "write"), (Kind::Send, "send")] {
+        // The first window is posted at once; from there on each post has to wait for a completion.
+        let load = |stepped| Load { kind, size: 64 * KIB, times: 256, whole: false, stepped };
+        let each = |run: fn(Load) -> Result<Outcome>| -> Result<f64> {
+            let (few, many) = (run(load(64))?.instructions, run(load(192))?.instructions);
+            Ok(many.saturating_sub(few) as f64 / 128.0)
+        };
+        let pair = Pair { library: each(ours)?, bare: each(theirs)? };
+        let of = Spread::of([pair.library].into_iter());
+        let peer = Some(Peer::of(&[pair]));
+        rows.add(&format!("{name}: instructions a message"), "", of, peer, Some("ratio <= 1.00"))?;
     }
     Ok(())
 }
@@ -100,12 +139,12 @@ fn measure(rows: &mut Rows, load: Load, count: usize) -> Result<()> {
     let (mut our_cpu, mut their_cpu) = (Vec::new(), Vec::new());
     let turns = {
         let library = || {
-            let Outcome { figure, cpu } = ours(load)?;
+            let Outcome { figure, cpu, .. } = ours(load)?;
             our_cpu.push(cpu);
             Ok(figure)
         };
         let peer = || {
-            let Outcome { figure, cpu } = theirs(load)?;
+            let Outcome { figure, cpu, .. } = theirs(load)?;
             their_cpu.push(cpu);
             Ok(figure)
         };

@@ -13,10 +13,12 @@ use dmabuf_rdma::verbs::{Device, Endpoint, ProtectionDomain};
 use dmabuf_rdma::{DmaBuf, MemoryRegion};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::common::Result;
-use super::{DEPTH, FAR, Kind, Load, NEAR, Outcome};
+use super::steps::between_posts;
+use super::{BATCH, DEPTH, FAR, Kind, Load, NEAR, Outcome};
 
 /// What precedes the role's words on the command line.
 pub const ROLE: &str = "--role";
@@ -37,14 +39,15 @@ struct Played {
 
 impl Played {
     fn start(device: &str, load: Load) -> Result<Self> {
-        let Load { kind, size, times, whole } = load;
+        let Load { kind, size, times, whole, .. } = load;
         let kind = match kind {
             Kind::Write => "write",
             Kind::Read => "read",
             Kind::Send => "send",
             Kind::Latency => "latency",
         };
-        let mut child = Command::new(env::current_exe()?)
+        let mut child = Command::new("taskset")
+            .args(["-c", if device == NEAR { "0" } else { "1" }]).arg(env::current_exe()?)
             .args([ROLE, device, kind, &size.to_string(), &times.to_string(), &whole.to_string()])
             .env_remove("BENCH_ROWS")
             .stdin(Stdio::piped())
@@ -67,6 +70,10 @@ impl Played {
         Ok(self.input.write_all(line.as_bytes())?)
     }
 
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
     fn end(mut self) -> Result<()> {
         drop(self.input);
         let status = self.child.wait()?;
@@ -84,6 +91,10 @@ pub(super) fn ours(load: Load) -> Result<Outcome> {
     far.hear()?;
     near.hear()?;
     near.tell("go\n")?;
+    let instructions = match load.stepped {
+        0 => 0,
+        messages => between_posts(near.pid(), messages / u64::from(BATCH))?,
+    };
     let seconds: f64 = near.hear()?.trim().parse()?;
     let before = processor_time();
     near.end()?;
@@ -93,7 +104,7 @@ pub(super) fn ours(load: Load) -> Result<Outcome> {
         Kind::Latency => seconds * 1e6 / 2.0,
         _ => (load.size * load.times) as f64 / f64::from(1 << 20) / seconds,
     };
-    Ok(Outcome { figure, cpu })
+    Ok(Outcome { figure, cpu, instructions })
 }
 
 /// Processor time of all processes that were waited for.
@@ -117,7 +128,7 @@ fn side(device: &str, load: Load) -> Result<Side> {
     let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
     let wait = if load.kind == Kind::Latency { Wait::Busy } else { Wait::Sleep };
     let options =
-        ConnectionOptions { message: load.size, window: DEPTH, batch: DEPTH / 4, wait, ..Default::default() };
+        ConnectionOptions { message: load.size, window: DEPTH, batch: BATCH, wait, ..Default::default() };
     let connection = Connection::new(&domain, options)?;
     let length = if load.whole { load.size * load.times } else { load.size.max(4096) };
     let buffer = DmaHeap::open("system")?.allocate(length)?.dmabuf;
@@ -148,7 +159,8 @@ pub fn play(words: &[String]) -> Result<()> {
         "send" => Kind::Send,
         _ => Kind::Latency,
     };
-    let load = Load { kind, size: size.parse()?, times: times.parse()?, whole: whole.parse()? };
+    let (size, times, whole) = (size.parse()?, times.parse()?, whole.parse()?);
+    let load = Load { kind, size, times, whole, stepped: 0 };
     let Side { mut connection, region, buffer } = side(device, load)?;
     let offer = Offer { endpoint: connection.endpoint(), region: region.remote() };
     println!("{}", serde_json::to_string(&offer)?);

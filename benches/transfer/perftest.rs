@@ -3,8 +3,11 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use super::common::Result;
 use super::party::{processor_time, spent_by};
+use super::steps::between_posts;
 use super::{DEPTH, FAR, FAR_ADDRESS, Kind, Load, NEAR, Outcome};
 
 const PORT: u16 = 18515;
@@ -18,7 +21,8 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         Kind::Latency => "ib_write_lat",
     };
     let start = |device: &str, server: Option<&str>| -> Result<Child> {
-        let mut command = Command::new(program);
+        let mut command = Command::new("taskset");
+        command.args(["-c", if device == NEAR { "0" } else { "1" }, program]);
         command.args(["-d", device, "-F", "-x", "1", "-m", "4096", "-p", &PORT.to_string()]);
         command.args(["-s", &load.size.to_string(), "-n", &load.times.to_string()]);
         match load.kind {
@@ -32,7 +36,13 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
     let server = start(FAR, None)?;
     until_it_listens()?;
     let before = processor_time();
-    let client = start(NEAR, Some(FAR_ADDRESS))?.wait_with_output()?;
+    let client = start(NEAR, Some(FAR_ADDRESS))?;
+    let pid = Pid::from_raw(client.id() as i32);
+    let instructions = match load.stepped {
+        0 => 0,
+        messages => between_posts(pid, messages)?,
+    };
+    let client = client.wait_with_output()?;
     // The server has not been waited for yet, so what was added is the client's.
     let cpu = spent_by(before, load.times);
     let served = server.wait_with_output()?;
@@ -51,7 +61,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         (words.first()? == &load.size.to_string()).then(|| words.get(column)?.parse::<f64>().ok()).flatten()
     });
     let figure = figures.ok_or_else(|| format!("{program} printed no figure: {text}"))?;
-    Ok(Outcome { figure, cpu })
+    Ok(Outcome { figure, cpu, instructions })
 }
 
 /// Waits for the server's port without connecting to it, which it would take for its client.
