@@ -62,7 +62,12 @@ fn main() -> Result<()> {
     find(&mut rows, "host memory", (&raw const *host) as u64)?;
 
     // What a system call that does nothing takes here; an emulated processor takes ten times as long.
-    let nothing = (0..301).map(|_| timed(|| Ok(std::hint::black_box(nix::unistd::getppid())).map(drop)));
+    let nothing = (0..301).map(|_| {
+        timed(|| {
+            std::hint::black_box(nix::unistd::getppid());
+            Ok(())
+        })
+    });
     let nothing = Spread::of(nothing.collect::<Result<Vec<_>>>()?.into_iter());
     rows.add("a system call that does nothing", "us", nothing, None, None)?;
 
@@ -165,13 +170,8 @@ fn cuda(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
 }
 
 fn hsa(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
-    type Info = unsafe extern "C" fn(
-        *const c_void,
-        *mut PointerInfo,
-        *mut c_void,
-        *mut u32,
-        *mut *mut c_void,
-    ) -> u32;
+    type Info =
+        unsafe extern "C" fn(*const c_void, *mut PointerInfo, *mut c_void, *mut u32, *mut *mut c_void) -> u32;
     type Export = unsafe extern "C" fn(*const c_void, usize, *mut c_int, *mut u64) -> u32;
     // SAFETY: the types of hsa_ext_amd.h.
     let (info, export, close) = unsafe {
@@ -209,13 +209,8 @@ fn level_zero(stub: &Stub, address: u64) -> Box<dyn Fn() -> Result<()>> {
             stub.function::<unsafe extern "C" fn() -> *mut c_void>("stub_context")(),
         )
     };
-    let described = |next| AllocProperties {
-        stype: STYPE_ALLOC_PROPERTIES,
-        next,
-        memory_type: 0,
-        id: 0,
-        page_size: 0,
-    };
+    let described =
+        |next| AllocProperties { stype: STYPE_ALLOC_PROPERTIES, next, memory_type: 0, id: 0, page_size: 0 };
     let context = context as usize;
     Box::new(move || {
         let next = std::ptr::null();

@@ -122,7 +122,7 @@ fn main() -> Result<()> {
 fn instructions(rows: &mut Rows) -> Result<()> {
     for (kind, name) in [(Kind::Write, "write"), (Kind::Send, "send")] {
         // The first window is posted at once; from there on each post has to wait for a completion.
-        let load = |stepped| Load { kind, size: 64 * KIB, times: 256, whole: false, stepped };
+        let load = |stepped| Load { kind, size: 64 * KIB, times: 256, whole: true, stepped };
         let each = |run: fn(Load) -> Result<Outcome>| -> Result<f64> {
             let (few, many) = (run(load(64))?.instructions, run(load(192))?.instructions);
             Ok(many.saturating_sub(few) as f64 / 128.0)

@@ -71,14 +71,17 @@ pub fn run(rows: &mut Rows, domain: &ProtectionDomain, processors: &Processors) 
         let region = MemoryRegion::builder(domain, buffer).access(ACCESS).register()?;
         by_hand.insert((buffer.id(), ACCESS), Arc::new(region));
     }
-    let request =
-        Request { cache: &cache, by_hand: &RwLock::new(by_hand), domain, buffer: &buffers[17] };
+    let request = Request { cache: &cache, by_hand: &RwLock::new(by_hand), domain, buffer: &buffers[17] };
 
     processors.stay_on(0)?;
-    let one = pairs(PAIRS, || Ok(request.time(Request::hit)), || {
-        thread::sleep(PAUSE);
-        Ok(request.time(Request::hit_by_hand))
-    })?;
+    let one = pairs(
+        PAIRS,
+        || Ok(request.time(Request::hit)),
+        || {
+            thread::sleep(PAUSE);
+            Ok(request.time(Request::hit_by_hand))
+        },
+    )?;
     add(rows, "cache hit, one thread", &one, "value <= 40")?;
 
     // Each on a processor of its own, beginning and ending together.

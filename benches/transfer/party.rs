@@ -47,7 +47,8 @@ impl Played {
             Kind::Latency => "latency",
         };
         let mut child = Command::new("taskset")
-            .args(["-c", if device == NEAR { "0" } else { "1" }]).arg(env::current_exe()?)
+            .args(["-c", if device == NEAR { "0" } else { "1" }])
+            .arg(env::current_exe()?)
             .args([ROLE, device, kind, &size.to_string(), &times.to_string(), &whole.to_string()])
             .env_remove("BENCH_ROWS")
             .stdin(Stdio::piped())

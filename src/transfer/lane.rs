@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ibverbs_sys as ffi;
 
 use super::RemoteAddr;
-use super::request::Job;
+use super::request::{Job, Message};
 use crate::cm::Link;
 use crate::error::TransferError;
 use crate::umem::Iova;
@@ -73,7 +73,6 @@ enum Batch {
 struct Flight {
     end: u64,
     length: u64,
-    place: Option<(Iova, crate::mr::Rkey)>,
 }
 
 pub(super) struct Lane {
@@ -82,6 +81,8 @@ pub(super) struct Lane {
     batch: Batch,
     /// Requests to a list.
     most: usize,
+    depth: usize,
+    /// As many, and up to the next power of two.
     flights: Box<[Flight]>,
     /// Number of the next request, and of the first that is not known to have ended.
     next: u64,
@@ -118,7 +119,8 @@ impl Lane {
             queue,
             batch,
             most,
-            flights: vec![Flight::default(); depth as usize].into(),
+            depth: depth as usize,
+            flights: vec![Flight::default(); depth.next_power_of_two() as usize].into(),
             next: 0,
             ended: 0,
             done: 0,
@@ -135,31 +137,39 @@ impl Lane {
 
     #[inline]
     fn flight(&mut self, number: u64) -> &mut Flight {
-        let depth = self.flights.len() as u64;
-        &mut self.flights[(number % depth) as usize]
+        let mask = self.flights.len() - 1;
+        &mut self.flights[number as usize & mask]
     }
 
     /// Posts what there is room for, in whole lists: one while the others are under way.
     #[inline]
     pub(super) fn post(&mut self, job: &mut Job<'_>) -> Result<()> {
         while !job.is_posted() {
-            let free = self.flights.len() - (self.next - self.ended) as usize;
+            let free = self.depth - (self.next - self.ended) as usize;
             if free < self.most {
                 break;
             }
             let mut count = 0;
             while count < self.most && !job.is_posted() {
-                let message = job.next();
-                let (most, place, number) = (message.most, message.place, self.next);
-                let (elements, operation) = message.parts();
+                let number = self.next;
                 let bytes = match &mut self.batch {
-                    Batch::Send(batch) => batch.push(number, elements, operation)?,
-                    Batch::Recv(batch) => batch.push(number, elements),
+                    Batch::Send(batch) => {
+                        let (request, places) = batch.next();
+                        let Message { elements, bytes, operation } = job.take(places);
+                        operation.fill(request, bytes)?;
+                        (request.wr_id, request.num_sge) = (number, elements);
+                        batch.add();
+                        bytes
+                    }
+                    Batch::Recv(batch) => {
+                        let (request, places) = batch.next();
+                        let Message { elements, bytes, .. } = job.take(places);
+                        (request.wr_id, request.num_sge) = (number, elements);
+                        batch.add();
+                        bytes
+                    }
                 };
-                debug_assert!(bytes <= most);
-                job.took(bytes);
-                let place = place.map(|RemoteAddr { addr, rkey }| (Iova(addr), rkey));
-                *self.flight(number) = Flight { end: job.posted, length: bytes, place };
+                *self.flight(number) = Flight { end: job.posted, length: bytes };
                 self.next += 1;
                 count += 1;
             }
@@ -216,8 +226,9 @@ impl Lane {
     }
 
     fn failed(&self, job: &Job<'_>, flight: Flight, status: CompletionStatus) -> Error {
-        let Flight { end, length, place } = flight;
+        let Flight { end, length } = flight;
         let (offset, done) = (end - length, self.done);
+        let place = job.place(offset).map(|RemoteAddr { addr, rkey }| (Iova(addr), rkey));
         TransferError::Failed { opcode: job.opcode(), offset, length, remote: place, status, done }.into()
     }
 

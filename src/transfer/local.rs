@@ -1,12 +1,15 @@
 //! This side's end of a transfer.
 
+use std::ffi::c_int;
 use std::marker::PhantomData;
+
+use ibverbs_sys as ffi;
 
 use crate::error::{AddressError, TransferError};
 use crate::mr::{Access, Lkey, MemoryRegion};
 use crate::sg::DmaSgList;
 use crate::umem::check_range;
-use crate::verbs::{Opcode, ProtectionDomain, Sge};
+use crate::verbs::{Opcode, ProtectionDomain};
 use crate::{Error, Result};
 
 /// Longest element: what 32 bits hold, in whole pages, so that the one after it begins at a page too.
@@ -165,12 +168,11 @@ impl<'a> LocalRange<'a> {
     /// Whether each message of `message` bytes, the last one shorter, has at most `max_sge` pieces.
     pub(super) fn check_messages(&self, opcode: Opcode, message: u64, max_sge: u32) -> Result<()> {
         let mut cursor = LocalCursor::new(self.clone());
+        let mut places = vec![ffi::ibv_sge::default(); max_sge as usize];
         let mut offset = 0;
         while offset < self.length {
             let length = message.min(self.length - offset);
-            let taken: u64 =
-                cursor.elements(length).take(max_sge as usize).map(|sge| u64::from(sge.len())).sum();
-            if taken < length {
+            if cursor.gather(length, &mut places).1 < length {
                 return Err(TransferError::TooScattered { opcode, offset, length, max_sge }.into());
             }
             offset += length;
@@ -183,31 +185,53 @@ impl<'a> LocalRange<'a> {
 #[derive(Debug)]
 pub(super) struct LocalCursor<'a> {
     range: LocalRange<'a>,
-    piece: usize,
+    /// The piece that it is in, and its number.
+    piece: Piece,
+    number: usize,
     inside: u64,
 }
 
 impl<'a> LocalCursor<'a> {
     pub(super) fn new(range: LocalRange<'a>) -> Self {
-        Self { range, piece: 0, inside: 0 }
+        let piece = range.pieces.as_slice()[0];
+        Self { range, piece, number: 0, inside: 0 }
     }
 
-    /// The elements of the next `most` bytes, one for each time it is asked; it moves on by what was
-    /// asked for.
-    #[inline]
-    pub(super) fn elements(&mut self, most: u64) -> impl Iterator<Item = Sge<'a>> + use<'a, '_> {
-        let mut left = most;
-        std::iter::from_fn(move || {
-            let piece = *self.range.pieces.as_slice().get(self.piece).filter(|_| left > 0)?;
-            let length = (piece.length - self.inside).min(left).min(MAX_ELEMENT);
-            let addr = piece.addr + self.inside;
-            left -= length;
-            self.inside += length;
-            if self.inside == piece.length {
-                (self.piece, self.inside) = (self.piece + 1, 0);
+    /// Elements of the next bytes, `most` or as many as the places hold; how many, and of how many bytes.
+    /// It moves on by them. There are as many bytes left.
+    #[inline(always)]
+    pub(super) fn gather(&mut self, most: u64, places: &mut [ffi::ibv_sge]) -> (c_int, u64) {
+        let left = self.piece.length - self.inside;
+        match places {
+            // Most messages are in the midst of a piece.
+            [place, ..] if most < left.min(MAX_ELEMENT) => {
+                let (addr, lkey) = (self.piece.addr + self.inside, self.piece.lkey.0);
+                *place = ffi::ibv_sge { addr, length: most as u32, lkey };
+                self.inside += most;
+                (1, most)
             }
-            Some(Sge::new(addr, length as u32, piece.lkey))
-        })
+            places => self.gather_pieces(most, places),
+        }
+    }
+
+    #[inline(never)]
+    fn gather_pieces(&mut self, most: u64, places: &mut [ffi::ibv_sge]) -> (c_int, u64) {
+        let (mut count, mut bytes) = (0, 0);
+        for place in places {
+            let Piece { addr, length: whole, lkey: Lkey(lkey), .. } = self.piece;
+            let length = (whole - self.inside).min(most - bytes).min(MAX_ELEMENT);
+            *place = ffi::ibv_sge { addr: addr + self.inside, length: length as u32, lkey };
+            (count, bytes, self.inside) = (count + 1, bytes + length, self.inside + length);
+            if self.inside == whole {
+                (self.number, self.inside) = (self.number + 1, 0);
+                // Behind the last one there is nothing to be asked for.
+                self.piece = *self.range.pieces.as_slice().get(self.number).unwrap_or(&self.piece);
+            }
+            if bytes == most {
+                break;
+            }
+        }
+        (count, bytes)
     }
 }
 
@@ -244,8 +268,10 @@ mod tests {
     #[test]
     fn an_element_has_32_bits() {
         let mut cursor = LocalCursor::new(range(&[(0, 10 << 30)]));
-        let lengths: Vec<_> = cursor.elements(u64::MAX).map(|sge| u64::from(sge.len())).collect();
-        assert_eq!(lengths, [0xffff_f000, 0xffff_f000, (10 << 30) - 2 * 0xffff_f000]);
+        let mut places = [ffi::ibv_sge::default(); 4];
+        assert_eq!(cursor.gather(10 << 30, &mut places), (3, 10 << 30));
+        let lengths = places.map(|place| u64::from(place.length));
+        assert_eq!(lengths, [0xffff_f000, 0xffff_f000, (10 << 30) - 2 * 0xffff_f000, 0]);
     }
 
     proptest! {

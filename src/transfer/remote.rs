@@ -167,6 +167,13 @@ impl<'a> RemoteRange<'a> {
         self.region.access
     }
 
+    /// The place of the byte at `offset`, which is inside.
+    pub(super) fn at(&self, offset: u64) -> RemoteAddr {
+        let (run, inside) = self.region.find(self.offset + offset);
+        let RemoteRun { iova, rkey, .. } = self.region.runs()[run];
+        RemoteAddr { addr: iova.0 + inside, rkey }
+    }
+
     /// Walks over it from its first byte.
     pub(super) fn cursor(&self) -> RemoteCursor<'a> {
         let (run, inside) = self.region.find(self.offset);
@@ -190,12 +197,14 @@ pub(super) struct RemoteCursor<'a> {
 
 impl RemoteCursor<'_> {
     /// Where it is, and the bytes from there to the end of the run.
+    #[inline]
     pub(super) fn here(&self) -> (RemoteAddr, u64) {
         let RemoteRun { iova, length, rkey } = self.runs[0];
         (RemoteAddr { addr: iova.0 + self.inside, rkey }, length - self.inside)
     }
 
     /// Moves on by `length` bytes, at most as many as `here` said.
+    #[inline]
     pub(super) fn advance(&mut self, length: u64) {
         self.inside += length;
         if self.inside == self.runs[0].length {

@@ -1,5 +1,9 @@
 //! What a transfer is to do, checked before anything of it is posted.
 
+use std::ffi::c_int;
+
+use ibverbs_sys as ffi;
+
 use super::RemoteAddr;
 use super::local::{LocalCursor, LocalRange};
 use super::remote::{RemoteCursor, RemoteRange};
@@ -134,6 +138,8 @@ pub(super) struct Job<'a> {
     kind: Kind,
     local: Option<LocalCursor<'a>>,
     remote: Option<RemoteCursor<'a>>,
+    /// All of the peer's.
+    target: Option<RemoteRange<'a>>,
     pub length: u64,
     pub posted: u64,
     message: u64,
@@ -141,13 +147,12 @@ pub(super) struct Job<'a> {
     empty: bool,
 }
 
-/// The next message of a job.
-pub(super) struct Message<'j, 'a> {
-    pub most: u64,
-    pub place: Option<RemoteAddr>,
-    local: Option<&'j mut LocalCursor<'a>>,
-    kind: Kind,
-    left: u64,
+/// A message of a job.
+pub(super) struct Message {
+    /// How many elements it has, and of how many bytes.
+    pub elements: c_int,
+    pub bytes: u64,
+    pub operation: Operation,
 }
 
 impl<'a> Job<'a> {
@@ -161,38 +166,54 @@ impl<'a> Job<'a> {
         let Request { kind, local, remote } = request;
         let length = local.as_ref().map_or(0, LocalRange::len);
         let empty = local.is_none();
-        let (local, remote) = (local.map(LocalCursor::new), remote.map(|remote| remote.cursor()));
-        Ok(Self { kind, local, remote, length, posted: 0, message, empty })
+        let (local, target) = (local.map(LocalCursor::new), remote);
+        let remote = target.map(|target| target.cursor());
+        Ok(Self { kind, local, remote, target, length, posted: 0, message, empty })
     }
 
     pub(super) fn opcode(&self) -> Opcode {
         self.kind.opcode()
     }
 
+    /// Where at the peer the byte at `offset` goes or comes from.
+    pub(super) fn place(&self, offset: u64) -> Option<RemoteAddr> {
+        self.target.map(|target| target.at(offset))
+    }
+
     pub(super) fn is_posted(&self) -> bool {
         self.posted == self.length && !self.empty
     }
 
-    /// What the next message may have at the most; its elements are for the caller to take.
-    #[inline]
-    pub(super) fn next(&mut self) -> Message<'_, 'a> {
+    /// Takes the next message, whose elements go into these places, as posted.
+    #[inline(always)]
+    pub(super) fn take(&mut self, places: &mut [ffi::ibv_sge]) -> Message {
         let left = self.length - self.posted;
         let mut most = left.min(self.message);
-        let place = self.remote.as_ref().map(|remote| {
-            let (place, together) = remote.here();
-            most = most.min(together);
-            place
-        });
-        Message { most, place, local: self.local.as_mut(), kind: self.kind, left }
-    }
-
-    /// Notes that the message was taken with so many bytes.
-    #[inline]
-    pub(super) fn took(&mut self, bytes: u64) {
+        let mut place = RemoteAddr { addr: 0, rkey: crate::mr::Rkey(0) };
+        if let Some(remote) = &self.remote {
+            let (here, together) = remote.here();
+            (place, most) = (here, most.min(together));
+        }
+        let (elements, bytes) = self.local.as_mut().map_or((0, 0), |local| local.gather(most, places));
         self.posted += bytes;
         self.empty = false;
         if let Some(remote) = &mut self.remote {
             remote.advance(bytes);
+        }
+        Message { elements, bytes, operation: self.operation(place, bytes == left) }
+    }
+
+    #[inline(always)]
+    fn operation(&self, remote: RemoteAddr, last: bool) -> Operation {
+        match self.kind {
+            Kind::Write => Operation::Write { remote },
+            // The number goes with the last message, behind all bytes.
+            Kind::WriteWithImm(imm) if last => Operation::WriteWithImm { remote, imm },
+            Kind::WriteWithImm(_) => Operation::Write { remote },
+            Kind::Read => Operation::Read { remote },
+            Kind::Send | Kind::Recv => Operation::Send,
+            Kind::FetchAdd(add) => Operation::FetchAdd { remote, add },
+            Kind::CompareSwap(compare, swap) => Operation::CompareSwap { remote, compare, swap },
         }
     }
 
@@ -200,28 +221,5 @@ impl<'a> Job<'a> {
     pub(super) fn cut_short(&mut self) {
         self.length = self.posted;
         self.empty = false;
-    }
-}
-
-impl<'j, 'a> Message<'j, 'a> {
-    /// Its elements, and what it does once it is known how many bytes those have.
-    #[inline]
-    pub(super) fn parts(
-        self,
-    ) -> (impl Iterator<Item = crate::verbs::Sge<'a>> + use<'a, 'j>, impl FnOnce(u64) -> Operation + use<>)
-    {
-        let Self { most, place, local, kind, left } = self;
-        let remote = place.unwrap_or(RemoteAddr { addr: 0, rkey: crate::mr::Rkey(0) });
-        let operation = move |bytes: u64| match kind {
-            Kind::Write => Operation::Write { remote },
-            // The number goes with the last message, behind all bytes.
-            Kind::WriteWithImm(imm) if bytes == left => Operation::WriteWithImm { remote, imm },
-            Kind::WriteWithImm(_) => Operation::Write { remote },
-            Kind::Read => Operation::Read { remote },
-            Kind::Send | Kind::Recv => Operation::Send,
-            Kind::FetchAdd(add) => Operation::FetchAdd { remote, add },
-            Kind::CompareSwap(compare, swap) => Operation::CompareSwap { remote, compare, swap },
-        };
-        (local.into_iter().flat_map(move |local| local.elements(most)), operation)
     }
 }

@@ -10,8 +10,7 @@ use std::ptr::null_mut;
 use ibverbs_sys as ffi;
 use rdma_sys_ext::verbs as inline;
 
-use super::{Operation, QueuePair, Sge, check};
-use crate::Result;
+use super::{QueuePair, check};
 
 /// A work request of one of the two queues.
 pub(crate) trait WorkRequest: Default + Clone {
@@ -80,22 +79,17 @@ impl<W: WorkRequest> Batch<W> {
         }
     }
 
-    /// Takes at most `max_sge` of the elements for the next request, and says how many and of how many bytes.
+    /// The next request and the places for its elements; there must be room. Both may hold what was there
+    /// before. It is one of the batch once it is [added](Self::add).
     #[inline]
-    fn gather<'s>(&mut self, elements: impl Iterator<Item = Sge<'s>>) -> (c_int, u64) {
+    pub(crate) fn next(&mut self) -> (&mut W, &mut [ffi::ibv_sge]) {
         let at = self.count * self.max_sge;
-        let (mut used, mut bytes) = (0, 0);
-        for (place, element) in self.elements[at..at + self.max_sge].iter_mut().zip(elements) {
-            *place = element.raw();
-            bytes += u64::from(element.len());
-            used += 1;
-        }
-        (used, bytes)
+        (&mut self.requests[self.count], &mut self.elements[at..at + self.max_sge])
     }
 
+    /// Takes what was made of `next` as one of the batch.
     #[inline]
-    fn add(&mut self, request: W) {
-        self.requests[self.count] = request;
+    pub(crate) fn add(&mut self) {
         self.count += 1;
     }
 
@@ -124,35 +118,10 @@ impl<W: WorkRequest> Batch<W> {
 }
 
 impl SendBatch {
-    /// Adds a request; there must be room. It takes at most `max_sge` of the elements, and returns how
-    /// many bytes they have; with that number it asks what the request does.
-    #[inline]
-    pub(crate) fn push<'s>(
-        &mut self,
-        wr_id: u64,
-        elements: impl Iterator<Item = Sge<'s>>,
-        operation: impl FnOnce(u64) -> Operation,
-    ) -> Result<u64> {
-        let (num_sge, bytes) = self.gather(elements);
-        let request = operation(bytes).request_of(bytes)?;
-        self.add(ffi::ibv_send_wr { wr_id, num_sge, ..request });
-        Ok(bytes)
-    }
-
     /// Asks for a completion of the last request, and so of all before it.
     pub(crate) fn signal_last(&mut self) {
         if let Some(last) = self.count.checked_sub(1) {
             self.requests[last].send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
         }
-    }
-}
-
-impl RecvBatch {
-    /// Adds a receive; there must be room. As `SendBatch::push`.
-    #[inline]
-    pub(crate) fn push<'s>(&mut self, wr_id: u64, elements: impl Iterator<Item = Sge<'s>>) -> u64 {
-        let (num_sge, bytes) = self.gather(elements);
-        self.add(ffi::ibv_recv_wr { wr_id, num_sge, ..Default::default() });
-        bytes
     }
 }

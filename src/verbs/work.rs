@@ -43,11 +43,6 @@ impl Sge<'_> {
         Self { raw, region: PhantomData }
     }
 
-    /// The C struct.
-    pub(super) fn raw(&self) -> ffi::ibv_sge {
-        self.raw
-    }
-
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)] // made for at least one byte
     pub fn len(&self) -> u32 {
@@ -139,13 +134,16 @@ impl Operation {
 
     /// The libibverbs request for it; `next` and the list are null and 0, for the caller to fill in.
     pub(super) fn request(&self, elements: &[Sge<'_>]) -> Result<ffi::ibv_send_wr> {
-        self.request_of(elements.iter().map(|sge| u64::from(sge.len())).sum())
+        let mut wr = ffi::ibv_send_wr::default();
+        self.fill(&mut wr, elements.iter().map(|sge| u64::from(sge.len())).sum())?;
+        Ok(wr)
     }
 
-    /// As `request`, for elements of so many bytes.
-    pub(super) fn request_of(&self, bytes: u64) -> Result<ffi::ibv_send_wr> {
+    /// What it sets in a request of elements of so many bytes, which may have been another one before.
+    #[inline(always)]
+    pub(crate) fn fill(&self, wr: &mut ffi::ibv_send_wr, bytes: u64) -> Result<()> {
         use ffi::ibv_wr_opcode::*;
-        let mut wr = ffi::ibv_send_wr::default();
+        wr.send_flags = 0;
         let mut rdma = |opcode, remote: RemoteAddr| {
             wr.opcode = opcode;
             wr.wr.rdma.remote_addr = remote.addr;
@@ -172,7 +170,7 @@ impl Operation {
                 wr.wr.atomic = self.atomic(remote, compare, swap, bytes)?;
             }
         }
-        Ok(wr)
+        Ok(())
     }
 
     fn atomic(

@@ -87,7 +87,12 @@ impl Index {
         }
         let first = &self.first[first_place(tag)];
         let put = |old, new| {
-            first.compare_exchange(address(Some(old)), address(Some(new)), Ordering::SeqCst, Ordering::Relaxed)
+            first.compare_exchange(
+                address(Some(old)),
+                address(Some(new)),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            )
         };
         if put(&EMPTY, slot).is_err() {
             return;
