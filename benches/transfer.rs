@@ -96,7 +96,7 @@ fn main() -> Result<()> {
     let mut rows = Rows::new()?;
     if wanted("latency") {
         let load = Load { kind: Kind::Latency, size: 8, times: 1000, whole: false, stepped: 0 };
-        measure(&mut rows, load, pairs(41))?;
+        measure(&mut rows, load, pairs(15))?;
     }
     if wanted("instructions") {
         instructions(&mut rows)?;

@@ -225,9 +225,10 @@ fn latency(
         memory.read(64, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     };
+    let (local, remote) = (LocalRange::from(region).range(0, 8)?, peer.range(64, 8)?);
     let mut tell = |number: u64| -> Result<()> {
         memory.write(0, &number.to_le_bytes())?;
-        connection.write(LocalRange::from(region).range(0, 8)?, peer.range(64, 8)?)?;
+        connection.write(local.clone(), remote)?;
         Ok(())
     };
     if first {

@@ -126,6 +126,7 @@ impl Mapping {
         guard.end()
     }
 
+    #[inline]
     fn at(&self, offset: u64, length: usize) -> Result<NonNull<u8>> {
         check_range(offset, length as u64, self.len())?;
         // SAFETY: the range was just checked to lie inside the mapping, whose length fits in usize.
@@ -158,6 +159,7 @@ impl CpuGuard<'_> {
     /// # Errors
     /// - [`Error::CpuAccessDirection`]: the bracket was begun for writing only.
     /// - [`Error::OutOfRange`], [`Error::ZeroLength`]: the range is not inside the buffer, or empty.
+    #[inline]
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         if !self.access.reads() {
             return Err(Error::CpuAccessDirection { access: self.access });
@@ -165,7 +167,7 @@ impl CpuGuard<'_> {
         let from = self.mapping.at(offset, into.len())?;
         // SAFETY: `at` checked the source; the target is an exclusive borrow of the caller's and
         // cannot lie in the mapping, of which no reference is ever made.
-        unsafe { copy_volatile(from.as_ptr(), into.as_mut_ptr(), into.len()) };
+        unsafe { copy_out(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         Ok(())
     }
 
@@ -174,6 +176,7 @@ impl CpuGuard<'_> {
     /// # Errors
     /// - [`Error::CpuAccessDirection`]: the bracket was begun for reading only.
     /// - [`Error::OutOfRange`], [`Error::ZeroLength`]: the range is not inside the buffer, or empty.
+    #[inline]
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
         if !self.access.writes() {
             return Err(Error::CpuAccessDirection { access: self.access });
@@ -181,7 +184,7 @@ impl CpuGuard<'_> {
         let into = self.mapping.at(offset, from.len())?;
         // SAFETY: `at` checked the target, which `begin` found mapped for writing; the source is a
         // borrow of the caller's and cannot lie in the mapping.
-        unsafe { copy_volatile(from.as_ptr(), into.as_ptr(), from.len()) };
+        unsafe { copy_in(from.as_ptr(), into.as_ptr(), from.len()) };
         Ok(())
     }
 
@@ -211,28 +214,64 @@ impl Drop for CpuGuard<'_> {
     }
 }
 
-/// Copies with volatile access on both sides, eight bytes at a time where both are aligned alike.
+/// Copies out of a mapping, with volatile access to it: eight bytes at a time where those are aligned in
+/// the mapping.
 ///
 /// # Safety
-/// Both ranges are valid for `length` bytes and do not overlap. Others may write the one that is a
-/// mapping meanwhile: then the bytes copied are any mix of before and after.
-unsafe fn copy_volatile(from: *const u8, into: *mut u8, length: usize) {
-    const WORD: usize = size_of::<u64>();
-    let alike = from.addr() % WORD == into.addr() % WORD;
-    let head = if alike { from.align_offset(WORD).min(length) } else { length };
-    let words = (length - head) / WORD;
-    let tail = head + words * WORD;
-    // SAFETY: head + words * 8 + rest is `length`, so every access lies in the ranges that the caller
-    // vouches for; word accesses start at `head`, where both pointers are 8-aligned.
-    unsafe {
-        for at in (0..head).chain(tail..length) {
-            into.add(at).write_volatile(from.add(at).read_volatile());
+/// Both ranges are valid for `length` bytes and do not overlap. Others may write the mapping meanwhile: then
+/// the bytes copied are any mix of before and after.
+#[inline]
+unsafe fn copy_out(mapping: *const u8, into: *mut u8, length: usize) {
+    // By `for_each`, which goes through one chained iterator after the other.
+    parts(mapping.align_offset(WORD), length).for_each(|part| {
+        // SAFETY: the parts lie in `length`; words are aligned in the mapping.
+        unsafe {
+            match part {
+                Part::Byte(at) => into.add(at).write(mapping.add(at).read_volatile()),
+                Part::Word(at) => {
+                    let word = mapping.add(at).cast::<u64>().read_volatile();
+                    into.add(at).cast::<u64>().write_unaligned(word);
+                }
+            }
         }
-        let (from, into) = (from.add(head).cast::<u64>(), into.add(head).cast::<u64>());
-        for at in 0..words {
-            into.add(at).write_volatile(from.add(at).read_volatile());
+    });
+}
+
+/// The same into a mapping.
+///
+/// # Safety
+/// As [`copy_out`].
+#[inline]
+unsafe fn copy_in(from: *const u8, mapping: *mut u8, length: usize) {
+    parts(mapping.align_offset(WORD), length).for_each(|part| {
+        // SAFETY: as in `copy_out`.
+        unsafe {
+            match part {
+                Part::Byte(at) => mapping.add(at).write_volatile(from.add(at).read()),
+                Part::Word(at) => {
+                    let word = from.add(at).cast::<u64>().read_unaligned();
+                    mapping.add(at).cast::<u64>().write_volatile(word);
+                }
+            }
         }
-    }
+    });
+}
+
+const WORD: usize = size_of::<u64>();
+
+/// What is copied at once, and at which offset.
+enum Part {
+    Byte(usize),
+    Word(usize),
+}
+
+/// Bytes up to `aligned`, words from there on, and the bytes that are left.
+#[inline]
+fn parts(aligned: usize, length: usize) -> impl Iterator<Item = Part> {
+    let head = aligned.min(length);
+    let tail = length - (length - head) % WORD;
+    let words = (head..tail).step_by(WORD).map(Part::Word);
+    (0..head).map(Part::Byte).chain(words).chain((tail..length).map(Part::Byte))
 }
 
 #[cfg(test)]
@@ -245,13 +284,13 @@ mod tests {
         for from in 0..9 {
             for into in 0..9 {
                 for length in 0..80 {
-                    let mut target = [0xaa_u8; 96];
-                    // SAFETY: from + length and into + length stay below 96, the size of both.
-                    unsafe {
-                        copy_volatile(source.as_ptr().add(from), target.as_mut_ptr().add(into), length);
+                    for copy in [copy_out, copy_in] {
+                        let mut target = [0xaa_u8; 96];
+                        // SAFETY: from + length and into + length stay below 96, the size of both.
+                        unsafe { copy(source.as_ptr().add(from), target.as_mut_ptr().add(into), length) };
+                        assert_eq!(target[into..into + length], source[from..from + length]);
+                        assert!(target[..into].iter().chain(&target[into + length..]).all(|b| *b == 0xaa));
                     }
-                    assert_eq!(target[into..into + length], source[from..from + length]);
-                    assert!(target[..into].iter().chain(&target[into + length..]).all(|b| *b == 0xaa));
                 }
             }
         }
