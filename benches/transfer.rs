@@ -160,7 +160,14 @@ fn measure(rows: &mut Rows, load: Load, count: usize) -> Result<()> {
         _ => ("MiB/s", "ratio >= 1.00"),
     };
     let over = |value: fn(&Pair) -> f64| Spread::of(turns.iter().map(value));
-    rows.add(&name, unit, over(|pair| pair.library), Some(Peer::of(&turns)), Some(goal))?;
+    let (of, peer) = (over(|pair| pair.library), Peer::of(&turns));
+    match load.kind {
+        Kind::Write | Kind::Read | Kind::Send if !load.whole => {
+            let series = format!("{:?}", load.kind).to_lowercase();
+            rows.add_compared(&name, unit, of, peer, goal, (&series, load.size))?;
+        }
+        _ => rows.add(&name, unit, of, Some(peer), Some(goal))?,
+    }
     // The first of each was for nothing.
     let spent: Vec<_> = our_cpu
         .iter()

@@ -92,15 +92,18 @@ impl Spread {
 pub struct Peer {
     pub value: f64,
     pub ratio: f64,
+    /// Between which the middle half of the ratios lies.
+    pub half: (f64, f64),
 }
 
 impl Peer {
     /// Its median, and the median over the pairs of what the library took of it.
     pub fn of(pairs: &[Pair]) -> Self {
-        Self {
-            value: Spread::of(pairs.iter().map(|pair| pair.bare)).median,
-            ratio: Spread::of(pairs.iter().map(|pair| pair.library / pair.bare)).median,
-        }
+        let mut ratios: Vec<_> = pairs.iter().map(|pair| pair.library / pair.bare).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |quarters| ratios[(ratios.len() - 1) * quarters / 4];
+        let value = Spread::of(pairs.iter().map(|pair| pair.bare)).median;
+        Self { value, ratio: ratios[ratios.len() / 2], half: (at(1), at(3)) }
     }
 }
 
@@ -129,6 +132,20 @@ impl Rows {
         self.write(row, unit, of, None, None, Some((series, x)))
     }
 
+    /// The same beside the same of a peer.
+    #[allow(dead_code)]
+    pub fn add_compared(
+        &mut self,
+        row: &str,
+        unit: &str,
+        of: Spread,
+        peer: Peer,
+        goal: &str,
+        (series, x): (&str, u64),
+    ) -> Result<()> {
+        self.write(row, unit, of, Some(peer), Some(goal), Some((series, x)))
+    }
+
     fn write(
         &mut self,
         row: &str,
@@ -141,15 +158,20 @@ impl Rows {
         let Spread { min, median, max } = of;
         print!("{row:<40} {median:>9.2} {unit} ({min:.2} to {max:.2})");
         match &peer {
-            Some(Peer { value, ratio }) => println!(", peer {value:.2} {unit}, ratio {ratio:.4}"),
+            Some(Peer { value, ratio, half: (low, high) }) => {
+                println!(", peer {value:.2} {unit}, ratio {ratio:.4} ({low:.3} to {high:.3})");
+            }
             None => println!(),
         }
         if let Some(file) = &mut self.0 {
+            let half = peer.as_ref().map(|peer| peer.half);
             let (peer, ratio) = peer.map(|peer| (peer.value, peer.ratio)).unzip();
+            let (low, high) = half.unzip();
             let (series, x) = point.unzip();
             let line = json!({
                 "row": row, "value": median, "unit": unit, "min": min, "max": max,
-                "peer_value": peer, "ratio": ratio, "goal": goal, "series": series, "x": x,
+                "peer_value": peer, "ratio": ratio, "ratio_low": low, "ratio_high": high, "goal": goal,
+                "series": series, "x": x,
             });
             writeln!(file, "{line}")?;
         }

@@ -89,6 +89,11 @@ fn lengths_around_the_limits_of_32_bits() {
         near.connection.write(local, remote.range(0, length).unwrap()).unwrap();
         // Each is longer than the one before, so what lies beyond is as it was at first.
         assert_moved(&theirs, length, seed, 1);
+        // And back, over other bytes.
+        fill(&ours, 2);
+        let local = LocalRange::from(&source).range(0, length).unwrap();
+        near.connection.read(local, remote.range(0, length).unwrap()).unwrap();
+        assert_moved(&ours, length, seed, 2);
     }
 }
 
@@ -106,4 +111,8 @@ fn messages_of_the_largest_size() {
     let local = LocalRange::from(&source).range(0, length).unwrap();
     near.connection.write(local, remote.range(0, length).unwrap()).unwrap();
     assert_moved(&theirs, length, 1, 2);
+    fill(&ours, 3);
+    let local = LocalRange::from(&source).range(0, length).unwrap();
+    near.connection.read(local, remote.range(0, length).unwrap()).unwrap();
+    assert_moved(&ours, length, 1, 3);
 }

@@ -1,4 +1,5 @@
-//! A chart of lines as SVG: the rows of a benchmark that have a series and an `x`.
+//! A chart of lines as SVG: the rows of a benchmark that have a series and an `x`, and what they are compared
+//! with as a dashed line of the same colour.
 
 use super::rows::Row;
 use std::fmt::Write;
@@ -8,6 +9,8 @@ pub struct Labels {
     pub title: &'static str,
     /// What `x` is: a size in bytes, on a scale of powers of two.
     pub x: &'static str,
+    /// Whose the dashed lines are.
+    pub peer: &'static str,
 }
 
 const WIDTH: f64 = 860.0;
@@ -23,6 +26,8 @@ const COLOURS: &[&str] = &["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 struct Series<'a> {
     name: &'a str,
     points: Vec<(f64, f64)>,
+    /// The same of the peer.
+    peers: Vec<(f64, f64)>,
 }
 
 /// The chart; `None` without points.
@@ -30,12 +35,14 @@ pub fn svg(labels: &Labels, rows: &[Row]) -> Option<String> {
     let mut series: Vec<Series> = Vec::new();
     for row in rows {
         let (Some(name), Some(x)) = (&row.series, row.x) else { continue };
-        match series.iter_mut().find(|s| s.name == name) {
-            Some(known) => known.points.push((x, row.value)),
-            None => series.push(Series { name, points: vec![(x, row.value)] }),
+        let at = series.iter().position(|s| s.name == name).unwrap_or(series.len());
+        if at == series.len() {
+            series.push(Series { name, points: Vec::new(), peers: Vec::new() });
         }
+        series[at].points.push((x, row.value));
+        series[at].peers.extend(row.peer_value.map(|value| (x, value)));
     }
-    let points = || series.iter().flat_map(|s| &s.points);
+    let points = || series.iter().flat_map(|s| s.points.iter().chain(&s.peers));
     let unit = &rows.iter().find(|row| row.series.is_some())?.unit;
     let (low, high) = points().fold((f64::MAX, 0.0_f64), |(low, high), p| (low.min(p.0), high.max(p.0)));
     let step = step(points().map(|p| p.1).fold(0.0, f64::max));
@@ -74,14 +81,19 @@ pub fn svg(labels: &Labels, rows: &[Row]) -> Option<String> {
     }
     for (number, s) in series.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
-        let path: Vec<String> =
-            s.points.iter().map(|p| format!("{:.1},{:.1}", at_x(p.0), at_y(p.1))).collect();
-        let _ = writeln!(
-            text,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-            path.join(" ")
-        );
-        for p in &s.points {
+        let mut line = |points: &[(f64, f64)], dashes: &str| {
+            let path: Vec<_> = points.iter().map(|p| format!("{:.1},{:.1}", at_x(p.0), at_y(p.1))).collect();
+            let path = path.join(" ");
+            let _ = writeln!(
+                text,
+                "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>"
+            );
+        };
+        line(&s.points, "");
+        if !s.peers.is_empty() {
+            line(&s.peers, " stroke-dasharray=\"6 4\"");
+        }
+        for p in s.points.iter().chain(&s.peers) {
             let (x, y) = (at_x(p.0), at_y(p.1));
             let _ = writeln!(text, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>");
         }
@@ -92,6 +104,10 @@ pub fn svg(labels: &Labels, rows: &[Row]) -> Option<String> {
             y - 6.0
         );
         text += &label(x + 22.0, y, "start", s.name);
+    }
+    if series.iter().any(|s| !s.peers.is_empty()) {
+        let (x, y) = (WIDTH - RIGHT + 20.0, TOP + 22.0 * (series.len() + 1) as f64);
+        text += &label(x, y, "start", &format!("dashed: {}", labels.peer));
     }
     text += "</svg>\n";
     Some(text)
@@ -125,7 +141,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const LABELS: Labels = Labels { title: "cost & more", x: "size" };
+    const LABELS: Labels = Labels { title: "cost & more", x: "size", peer: "the peer" };
 
     fn row(series: &str, x: u64, value: f64) -> Row {
         let line = format!(r#"{{"row":"r","value":{value},"unit":"ms","series":"{series}","x":{x}}}"#);
@@ -143,6 +159,15 @@ mod tests {
         for shown in ["cost &amp; more (ms)", "a &lt;b&gt;", ">1 MiB<", ">1 GiB<", ">20<", ">5<"] {
             assert!(text.contains(shown), "{shown} is missing: {text}");
         }
+    }
+
+    #[test]
+    fn the_peer_is_dashed() {
+        let line = r#"{"row":"r","value":10,"peer_value":20,"unit":"ms","series":"a","x":1024}"#;
+        let rows = [Row::parse(line).unwrap(), row("b", 2048, 5.0)];
+        let text = svg(&LABELS, &rows).unwrap();
+        assert_eq!((text.matches("<polyline").count(), text.matches("stroke-dasharray").count()), (3, 1));
+        assert!(text.contains("points=\"80.0,50.0\"") && text.contains("dashed: the peer"), "{text}");
     }
 
     #[test]

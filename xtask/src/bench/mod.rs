@@ -57,7 +57,7 @@ const BENCHMARKS: &[Benchmark] = &[
                 limit: Duration::from_secs(1200),
             }),
         }],
-        chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region" }),
+        chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region", peer: "C" }),
     },
     Benchmark {
         name: "export",
@@ -102,7 +102,7 @@ const BENCHMARKS: &[Benchmark] = &[
                 limit: Duration::from_secs(3600),
             }),
         }],
-        chart: None,
+        chart: Some(chart::Labels { title: "Across the wire", x: "size of a message", peer: "perftest" }),
     },
 ];
 

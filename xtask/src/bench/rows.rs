@@ -14,6 +14,9 @@ pub struct Row {
     /// The same of what it is compared with.
     pub peer_value: Option<f64>,
     pub ratio: Option<f64>,
+    /// Between which the middle half of the ratios lies: their noise.
+    pub ratio_low: Option<f64>,
+    pub ratio_high: Option<f64>,
     /// Such as `ratio <= 1.02` or `value <= 40`.
     pub goal: Option<String>,
     /// Where it stands in the chart: on which line, and at which `x`.
@@ -35,6 +38,8 @@ impl Row {
             max: number("max"),
             peer_value: number("peer_value"),
             ratio: number("ratio"),
+            ratio_low: number("ratio_low"),
+            ratio_high: number("ratio_high"),
             goal: text("goal"),
             series: text("series"),
             x: number("x"),
@@ -60,7 +65,8 @@ impl Row {
     fn json(&self) -> Value {
         json!({
             "row": self.row, "value": self.value, "unit": self.unit, "min": self.min, "max": self.max,
-            "peer_value": self.peer_value, "ratio": self.ratio, "goal": self.goal,
+            "peer_value": self.peer_value, "ratio": self.ratio, "ratio_low": self.ratio_low,
+            "ratio_high": self.ratio_high, "goal": self.goal,
             "series": self.series, "x": self.x,
         })
     }
@@ -108,7 +114,7 @@ impl Goal {
 
 /// The rows in columns.
 pub fn table(rows: &[Row]) -> String {
-    let head = ["", "median", "min", "max", "peer", "ratio", "goal", ""].map(str::to_string);
+    let head = ["", "median", "min", "max", "peer", "ratio", "middle half", "goal", ""].map(str::to_string);
     let mut cells = vec![head];
     for row in rows {
         let figure = |value: Option<f64>| value.map(|v| shown(v, &row.unit)).unwrap_or_default();
@@ -124,12 +130,13 @@ pub fn table(rows: &[Row]) -> String {
             figure(row.max),
             figure(row.peer_value),
             row.ratio.map(|r| format!("{r:.3}")).unwrap_or_default(),
+            row.ratio_low.zip(row.ratio_high).map(|(l, h)| format!("{l:.3}-{h:.3}")).unwrap_or_default(),
             row.goal.clone().unwrap_or_default(),
             mark.to_string(),
         ]);
     }
     let width = |column: usize| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..8).map(width).collect();
+    let widths: Vec<usize> = (0..9).map(width).collect();
     let mut text = String::new();
     for line in &cells {
         let padded: Vec<String> = line
@@ -139,7 +146,7 @@ pub fn table(rows: &[Row]) -> String {
             // Names to the left, figures to the right, the goal to the left.
             .map(
                 |(i, (cell, &w))| {
-                    if (1..6).contains(&i) { format!("{cell:>w$}") } else { format!("{cell:<w$}") }
+                    if (1..7).contains(&i) { format!("{cell:>w$}") } else { format!("{cell:<w$}") }
                 },
             )
             .collect();
@@ -164,7 +171,7 @@ fn shown(value: f64, unit: &str) -> String {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"row":"1 MiB","value":412.5,"unit":"us","min":400,"max":500.25,"peer_value":409.0,"ratio":1.0086,"goal":"ratio <= 1.02"}"#;
+    const LINE: &str = r#"{"row":"1 MiB","value":412.5,"unit":"us","min":400,"max":500.25,"peer_value":409.0,"ratio":1.0086,"ratio_low":1.001,"ratio_high":1.015,"goal":"ratio <= 1.02"}"#;
 
     #[test]
     fn a_row_keeps_its_figures_and_its_goal() {
@@ -178,7 +185,12 @@ mod tests {
         let json: Value = serde_json::from_str(&to_json(&[bare]).unwrap()).unwrap();
         assert!(json[0]["peer_value"].is_null() && json[0]["goal"].is_null());
         let table = table(&[row]);
-        assert!(table.contains("412.5 us") && table.lines().nth(1).unwrap().ends_with("met"), "{table}");
+        assert!(
+            table.contains("412.5 us")
+                && table.contains("1.009  1.001-1.015")
+                && table.lines().nth(1).unwrap().ends_with("met"),
+            "{table}"
+        );
     }
 
     #[test]
