@@ -1,7 +1,7 @@
 //! Capture buffers of video devices as dma-bufs: the part of `linux/videodev2.h` that it takes.
 //!
-//! `device` is a file of `/dev/video*`, opened for reading and writing. Buffers are of the
-//! single-planar capture queue ([`TYPE_CAPTURE`]).
+//! `device` is a file of `/dev/video*`, opened for reading and writing. `kind` is its capture queue:
+//! [`TYPE_CAPTURE`], or [`TYPE_CAPTURE_MPLANE`], of whose planes the first is used here.
 //!
 //! Kernel: `drivers/media/common/videobuf2/videobuf2-v4l2.c`, `drivers/media/v4l2-core/v4l2-ioctl.c`.
 
@@ -12,6 +12,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 /// The single-planar capture queue.
 #[doc(alias = "V4L2_BUF_TYPE_VIDEO_CAPTURE")]
 pub const TYPE_CAPTURE: u32 = 1;
+/// The multi-planar capture queue.
+#[doc(alias = "V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE")]
+pub const TYPE_CAPTURE_MPLANE: u32 = 9;
 /// Buffers that the driver allocates.
 #[doc(alias = "V4L2_MEMORY_MMAP")]
 pub const MEMORY_MMAP: u32 = 1;
@@ -21,6 +24,9 @@ pub const MEMORY_DMABUF: u32 = 4;
 /// The device captures video, single-planar.
 #[doc(alias = "V4L2_CAP_VIDEO_CAPTURE")]
 pub const CAP_VIDEO_CAPTURE: u32 = 0x1;
+/// The device captures video, multi-planar.
+#[doc(alias = "V4L2_CAP_VIDEO_CAPTURE_MPLANE")]
+pub const CAP_VIDEO_CAPTURE_MPLANE: u32 = 0x1000;
 /// The device streams.
 #[doc(alias = "V4L2_CAP_STREAMING")]
 pub const CAP_STREAMING: u32 = 0x0400_0000;
@@ -86,6 +92,74 @@ pub struct Format {
     pub rest: [u64; 22],
 }
 
+/// A plane of [`PixFormatMplane`].
+#[doc(alias = "v4l2_plane_pix_format")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlanePixFormat {
+    /// Bytes of the plane.
+    pub sizeimage: u32,
+    /// Bytes from one row to the next.
+    pub bytesperline: u32,
+    /// Zero.
+    pub reserved: [u16; 6],
+}
+
+/// The multi-planar half of [`Format`].
+#[doc(alias = "v4l2_pix_format_mplane")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PixFormatMplane {
+    /// Pixels a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Four characters.
+    pub pixelformat: u32,
+    /// How rows are interlaced.
+    pub field: u32,
+    /// What the colours mean.
+    pub colorspace: u32,
+    /// Its planes, each in memory of its own.
+    pub plane_fmt: [PlanePixFormat; 8],
+    /// How many there are.
+    pub num_planes: u8,
+    /// More about the colours.
+    pub rest: [u8; 11],
+}
+
+/// Argument of [`get_format_mplane`].
+#[doc(alias = "v4l2_format")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FormatMplane {
+    /// [`TYPE_CAPTURE_MPLANE`].
+    pub buf_type: u32,
+    /// Zero.
+    pub pad: u32,
+    /// A union, of which [`TYPE_CAPTURE_MPLANE`] uses this part.
+    pub pix_mp: PixFormatMplane,
+    /// The rest of the union.
+    pub rest: u64,
+}
+
+/// A plane of a [`Buffer`] of the multi-planar queue.
+#[doc(alias = "v4l2_plane")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plane {
+    /// Bytes of the frame.
+    pub bytesused: u32,
+    /// Bytes of the plane.
+    pub length: u32,
+    /// A union: the offset for mmap, or the descriptor of a dma-buf in the first four bytes.
+    pub m: u64,
+    /// Where the frame begins in the plane.
+    pub data_offset: u32,
+    /// Zero.
+    pub reserved: [u32; 11],
+}
+
 /// Argument of [`request_buffers`].
 #[doc(alias = "v4l2_requestbuffers")]
 #[repr(C)]
@@ -105,7 +179,7 @@ pub struct RequestBuffers {
     pub reserved: [u8; 3],
 }
 
-/// Argument of [`query_buffer`], [`queue`] and [`dequeue`].
+/// Argument of [`queue`] and [`dequeue`].
 #[doc(alias = "v4l2_buffer")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -130,9 +204,10 @@ pub struct Buffer {
     pub sequence: u32,
     /// [`MEMORY_MMAP`] or [`MEMORY_DMABUF`].
     pub memory: u32,
-    /// A union: the offset for mmap, or the descriptor of a dma-buf in the lower half.
+    /// A union: the offset for mmap, the descriptor of a dma-buf in the first four bytes, or the address of
+    /// the planes.
     pub m: u64,
-    /// Bytes of the buffer.
+    /// Bytes of the buffer, or how many planes there are.
     pub length: u32,
     /// Zero.
     pub reserved2: u32,
@@ -168,9 +243,6 @@ pub const IOCTL_G_FMT: libc::Ioctl = libc::_IOWR::<Format>(b'V' as u32, 4);
 /// Opcode of [`request_buffers`].
 #[doc(alias = "VIDIOC_REQBUFS")]
 pub const IOCTL_REQBUFS: libc::Ioctl = libc::_IOWR::<RequestBuffers>(b'V' as u32, 8);
-/// Opcode of [`query_buffer`].
-#[doc(alias = "VIDIOC_QUERYBUF")]
-pub const IOCTL_QUERYBUF: libc::Ioctl = libc::_IOWR::<Buffer>(b'V' as u32, 9);
 /// Opcode of [`queue`].
 #[doc(alias = "VIDIOC_QBUF")]
 pub const IOCTL_QBUF: libc::Ioctl = libc::_IOWR::<Buffer>(b'V' as u32, 15);
@@ -213,6 +285,19 @@ pub fn get_format(device: BorrowedFd<'_>) -> io::Result<PixFormat> {
     Ok(format.pix)
 }
 
+/// The format of the frames of the multi-planar queue.
+///
+/// # Errors
+/// EINVAL: there is none.
+#[doc(alias = "VIDIOC_G_FMT")]
+pub fn get_format_mplane(device: BorrowedFd<'_>) -> io::Result<PixFormatMplane> {
+    let mut format = FormatMplane { buf_type: TYPE_CAPTURE_MPLANE, ..Default::default() };
+    // SAFETY: the kernel reads and writes one v4l2_format, which this is one view of, of the same size; a
+    // capture queue's has no pointer in it.
+    unsafe { ioctl(device, IOCTL_G_FMT, &raw mut format) }?;
+    Ok(format.pix_mp)
+}
+
 /// Asks for buffers and returns how many there are; 0 gives all back, also those that are exported, whose
 /// memory stays until the last descriptor is closed.
 ///
@@ -221,34 +306,21 @@ pub fn get_format(device: BorrowedFd<'_>) -> io::Result<PixFormat> {
 /// - EINVAL: no capture queue, or not this kind of memory.
 /// - ENOMEM.
 #[doc(alias = "VIDIOC_REQBUFS")]
-pub fn request_buffers(device: BorrowedFd<'_>, memory: u32, count: u32) -> io::Result<u32> {
-    let mut request = RequestBuffers { count, buf_type: TYPE_CAPTURE, memory, ..Default::default() };
+pub fn request_buffers(device: BorrowedFd<'_>, kind: u32, memory: u32, count: u32) -> io::Result<u32> {
+    let mut request = RequestBuffers { count, buf_type: kind, memory, ..Default::default() };
     // SAFETY: the kernel reads and writes one RequestBuffers, the type of the opcode.
     unsafe { ioctl(device, IOCTL_REQBUFS, &raw mut request) }?;
     Ok(request.count)
 }
 
-/// What the queue knows of a buffer.
-///
-/// # Errors
-/// EINVAL: no such buffer.
-#[doc(alias = "VIDIOC_QUERYBUF")]
-pub fn query_buffer(device: BorrowedFd<'_>, index: u32, memory: u32) -> io::Result<Buffer> {
-    let mut buffer = Buffer { index, buf_type: TYPE_CAPTURE, memory, ..Default::default() };
-    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode; a single-planar one has no
-    // pointer in it.
-    unsafe { ioctl(device, IOCTL_QUERYBUF, &raw mut buffer) }?;
-    Ok(buffer)
-}
-
-/// A dma-buf of a buffer of [`MEMORY_MMAP`]: a new one each time, of the same memory.
+/// A dma-buf of a buffer of [`MEMORY_MMAP`], or of its first plane: a new one each time, of the same memory.
 ///
 /// # Errors
 /// - EINVAL: no such buffer, or not of that memory.
 /// - ENOTTY: the driver does not export. EMFILE, ENFILE.
 #[doc(alias = "VIDIOC_EXPBUF")]
-pub fn export(device: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
-    let mut request = ExportBuffer { buf_type: TYPE_CAPTURE, index, flags, fd: -1, ..Default::default() };
+pub fn export(device: BorrowedFd<'_>, kind: u32, index: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut request = ExportBuffer { buf_type: kind, index, flags, fd: -1, ..Default::default() };
     // SAFETY: the kernel reads and writes one ExportBuffer, the type of the opcode.
     unsafe { ioctl(device, IOCTL_EXPBUF, &raw mut request) }?;
     // SAFETY: the kernel has just created this descriptor for us and told nobody else.
@@ -258,34 +330,59 @@ pub fn export(device: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<Owne
 /// Gives a buffer to the device to fill: one of the queue's own, or a dma-buf.
 ///
 /// # Errors
-/// EINVAL: the dma-buf is too small or cannot be mapped by the driver; the buffer is queued already.
+/// EINVAL: the dma-buf is too small or cannot be mapped by the driver; the buffer is queued already; its
+/// format has several planes.
 #[doc(alias = "VIDIOC_QBUF")]
-pub fn queue(device: BorrowedFd<'_>, index: u32, dmabuf: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub fn queue(
+    device: BorrowedFd<'_>,
+    kind: u32,
+    index: u32,
+    dmabuf: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let memory = if dmabuf.is_some() { MEMORY_DMABUF } else { MEMORY_MMAP };
-    let m = dmabuf.map_or(0, |fd| fd.as_raw_fd() as u32 as u64);
-    let mut buffer = Buffer { index, buf_type: TYPE_CAPTURE, memory, m: low(m), ..Default::default() };
-    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode; a single-planar one has no
-    // pointer in it.
-    unsafe { ioctl(device, IOCTL_QBUF, &raw mut buffer) }?;
-    Ok(())
+    let m = first(dmabuf.map_or(0, |fd| fd.as_raw_fd() as u32));
+    let mut plane = Plane { m, ..Default::default() };
+    let mut buffer = Buffer { index, buf_type: kind, memory, m, ..Default::default() };
+    exchange(device, IOCTL_QBUF, &mut buffer, &mut plane)
 }
 
-/// The first four bytes of the union, whatever the byte order.
-const fn low(value: u64) -> u64 {
-    if cfg!(target_endian = "big") { value << 32 } else { value }
-}
-
-/// Takes a buffer that the device has filled.
+/// Takes a buffer that the device has filled. Of a multi-planar one `bytesused` is that of its plane.
 ///
 /// # Errors
 /// - EAGAIN: none is, and the file is non-blocking.
 /// - EINVAL: the stream is off. EIO.
 #[doc(alias = "VIDIOC_DQBUF")]
-pub fn dequeue(device: BorrowedFd<'_>, memory: u32) -> io::Result<Buffer> {
-    let mut buffer = Buffer { buf_type: TYPE_CAPTURE, memory, ..Default::default() };
-    // SAFETY: as in `queue`.
-    unsafe { ioctl(device, IOCTL_DQBUF, &raw mut buffer) }?;
+pub fn dequeue(device: BorrowedFd<'_>, kind: u32, memory: u32) -> io::Result<Buffer> {
+    let mut buffer = Buffer { buf_type: kind, memory, ..Default::default() };
+    let mut plane = Plane::default();
+    exchange(device, IOCTL_DQBUF, &mut buffer, &mut plane)?;
+    if kind == TYPE_CAPTURE_MPLANE {
+        (buffer.bytesused, buffer.m, buffer.length) = (plane.bytesused, plane.m, plane.length);
+    }
     Ok(buffer)
+}
+
+fn exchange(
+    device: BorrowedFd<'_>,
+    opcode: libc::Ioctl,
+    buffer: &mut Buffer,
+    plane: &mut Plane,
+) -> io::Result<()> {
+    if buffer.buf_type == TYPE_CAPTURE_MPLANE {
+        // The union is an address here, in as many bytes as addresses have.
+        let address = std::ptr::from_mut(plane).expose_provenance();
+        buffer.m = if size_of::<usize>() == 8 { address as u64 } else { first(address as u32) };
+        buffer.length = 1;
+    }
+    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode, and for the multi-planar queue
+    // as many planes as `length` says at the address in it: the one that is borrowed here.
+    unsafe { ioctl(device, opcode, std::ptr::from_mut(buffer)) }?;
+    Ok(())
+}
+
+/// In the first four bytes of the union, whatever the byte order.
+const fn first(value: u32) -> u64 {
+    if cfg!(target_endian = "big") { (value as u64) << 32 } else { value as u64 }
 }
 
 /// Starts the stream.
@@ -293,8 +390,8 @@ pub fn dequeue(device: BorrowedFd<'_>, memory: u32) -> io::Result<Buffer> {
 /// # Errors
 /// EINVAL: too few buffers are queued. EIO, EPIPE.
 #[doc(alias = "VIDIOC_STREAMON")]
-pub fn stream_on(device: BorrowedFd<'_>) -> io::Result<()> {
-    let mut kind = TYPE_CAPTURE as i32;
+pub fn stream_on(device: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
+    let mut kind = kind as i32;
     // SAFETY: the kernel reads one int, the type of the opcode.
     unsafe { ioctl(device, IOCTL_STREAMON, &raw mut kind) }?;
     Ok(())
@@ -305,8 +402,8 @@ pub fn stream_on(device: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// EINVAL: no capture queue.
 #[doc(alias = "VIDIOC_STREAMOFF")]
-pub fn stream_off(device: BorrowedFd<'_>) -> io::Result<()> {
-    let mut kind = TYPE_CAPTURE as i32;
+pub fn stream_off(device: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
+    let mut kind = kind as i32;
     // SAFETY: as in `stream_on`.
     unsafe { ioctl(device, IOCTL_STREAMOFF, &raw mut kind) }?;
     Ok(())
@@ -327,15 +424,26 @@ mod tests {
     fn an_imported_buffer_is_named_by_its_descriptor() {
         let (device, dmabuf) = (null(), null());
         let number = dmabuf.as_raw_fd();
-        let kernel = move |opcode, argument: *mut u8| {
-            assert_eq!(opcode, IOCTL_QBUF);
-            // SAFETY: `queue` passes a Buffer.
-            let buffer = unsafe { argument.cast::<Buffer>().read() };
-            assert_eq!((buffer.index, buffer.buf_type, buffer.memory), (3, TYPE_CAPTURE, MEMORY_DMABUF));
-            assert_eq!(buffer.m.to_ne_bytes()[..4], number.to_ne_bytes());
-            Ok(0)
-        };
-        fake::with(kernel, || queue(device.as_fd(), 3, Some(dmabuf.as_fd()))).unwrap();
+        for kind in [TYPE_CAPTURE, TYPE_CAPTURE_MPLANE] {
+            let kernel = move |opcode, argument: *mut u8| {
+                assert_eq!(opcode, IOCTL_QBUF);
+                // SAFETY: `queue` passes a Buffer.
+                let buffer = unsafe { argument.cast::<Buffer>().read() };
+                assert_eq!((buffer.index, buffer.buf_type, buffer.memory), (3, kind, MEMORY_DMABUF));
+                let m = match kind {
+                    TYPE_CAPTURE => buffer.m,
+                    _ => {
+                        assert_eq!(buffer.length, 1);
+                        let plane = std::ptr::with_exposed_provenance::<Plane>(buffer.m as usize);
+                        // SAFETY: `queue` passes the address of one Plane.
+                        unsafe { plane.read() }.m
+                    }
+                };
+                assert_eq!(m.to_ne_bytes()[..4], number.to_ne_bytes());
+                Ok(0)
+            };
+            fake::with(kernel, || queue(device.as_fd(), kind, 3, Some(dmabuf.as_fd()))).unwrap();
+        }
     }
 
     #[test]
@@ -349,7 +457,7 @@ mod tests {
             request.fd = new;
             Ok(0)
         };
-        let owned = fake::with(kernel, || export(null().as_fd(), 2, libc::O_CLOEXEC as u32));
+        let owned = fake::with(kernel, || export(null().as_fd(), TYPE_CAPTURE, 2, libc::O_CLOEXEC as u32));
         assert_eq!(owned.unwrap().as_raw_fd(), new);
     }
 }

@@ -1,7 +1,8 @@
 //! Frames of a camera or capture card, as dma-bufs: its own buffers, or buffers of somebody else's that
 //! it captures into.
 //!
-//! Single-planar capture, which most devices on PCI and USB have.
+//! Single-planar capture, which most devices on PCI and USB have, and multi-planar capture of formats whose
+//! frames are one piece of memory, as cameras on a system's own bus have.
 //!
 //! Source: `Documentation/userspace-api/media/v4l/dmabuf.rst`.
 
@@ -29,6 +30,8 @@ pub struct CaptureDevice {
     node: File,
     path: PathBuf,
     driver: String,
+    /// Its capture queue.
+    kind: u32,
 }
 
 /// What a device's frames are like.
@@ -80,16 +83,18 @@ impl CaptureDevice {
         let per_node = found.capabilities & sys::CAP_DEVICE_CAPS != 0;
         let can = if per_node { found.device_caps } else { found.capabilities };
         for (capability, reason) in [
-            (sys::CAP_VIDEO_CAPTURE, "it has no single-planar capture queue"),
+            (sys::CAP_VIDEO_CAPTURE | sys::CAP_VIDEO_CAPTURE_MPLANE, "it has no capture queue"),
             (sys::CAP_STREAMING, "it can only be read, not stream into buffers"),
         ] {
             if can & capability == 0 {
                 return Err(ExporterError::NotACapture { device, reason }.into());
             }
         }
+        let single = can & sys::CAP_VIDEO_CAPTURE != 0;
+        let kind = if single { sys::TYPE_CAPTURE } else { sys::TYPE_CAPTURE_MPLANE };
         let end = found.driver.iter().position(|byte| *byte == 0).unwrap_or(found.driver.len());
         let driver = String::from_utf8_lossy(&found.driver[..end]).into_owned();
-        Ok(Self { node, path: path.into(), driver })
+        Ok(Self { node, path: path.into(), driver, kind })
     }
 
     /// Opens the first capture device of a driver: `vivid`, `uvcvideo`, …
@@ -125,22 +130,37 @@ impl CaptureDevice {
     /// What the frames are like now.
     ///
     /// # Errors
-    /// [`Error::Export`].
+    /// - [`ExporterError::NotACapture`]: a frame is in several pieces of memory.
+    /// - [`Error::Export`].
     #[doc(alias = "VIDIOC_G_FMT")]
     pub fn format(&self) -> Result<FrameFormat> {
-        let found = sys::get_format(self.node.as_fd()).map_err(self.failed("read the format", 0))?;
-        Ok(FrameFormat {
-            width: found.width,
-            height: found.height,
-            fourcc: found.pixelformat.to_le_bytes(),
-            stride: found.bytesperline,
-            size: found.sizeimage,
-        })
+        let failed = self.failed("read the format", 0);
+        if self.kind == sys::TYPE_CAPTURE {
+            let found = sys::get_format(self.node.as_fd()).map_err(failed)?;
+            let (width, height, fourcc) = (found.width, found.height, found.pixelformat.to_le_bytes());
+            return Ok(FrameFormat {
+                width,
+                height,
+                fourcc,
+                stride: found.bytesperline,
+                size: found.sizeimage,
+            });
+        }
+        let found = sys::get_format_mplane(self.node.as_fd()).map_err(failed)?;
+        if found.num_planes != 1 {
+            let reason = "a frame of its format is in several pieces of memory; choose one whose planes lie together (NV12, not NM12): v4l2-ctl --list-formats";
+            let device = self.path.display().to_string();
+            return Err(ExporterError::NotACapture { device, reason }.into());
+        }
+        let (width, height, fourcc) = (found.width, found.height, found.pixelformat.to_le_bytes());
+        let plane = found.plane_fmt[0];
+        Ok(FrameFormat { width, height, fourcc, stride: plane.bytesperline, size: plane.sizeimage })
     }
 
     /// Starts to capture into `count` buffers that the driver allocates and that are exported here.
     ///
     /// # Errors
+    /// As [`format`](Self::format), and
     /// [`Error::Export`]: `EBUSY` when somebody else captures, `ENOMEM`, `ENOTTY` from a driver that does
     /// not export, `EMFILE`.
     #[doc(alias = "VIDIOC_EXPBUF")]
@@ -150,7 +170,7 @@ impl CaptureDevice {
             let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
             let (device, size) = (&capture.device, u64::from(capture.format.size));
             let _span = crate::observe::exporting(|| device.name(), size);
-            let fd = sys::export(device.node.as_fd(), index, flags)
+            let fd = sys::export(device.node.as_fd(), device.kind, index, flags)
                 .map_err(device.failed("export a buffer", size))?;
             capture.buffers.push(DmaBuf::from_fd(fd)?);
         }
@@ -183,7 +203,7 @@ impl CaptureDevice {
         if count == 0 {
             return Err(Error::ZeroLength { offset: 0 });
         }
-        let got = sys::request_buffers(self.node.as_fd(), memory, count)
+        let got = sys::request_buffers(self.node.as_fd(), self.kind, memory, count)
             .map_err(self.failed("allocate buffers", size))?;
         // From here on dropping it gives the buffers back. The driver may want more than were asked for;
         // what nobody queues, it does not use.
@@ -231,7 +251,7 @@ impl Capture {
         let end = Instant::now() + limit;
         let failed = || self.device.failed("capture a frame", self.format.size.into());
         loop {
-            match sys::dequeue(self.device.node.as_fd(), self.memory) {
+            match sys::dequeue(self.device.node.as_fd(), self.device.kind, self.memory) {
                 Ok(got) => {
                     let damaged = got.flags & sys::BUF_FLAG_ERROR != 0;
                     let (buffer, bytes, sequence) = (got.index, got.bytesused, got.sequence);
@@ -265,7 +285,7 @@ impl Capture {
         let outside = Error::OutOfRange { offset: buffer.into(), length: 1, size };
         let dmabuf = self.buffers.get(buffer as usize).ok_or(outside)?;
         let dmabuf = (self.memory == sys::MEMORY_DMABUF).then(|| dmabuf.as_fd());
-        sys::queue(self.device.node.as_fd(), buffer, dmabuf)
+        sys::queue(self.device.node.as_fd(), self.device.kind, buffer, dmabuf)
             .map_err(self.device.failed("queue a buffer", self.format.size.into()))
     }
 
@@ -273,7 +293,7 @@ impl Capture {
         for buffer in 0..self.buffers.len() as u32 {
             self.give_back(buffer)?;
         }
-        sys::stream_on(self.device.node.as_fd())
+        sys::stream_on(self.device.node.as_fd(), self.device.kind)
             .map_err(self.device.failed("start the stream", self.format.size.into()))?;
         Ok(self)
     }
@@ -281,8 +301,9 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        let node = self.device.node.as_fd();
-        let ended = sys::stream_off(node).and_then(|()| sys::request_buffers(node, self.memory, 0).map(drop));
+        let (node, kind) = (self.device.node.as_fd(), self.device.kind);
+        let ended = sys::stream_off(node, kind)
+            .and_then(|()| sys::request_buffers(node, kind, self.memory, 0).map(drop));
         if let Err(error) = ended {
             tracing::warn!(%error, device = %self.device.path.display(), "cannot stop capturing");
         }

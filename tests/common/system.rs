@@ -23,16 +23,29 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 
 /// The camera; the module is loaded first, as light as it goes.
 pub fn vivid() -> CaptureDevice {
-    let options = ["n_devs=1", "node_types=0x1", "num_inputs=1", "input_types=0x0", "num_outputs=0"];
+    let [first, _] = cameras();
+    CaptureDevice::open(first).expect("vivid")
+}
+
+/// Nodes of two cameras, of which the second one has the multi-planar queue.
+pub fn cameras() -> [&'static str; 2] {
+    let options = [
+        "n_devs=2",
+        "multiplanar=1,2",
+        "node_types=0x1,0x1",
+        "num_inputs=1,1",
+        "input_types=0x0,0x0",
+        "num_outputs=0,0",
+    ];
     run("modprobe", &[&["vivid"], options.as_slice()].concat());
+    let nodes = ["/dev/video0", "/dev/video1"];
     let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        match CaptureDevice::by_driver("vivid") {
-            // The node appears a moment after the module is in.
-            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-            answer => return answer.expect("vivid"),
-        }
+    // They appear a moment after the module is in.
+    while nodes.iter().any(|node| CaptureDevice::open(node).is_err()) {
+        assert!(Instant::now() < end, "vivid has no {nodes:?}");
+        std::thread::sleep(Duration::from_millis(50));
     }
+    nodes
 }
 
 /// The PCI devices that a driver is bound to, in order of their addresses.

@@ -1,18 +1,21 @@
 //! Frames of a virtual camera, vivid.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use dmabuf_rdma::error::ExporterError;
 use dmabuf_rdma::exporter::CaptureDevice;
 use dmabuf_rdma::exporter::v4l2::Capture;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::Operation;
 use dmabuf_rdma::{DmaBuf, Error};
+use rdma_sys_ext::v4l2::{self as sys, FormatMplane};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
 use crate::common::census::Census;
 use crate::common::peers::Peers;
-use crate::common::system::{unprivileged, vivid};
+use crate::common::system::{cameras, unprivileged, vivid};
 use crate::common::{assert_same, contents};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -29,8 +32,14 @@ fn frame(capture: &mut Capture) -> (u32, Vec<u8>) {
 
 #[test]
 fn a_captured_frame_crosses_the_wire() {
+    for node in cameras() {
+        a_frame_of_its_own_crosses_the_wire(CaptureDevice::open(node).unwrap());
+    }
+}
+
+fn a_frame_of_its_own_crosses_the_wire(camera: CaptureDevice) {
     let peers = Peers::new();
-    let mut capture = vivid().capture(3).unwrap();
+    let mut capture = camera.capture(3).unwrap();
     let format = *capture.format();
     assert!(format.width > 0 && u64::from(format.size) >= u64::from(format.stride * format.height));
     assert!(capture.buffers().len() >= 3);
@@ -58,8 +67,13 @@ fn a_captured_frame_crosses_the_wire() {
 
 #[test]
 fn a_camera_captures_into_a_registered_buffer() {
+    for node in cameras() {
+        a_frame_is_captured_into_a_registered_buffer(CaptureDevice::open(node).unwrap());
+    }
+}
+
+fn a_frame_is_captured_into_a_registered_buffer(camera: CaptureDevice) {
     let peers = Peers::new();
-    let camera = vivid();
     let size = u64::from(camera.format().unwrap().size);
     let buffers: Vec<_> = (0..3).map(|_| heap(size)).collect();
     let regions: Vec<_> = buffers.iter().map(|buffer| peers.register(buffer)).collect();
@@ -70,6 +84,30 @@ fn a_camera_captures_into_a_registered_buffer() {
     let remote = regions[number as usize].remote().at(0, bytes.len() as u64).unwrap();
     peers.ours.succeed(Operation::Read { remote }, &[other_region.sge(0, bytes.len() as u64).unwrap()]);
     assert_same(&contents(&other)[..bytes.len()], &bytes, "the frame at the peer");
+}
+
+/// Gives a multi-planar camera another pixel format, with VIDIOC_S_FMT.
+fn choose(node: &str, fourcc: &[u8; 4]) {
+    let file = std::fs::File::options().read(true).write(true).open(node).unwrap();
+    let mut format = FormatMplane { buf_type: sys::TYPE_CAPTURE_MPLANE, ..Default::default() };
+    format.pix_mp = sys::get_format_mplane(file.as_fd()).unwrap();
+    format.pix_mp.pixelformat = u32::from_le_bytes(*fourcc);
+    let opcode = libc::_IOWR::<FormatMplane>(b'V'.into(), 5);
+    // SAFETY: the kernel reads and writes one v4l2_format, which has no pointer in it.
+    assert_eq!(unsafe { libc::ioctl(file.as_raw_fd(), opcode, &raw mut format) }, 0, "S_FMT");
+    assert_eq!(format.pix_mp.pixelformat.to_le_bytes(), *fourcc);
+}
+
+#[test]
+fn a_frame_in_several_pieces_is_refused() {
+    let [_, node] = cameras();
+    let before = CaptureDevice::open(node).unwrap().format().unwrap();
+    choose(node, b"NM16");
+    let camera = CaptureDevice::open(node).unwrap();
+    let message = assert_refused!(camera.format(), Error::Exporters(ExporterError::NotACapture { .. }));
+    assert!(message.contains("NV12, not NM12"), "{message}");
+    assert_refused!(camera.capture(2), Error::Exporters(ExporterError::NotACapture { .. }));
+    choose(node, &before.fourcc);
 }
 
 #[test]

@@ -19,16 +19,17 @@
 static void exporters(void)
 {
 	VALUE(V4L2_BUF_TYPE_VIDEO_CAPTURE);
+	VALUE(V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE);
 	VALUE(V4L2_MEMORY_MMAP);
 	VALUE(V4L2_MEMORY_DMABUF);
 	VALUE(V4L2_CAP_VIDEO_CAPTURE);
+	VALUE(V4L2_CAP_VIDEO_CAPTURE_MPLANE);
 	VALUE(V4L2_CAP_STREAMING);
 	VALUE(V4L2_CAP_DEVICE_CAPS);
 	VALUE(V4L2_BUF_FLAG_ERROR);
 	VALUE(VIDIOC_QUERYCAP);
 	VALUE(VIDIOC_G_FMT);
 	VALUE(VIDIOC_REQBUFS);
-	VALUE(VIDIOC_QUERYBUF);
 	VALUE(VIDIOC_QBUF);
 	VALUE(VIDIOC_EXPBUF);
 	VALUE(VIDIOC_DQBUF);
@@ -36,6 +37,26 @@ static void exporters(void)
 	VALUE(VIDIOC_STREAMOFF);
 	SIZE(v4l2_format);
 	NAMED("v4l2_format.fmt", offsetof(struct v4l2_format, fmt));
+	NAMED("v4l2_format.fmt.pix_mp", offsetof(struct v4l2_format, fmt.pix_mp));
+	NAMED("struct v4l2_format, multi-planar", sizeof(struct v4l2_format));
+	SIZE(v4l2_pix_format_mplane);
+	FIELD(v4l2_pix_format_mplane, width);
+	FIELD(v4l2_pix_format_mplane, height);
+	FIELD(v4l2_pix_format_mplane, pixelformat);
+	FIELD(v4l2_pix_format_mplane, field);
+	FIELD(v4l2_pix_format_mplane, colorspace);
+	FIELD(v4l2_pix_format_mplane, plane_fmt);
+	FIELD(v4l2_pix_format_mplane, num_planes);
+	SIZE(v4l2_plane_pix_format);
+	FIELD(v4l2_plane_pix_format, sizeimage);
+	FIELD(v4l2_plane_pix_format, bytesperline);
+	FIELD(v4l2_plane_pix_format, reserved);
+	SIZE(v4l2_plane);
+	FIELD(v4l2_plane, bytesused);
+	FIELD(v4l2_plane, length);
+	FIELD(v4l2_plane, m);
+	FIELD(v4l2_plane, data_offset);
+	FIELD(v4l2_plane, reserved);
 	SIZE(v4l2_capability);
 	FIELD(v4l2_capability, driver);
 	FIELD(v4l2_capability, card);

@@ -7,16 +7,17 @@ use std::mem::offset_of;
 pub fn v4l2(facts: &mut Facts) {
     values!(facts:
         "V4L2_BUF_TYPE_VIDEO_CAPTURE" = v4l2::TYPE_CAPTURE,
+        "V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE" = v4l2::TYPE_CAPTURE_MPLANE,
         "V4L2_MEMORY_MMAP" = v4l2::MEMORY_MMAP,
         "V4L2_MEMORY_DMABUF" = v4l2::MEMORY_DMABUF,
         "V4L2_CAP_VIDEO_CAPTURE" = v4l2::CAP_VIDEO_CAPTURE,
+        "V4L2_CAP_VIDEO_CAPTURE_MPLANE" = v4l2::CAP_VIDEO_CAPTURE_MPLANE,
         "V4L2_CAP_STREAMING" = v4l2::CAP_STREAMING,
         "V4L2_CAP_DEVICE_CAPS" = v4l2::CAP_DEVICE_CAPS,
         "V4L2_BUF_FLAG_ERROR" = v4l2::BUF_FLAG_ERROR,
         "VIDIOC_QUERYCAP" = v4l2::IOCTL_QUERYCAP,
         "VIDIOC_G_FMT" = v4l2::IOCTL_G_FMT,
         "VIDIOC_REQBUFS" = v4l2::IOCTL_REQBUFS,
-        "VIDIOC_QUERYBUF" = v4l2::IOCTL_QUERYBUF,
         "VIDIOC_QBUF" = v4l2::IOCTL_QBUF,
         "VIDIOC_EXPBUF" = v4l2::IOCTL_EXPBUF,
         "VIDIOC_DQBUF" = v4l2::IOCTL_DQBUF,
@@ -25,11 +26,17 @@ pub fn v4l2(facts: &mut Facts) {
         "struct v4l2_buffer" = size_of::<v4l2::Buffer>(),
         "struct v4l2_format" = size_of::<v4l2::Format>(),
         "v4l2_format.fmt" = offset_of!(v4l2::Format, pix),
+        "v4l2_format.fmt.pix_mp" = offset_of!(v4l2::FormatMplane, pix_mp),
+        "struct v4l2_format, multi-planar" = size_of::<v4l2::FormatMplane>(),
+        "struct v4l2_pix_format_mplane" = size_of::<v4l2::PixFormatMplane>(),
     );
     whole!(facts: "v4l2_capability" = v4l2::Capability { driver, card, bus_info, version, capabilities, device_caps, reserved });
     whole!(facts: "v4l2_requestbuffers" = v4l2::RequestBuffers { count, buf_type, memory, capabilities, flags, reserved });
     fields!(facts: "v4l2_buffer" = v4l2::Buffer { index, buf_type, bytesused, flags, field, timestamp, timecode, sequence, memory, m, length, reserved2, request_fd });
     whole!(facts: "v4l2_exportbuffer" = v4l2::ExportBuffer { buf_type, index, plane, flags, fd, reserved });
+    whole!(facts: "v4l2_plane" = v4l2::Plane { bytesused, length, m, data_offset, reserved });
+    whole!(facts: "v4l2_plane_pix_format" = v4l2::PlanePixFormat { sizeimage, bytesperline, reserved });
+    fields!(facts: "v4l2_pix_format_mplane" = v4l2::PixFormatMplane { width, height, pixelformat, field, colorspace, plane_fmt, num_planes });
     fields!(facts: "v4l2_pix_format" = v4l2::PixFormat { width, height, pixelformat, field, bytesperline, sizeimage });
 }
 
