@@ -28,9 +28,6 @@ mod common;
 mod party;
 #[path = "transfer/perftest.rs"]
 mod perftest;
-#[path = "scale/steps.rs"]
-#[allow(dead_code)]
-mod steps;
 
 use std::env;
 

@@ -1,5 +1,8 @@
 //! What the benchmarks share: pairs of measurements, and the rows that they become.
 
+#[allow(dead_code)] // not by every benchmark
+pub mod steps;
+
 use std::env;
 use std::error::Error;
 use std::fs::File;

@@ -15,8 +15,8 @@ use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 use dmabuf_rdma::mr::{Access, MemoryRegion, RegionCache};
 use dmabuf_rdma::verbs::ProtectionDomain;
 
-use super::{ACCESS, steps};
-use crate::common::{Pair, Peer, Processors, Result, Rows, Spread, pairs};
+use super::ACCESS;
+use crate::common::{Pair, Peer, Processors, Result, Rows, Spread, pairs, steps};
 
 const PAIRS: usize = 151;
 const PAUSE: Duration = Duration::from_millis(30);

@@ -3,7 +3,6 @@
 pub mod cache;
 pub mod cost;
 pub mod sets;
-pub mod steps;
 
 use std::time::{Duration, Instant};
 

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::common::Result;
-use super::steps::between_posts;
+use super::common::steps::between_posts;
 use super::{BATCH, DEPTH, FAR, Kind, Load, NEAR, Outcome};
 
 /// What precedes the role's words on the command line.
@@ -46,9 +46,7 @@ impl Played {
             Kind::Send => "send",
             Kind::Latency => "latency",
         };
-        let mut child = Command::new("taskset")
-            .args(["-c", if device == NEAR { "0" } else { "1" }])
-            .arg(env::current_exe()?)
+        let mut child = Command::new(env::current_exe()?)
             .args([ROLE, device, kind, &size.to_string(), &times.to_string(), &whole.to_string()])
             .env_remove("BENCH_ROWS")
             .stdin(Stdio::piped())

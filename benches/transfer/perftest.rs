@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::common::Result;
+use super::common::steps::between_posts;
 use super::party::{processor_time, spent_by};
-use super::steps::between_posts;
 use super::{DEPTH, FAR, FAR_ADDRESS, Kind, Load, NEAR, Outcome};
 
 const PORT: u16 = 18515;
@@ -21,8 +21,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         Kind::Latency => "ib_write_lat",
     };
     let start = |device: &str, server: Option<&str>| -> Result<Child> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", if device == NEAR { "0" } else { "1" }, program]);
+        let mut command = Command::new(program);
         command.args(["-d", device, "-F", "-x", "1", "-m", "4096", "-p", &PORT.to_string()]);
         command.args(["-s", &load.size.to_string(), "-n", &load.times.to_string()]);
         match load.kind {

@@ -3,13 +3,12 @@
 //! ```no_run
 //! use dmabuf_rdma::exporter::Runtimes;
 //! use dmabuf_rdma::mr::MemoryRegion;
-//! # fn main() -> dmabuf_rdma::Result<()> {
-//! # let (address, length) = (0, 0);
-//! # let domain: dmabuf_rdma::verbs::ProtectionDomain = todo!();
+//! # use dmabuf_rdma::verbs::ProtectionDomain;
+//! # fn register(domain: &ProtectionDomain, address: u64, length: u64) -> dmabuf_rdma::Result<()> {
 //! let exported = Runtimes::loaded()?.export(address, length)?;
 //! for piece in exported.pieces() {
 //!     let region =
-//!         MemoryRegion::builder(&domain, &piece.dmabuf).range(piece.offset, piece.length).register()?;
+//!         MemoryRegion::builder(domain, &piece.dmabuf).range(piece.offset, piece.length).register()?;
 //! }
 //! # Ok(())
 //! # }
