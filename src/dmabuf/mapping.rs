@@ -154,7 +154,8 @@ pub struct CpuGuard<'m> {
 }
 
 impl CpuGuard<'_> {
-    /// Copies `into.len()` bytes out, from `offset` of the buffer.
+    /// Copies `into.len()` bytes out, from `offset` of the buffer. Eight bytes at a multiple of 8 are read
+    /// at once, so a number that a peer writes as one is never seen in halves.
     ///
     /// # Errors
     /// - [`Error::CpuAccessDirection`]: the bracket was begun for writing only.
@@ -171,7 +172,7 @@ impl CpuGuard<'_> {
         Ok(())
     }
 
-    /// Copies `from` in, to `offset` of the buffer.
+    /// Copies `from` in, to `offset` of the buffer; eight bytes at a multiple of 8 at once.
     ///
     /// # Errors
     /// - [`Error::CpuAccessDirection`]: the bracket was begun for reading only.
@@ -222,6 +223,10 @@ impl Drop for CpuGuard<'_> {
 /// the bytes copied are any mix of before and after.
 #[inline]
 unsafe fn copy_out(mapping: *const u8, into: *mut u8, length: usize) {
+    if is_word(mapping, length) {
+        // SAFETY: both have eight bytes, and those of the mapping are aligned.
+        return unsafe { into.cast::<u64>().write_unaligned(mapping.cast::<u64>().read_volatile()) };
+    }
     // By `for_each`, which goes through one chained iterator after the other.
     parts(mapping.align_offset(WORD), length).for_each(|part| {
         // SAFETY: the parts lie in `length`; words are aligned in the mapping.
@@ -243,6 +248,10 @@ unsafe fn copy_out(mapping: *const u8, into: *mut u8, length: usize) {
 /// As [`copy_out`].
 #[inline]
 unsafe fn copy_in(from: *const u8, mapping: *mut u8, length: usize) {
+    if is_word(mapping, length) {
+        // SAFETY: as in `copy_out`.
+        return unsafe { mapping.cast::<u64>().write_volatile(from.cast::<u64>().read_unaligned()) };
+    }
     parts(mapping.align_offset(WORD), length).for_each(|part| {
         // SAFETY: as in `copy_out`.
         unsafe {
@@ -258,6 +267,12 @@ unsafe fn copy_in(from: *const u8, mapping: *mut u8, length: usize) {
 }
 
 const WORD: usize = size_of::<u64>();
+
+/// Whether it is one aligned word: what is watched for a peer's or a device's sign.
+#[inline]
+fn is_word(mapping: *const u8, length: usize) -> bool {
+    length == WORD && mapping.addr().is_multiple_of(WORD)
+}
 
 /// What is copied at once, and at which offset.
 enum Part {

@@ -138,7 +138,7 @@ impl Connection {
     /// operation.
     pub fn is_usable(&self) -> bool {
         if self.failure().is_none() && self.shared().peer_left() {
-            self.shared().fail(|| "the peer disconnected".into());
+            self.shared().fail(&|| "the peer disconnected".into());
         }
         self.failure().is_none()
     }
@@ -147,7 +147,7 @@ impl Connection {
     /// is told. Dropping it does the same.
     #[doc(alias = "rdma_disconnect")]
     pub fn disconnect(&mut self) {
-        self.shared().fail(|| "it was disconnected".into());
+        self.shared().fail(&|| "it was disconnected".into());
         if let Some(link) = self.shared().link.get() {
             link.disconnect();
         }
@@ -301,12 +301,17 @@ impl Sender {
     /// `LengthMismatch`, `RemoteAccessMissing`, `LocalWriteMissing`, `ForeignRegion`, `TooScattered`,
     /// `Unusable`. [`Error::InvalidAtomic`](crate::Error::InvalidAtomic).
     pub fn start<'t>(&'t mut self, request: Request<'t>) -> Result<Transfer<'t>> {
-        let ConnectionOptions { message, wait, stall, .. } = self.options;
-        Transfer::new(&mut self.lane, request, message, wait, stall)
+        let job = self.lane.admit(&request, self.options.message)?;
+        Ok(Transfer::new(&mut self.lane, request, job, &self.options))
     }
 
     fn run(&mut self, request: Request<'_>) -> Result<Moved> {
-        self.start(request)?.wait()
+        let mut job = self.lane.admit(&request, self.options.message)?;
+        // A small message goes out before what is needed to wait for it is put together.
+        let posted = self.lane.post_first(&request, &mut job);
+        let mut transfer = Transfer::new(&mut self.lane, request, job, &self.options);
+        posted.map_err(|error| transfer.abandon(error))?;
+        transfer.run()
     }
 }
 
@@ -317,9 +322,7 @@ impl Receiver {
     /// # Errors
     /// As [`Sender::start`].
     pub fn start<'t>(&'t mut self, local: impl Into<LocalRange<'t>>) -> Result<Transfer<'t>> {
-        let mut transfer = self.begin(Request::recv(local.into()))?;
-        transfer.post()?;
-        Ok(transfer)
+        self.begin(Request::recv(local.into()))
     }
 
     /// As [`start`](Self::start), for the number of a [`write_with_imm`](Connection::write_with_imm).
@@ -327,14 +330,14 @@ impl Receiver {
     /// # Errors
     /// As [`Sender::start`].
     pub fn start_imm(&mut self) -> Result<Transfer<'_>> {
-        let mut transfer = self.begin(Request::recv_imm())?;
-        transfer.post()?;
-        Ok(transfer)
+        self.begin(Request::recv_imm())
     }
 
     fn begin<'t>(&'t mut self, request: Request<'t>) -> Result<Transfer<'t>> {
-        let ConnectionOptions { message, wait, stall, .. } = self.options;
-        Transfer::new(&mut self.lane, request, message, wait, stall)
+        let job = self.lane.admit(&request, self.options.message)?;
+        let mut transfer = Transfer::new(&mut self.lane, request, job, &self.options);
+        transfer.post()?;
+        Ok(transfer)
     }
 
     fn run(&mut self, request: Request<'_>) -> Result<Moved> {

@@ -43,6 +43,7 @@ enum Pieces {
 }
 
 impl Pieces {
+    #[inline]
     fn as_slice(&self) -> &[Piece] {
         match self {
             Self::One(pieces) => pieces,
@@ -150,6 +151,7 @@ impl<'a> LocalRange<'a> {
 
     /// Checks that the connection can use it: its regions are of `domain`, and writable if they are to
     /// be written.
+    #[inline]
     pub(super) fn check(&self, opcode: Opcode, domain: &ProtectionDomain, written: bool) -> Result<()> {
         let domain = domain.as_raw().as_ptr().addr();
         let mut offset = 0;
@@ -167,12 +169,12 @@ impl<'a> LocalRange<'a> {
 
     /// Whether each message of `message` bytes, the last one shorter, has at most `max_sge` pieces.
     pub(super) fn check_messages(&self, opcode: Opcode, message: u64, max_sge: u32) -> Result<()> {
-        let mut cursor = LocalCursor::new(self.clone());
+        let mut cursor = LocalCursor::new(self);
         let mut places = vec![ffi::ibv_sge::default(); max_sge as usize];
         let mut offset = 0;
         while offset < self.length {
             let length = message.min(self.length - offset);
-            if cursor.gather(length, &mut places).1 < length {
+            if cursor.gather(self, length, &mut places).1 < length {
                 return Err(TransferError::TooScattered { opcode, offset, length, max_sge }.into());
             }
             offset += length;
@@ -181,57 +183,82 @@ impl<'a> LocalRange<'a> {
     }
 }
 
-/// A place in a range, that moves on.
-#[derive(Debug)]
-pub(super) struct LocalCursor<'a> {
-    range: LocalRange<'a>,
-    /// The piece that it is in, and its number.
-    piece: Piece,
+/// A place in a range, that moves on: what is left of the piece that it is in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LocalCursor {
+    addr: u64,
+    left: u64,
+    lkey: Lkey,
+    /// The piece's.
     number: usize,
-    inside: u64,
 }
 
-impl<'a> LocalCursor<'a> {
-    pub(super) fn new(range: LocalRange<'a>) -> Self {
-        let piece = range.pieces.as_slice()[0];
-        Self { range, piece, number: 0, inside: 0 }
+impl LocalCursor {
+    #[inline]
+    pub(super) fn new(range: &LocalRange<'_>) -> Self {
+        Self::at(range.pieces.as_slice()[0], 0)
     }
 
-    /// Elements of the next bytes, `most` or as many as the places hold; how many, and of how many bytes.
-    /// It moves on by them. There are as many bytes left.
+    #[inline]
+    fn at(Piece { addr, length: left, lkey, .. }: Piece, number: usize) -> Self {
+        Self { addr, left, lkey, number }
+    }
+
+    /// Elements of the range's next bytes, `most` or as many as the places hold; how many, and of how many
+    /// bytes. It moves on by them. There are as many bytes left.
     #[inline(always)]
-    pub(super) fn gather(&mut self, most: u64, places: &mut [ffi::ibv_sge]) -> (c_int, u64) {
-        let left = self.piece.length - self.inside;
+    pub(super) fn gather(
+        &mut self,
+        range: &LocalRange<'_>,
+        most: u64,
+        places: &mut [ffi::ibv_sge],
+    ) -> (c_int, u64) {
         match places {
-            // Most messages are in the midst of a piece.
-            [place, ..] if most < left.min(MAX_ELEMENT) => {
-                let (addr, lkey) = (self.piece.addr + self.inside, self.piece.lkey.0);
-                *place = ffi::ibv_sge { addr, length: most as u32, lkey };
-                self.inside += most;
+            // Most messages are inside one piece.
+            [place, ..] if most <= self.left.min(MAX_ELEMENT) => {
+                *place = self.take(range, most);
                 (1, most)
             }
-            places => self.gather_pieces(most, places),
+            places => {
+                // By value, so that the cursor need not be in memory for the usual messages.
+                let (cursor, count, bytes) = self.gather_pieces(range, most, places);
+                *self = cursor;
+                (count, bytes)
+            }
         }
     }
 
     #[inline(never)]
-    fn gather_pieces(&mut self, most: u64, places: &mut [ffi::ibv_sge]) -> (c_int, u64) {
+    fn gather_pieces(
+        mut self,
+        range: &LocalRange<'_>,
+        most: u64,
+        places: &mut [ffi::ibv_sge],
+    ) -> (Self, c_int, u64) {
         let (mut count, mut bytes) = (0, 0);
         for place in places {
-            let Piece { addr, length: whole, lkey: Lkey(lkey), .. } = self.piece;
-            let length = (whole - self.inside).min(most - bytes).min(MAX_ELEMENT);
-            *place = ffi::ibv_sge { addr: addr + self.inside, length: length as u32, lkey };
-            (count, bytes, self.inside) = (count + 1, bytes + length, self.inside + length);
-            if self.inside == whole {
-                (self.number, self.inside) = (self.number + 1, 0);
-                // Behind the last one there is nothing to be asked for.
-                self.piece = *self.range.pieces.as_slice().get(self.number).unwrap_or(&self.piece);
-            }
+            let length = self.left.min(most - bytes).min(MAX_ELEMENT);
+            *place = self.take(range, length);
+            (count, bytes) = (count + 1, bytes + length);
             if bytes == most {
                 break;
             }
         }
-        (count, bytes)
+        (self, count, bytes)
+    }
+
+    /// An element of bytes of this piece.
+    #[inline(always)]
+    fn take(&mut self, range: &LocalRange<'_>, length: u64) -> ffi::ibv_sge {
+        let element = ffi::ibv_sge { addr: self.addr, length: length as u32, lkey: self.lkey.0 };
+        (self.addr, self.left) = (self.addr + length, self.left - length);
+        if self.left == 0 {
+            // Behind the last one there is nothing to be asked for.
+            if let Some(next) = range.pieces.as_slice().get(self.number + 1) {
+                *self = Self::at(*next, self.number + 1);
+            }
+        }
+        element
     }
 }
 
@@ -267,9 +294,10 @@ mod tests {
 
     #[test]
     fn an_element_has_32_bits() {
-        let mut cursor = LocalCursor::new(range(&[(0, 10 << 30)]));
+        let range = range(&[(0, 10 << 30)]);
+        let mut cursor = LocalCursor::new(&range);
         let mut places = [ffi::ibv_sge::default(); 4];
-        assert_eq!(cursor.gather(10 << 30, &mut places), (3, 10 << 30));
+        assert_eq!(cursor.gather(&range, 10 << 30, &mut places), (3, 10 << 30));
         let lengths = places.map(|place| u64::from(place.length));
         assert_eq!(lengths, [0xffff_f000, 0xffff_f000, (10 << 30) - 2 * 0xffff_f000, 0]);
     }

@@ -173,12 +173,6 @@ impl<'a> RemoteRange<'a> {
         let RemoteRun { iova, rkey, .. } = self.region.runs()[run];
         RemoteAddr { addr: iova.0 + inside, rkey }
     }
-
-    /// Walks over it from its first byte.
-    pub(super) fn cursor(&self) -> RemoteCursor<'a> {
-        let (run, inside) = self.region.find(self.offset);
-        RemoteCursor { runs: &self.region.runs()[run..], inside }
-    }
 }
 
 impl<'a> From<&'a RemoteRegion> for RemoteRange<'a> {
@@ -188,27 +182,41 @@ impl<'a> From<&'a RemoteRegion> for RemoteRange<'a> {
     }
 }
 
-/// A place in a range, that moves on.
-#[derive(Debug, Clone)]
-pub(super) struct RemoteCursor<'a> {
-    runs: &'a [RemoteRun],
-    inside: u64,
+/// A place in a range, that moves on: what is left of the run that it is in.
+#[derive(Debug)]
+pub(super) struct RemoteCursor {
+    pub place: RemoteAddr,
+    pub left: u64,
+    /// The run's.
+    number: usize,
 }
 
-impl RemoteCursor<'_> {
-    /// Where it is, and the bytes from there to the end of the run.
+impl RemoteCursor {
+    /// Of an operation that names no memory of the peer's: there is always some left.
+    pub(super) const NOWHERE: Self =
+        Self { place: RemoteAddr { addr: 0, rkey: Rkey(0) }, left: u64::MAX, number: 0 };
+
+    /// At the first byte of a range.
     #[inline]
-    pub(super) fn here(&self) -> (RemoteAddr, u64) {
-        let RemoteRun { iova, length, rkey } = self.runs[0];
-        (RemoteAddr { addr: iova.0 + self.inside, rkey }, length - self.inside)
+    pub(super) fn new(range: &RemoteRange<'_>) -> Self {
+        let (number, inside) = range.region.find(range.offset);
+        Self::at(range.region.runs()[number], number, inside)
     }
 
-    /// Moves on by `length` bytes, at most as many as `here` said.
     #[inline]
-    pub(super) fn advance(&mut self, length: u64) {
-        self.inside += length;
-        if self.inside == self.runs[0].length {
-            (self.runs, self.inside) = (&self.runs[1..], 0);
+    fn at(RemoteRun { iova, length, rkey }: RemoteRun, number: usize, inside: u64) -> Self {
+        Self { place: RemoteAddr { addr: iova.0 + inside, rkey }, left: length - inside, number }
+    }
+
+    /// Moves on by `length` bytes, at most as many as are left.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, range: Option<&RemoteRange<'_>>, length: u64) {
+        (self.place.addr, self.left) = (self.place.addr + length, self.left - length);
+        if self.left == 0 {
+            // Behind the last one there is nothing to be asked for.
+            if let Some(next) = range.and_then(|range| range.region.runs().get(self.number + 1)) {
+                *self = Self::at(*next, self.number + 1, 0);
+            }
         }
     }
 }
@@ -276,12 +284,11 @@ mod tests {
     fn a_cursor_goes_through_the_runs_of_a_range() {
         let region = region(&[run(0x1000, 100, 1), run(0x9000, 50, 2), run(0, 10, 3)]).unwrap();
         let range = region.range(90, 70).unwrap();
-        let (mut cursor, mut seen) = (range.cursor(), Vec::new());
+        let (mut cursor, mut seen) = (RemoteCursor::new(&range), Vec::new());
         let mut left = range.len();
         while left > 0 {
-            let (place, bytes) = cursor.here();
-            let bytes = bytes.min(left).min(30);
-            cursor.advance(bytes);
+            let (place, bytes) = (cursor.place, cursor.left.min(left).min(30));
+            cursor.advance(Some(&range), bytes);
             left -= bytes;
             seen.push((place.addr, place.rkey.0, bytes));
         }

@@ -43,6 +43,21 @@ impl Kind {
             Self::Recv => Opcode::Recv,
         }
     }
+
+    /// A message of it, to or from this place.
+    #[inline(always)]
+    fn operation(self, remote: RemoteAddr, last: bool) -> Operation {
+        match self {
+            Self::Write => Operation::Write { remote },
+            // The number goes with the last message, behind all bytes.
+            Self::WriteWithImm(imm) if last => Operation::WriteWithImm { remote, imm },
+            Self::WriteWithImm(_) => Operation::Write { remote },
+            Self::Read => Operation::Read { remote },
+            Self::Send | Self::Recv => Operation::Send,
+            Self::FetchAdd(add) => Operation::FetchAdd { remote, add },
+            Self::CompareSwap(compare, swap) => Operation::CompareSwap { remote, compare, swap },
+        }
+    }
 }
 
 impl<'a> Request<'a> {
@@ -98,7 +113,18 @@ impl<'a> Request<'a> {
         Self { kind, local: Some(local), remote }
     }
 
-    fn check(&self, domain: &ProtectionDomain, message: u64, max_sge: u32) -> Result<()> {
+    pub(super) fn opcode(&self) -> Opcode {
+        self.kind.opcode()
+    }
+
+    /// Where at the peer the byte at `offset` goes or comes from.
+    pub(super) fn place(&self, offset: u64) -> Option<RemoteAddr> {
+        self.remote.map(|target| target.at(offset))
+    }
+
+    /// Whether it can be done on a connection of that domain, in messages of that size.
+    #[inline(always)]
+    pub(super) fn check(&self, domain: &ProtectionDomain, message: u64, max_sge: u32) -> Result<()> {
         let opcode = self.kind.opcode();
         let needed = match self.kind {
             Kind::Write | Kind::WriteWithImm(_) => Access::REMOTE_WRITE,
@@ -121,8 +147,8 @@ impl<'a> Request<'a> {
             return Err(TransferError::RemoteAccessMissing { opcode, needed, granted }.into());
         }
         if let Kind::FetchAdd(_) | Kind::CompareSwap(..) = self.kind {
-            let (RemoteAddr { addr, .. }, together) = remote.cursor().here();
-            if local.len() != 8 || together < 8 || addr % 8 != 0 {
+            let RemoteCursor { place: RemoteAddr { addr, .. }, left, .. } = RemoteCursor::new(remote);
+            if local.len() != 8 || left < 8 || addr % 8 != 0 {
                 return Err(crate::Error::InvalidAtomic { opcode, addr, length: local.len() });
             }
             // The old value comes in one piece too.
@@ -132,14 +158,11 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A request under way: what of it is posted.
+/// What of a request is posted.
 #[derive(Debug)]
-pub(super) struct Job<'a> {
-    kind: Kind,
-    local: Option<LocalCursor<'a>>,
-    remote: Option<RemoteCursor<'a>>,
-    /// All of the peer's.
-    target: Option<RemoteRange<'a>>,
+pub(super) struct Job {
+    local: Option<LocalCursor>,
+    remote: RemoteCursor,
     pub length: u64,
     pub posted: u64,
     message: u64,
@@ -155,66 +178,46 @@ pub(super) struct Message {
     pub operation: Operation,
 }
 
-impl<'a> Job<'a> {
-    pub(super) fn new(
-        request: Request<'a>,
-        domain: &ProtectionDomain,
-        message: u64,
-        max_sge: u32,
-    ) -> Result<Self> {
-        request.check(domain, message, max_sge)?;
-        let Request { kind, local, remote } = request;
-        let length = local.as_ref().map_or(0, LocalRange::len);
-        let empty = local.is_none();
-        let (local, target) = (local.map(LocalCursor::new), remote);
-        let remote = target.map(|target| target.cursor());
-        Ok(Self { kind, local, remote, target, length, posted: 0, message, empty })
+impl Job {
+    /// Of a request that was [checked](Request::check) for messages of this size.
+    #[inline(always)]
+    pub(super) fn new(request: &Request<'_>, message: u64) -> Self {
+        let local = request.local.as_ref();
+        Self {
+            local: local.map(LocalCursor::new),
+            remote: request.remote.as_ref().map_or(RemoteCursor::NOWHERE, RemoteCursor::new),
+            length: local.map_or(0, LocalRange::len),
+            posted: 0,
+            message,
+            empty: local.is_none(),
+        }
     }
 
-    pub(super) fn opcode(&self) -> Opcode {
-        self.kind.opcode()
+    /// Whether its bytes fit into one message.
+    #[inline(always)]
+    pub(super) fn is_small(&self) -> bool {
+        self.length <= self.message
     }
 
-    /// Where at the peer the byte at `offset` goes or comes from.
-    pub(super) fn place(&self, offset: u64) -> Option<RemoteAddr> {
-        self.target.map(|target| target.at(offset))
-    }
-
+    #[inline(always)]
     pub(super) fn is_posted(&self) -> bool {
         self.posted == self.length && !self.empty
     }
 
-    /// Takes the next message, whose elements go into these places, as posted.
+    /// Takes the request's next message, whose elements go into these places, as posted.
     #[inline(always)]
-    pub(super) fn take(&mut self, places: &mut [ffi::ibv_sge]) -> Message {
+    pub(super) fn take(&mut self, request: &Request<'_>, places: &mut [ffi::ibv_sge]) -> Message {
         let left = self.length - self.posted;
-        let mut most = left.min(self.message);
-        let mut place = RemoteAddr { addr: 0, rkey: crate::mr::Rkey(0) };
-        if let Some(remote) = &self.remote {
-            let (here, together) = remote.here();
-            (place, most) = (here, most.min(together));
-        }
-        let (elements, bytes) = self.local.as_mut().map_or((0, 0), |local| local.gather(most, places));
+        let most = left.min(self.message).min(self.remote.left);
+        let place = self.remote.place;
+        let (elements, bytes) = match (&mut self.local, &request.local) {
+            (Some(cursor), Some(range)) => cursor.gather(range, most, places),
+            _ => (0, 0),
+        };
         self.posted += bytes;
         self.empty = false;
-        if let Some(remote) = &mut self.remote {
-            remote.advance(bytes);
-        }
-        Message { elements, bytes, operation: self.operation(place, bytes == left) }
-    }
-
-    #[inline(always)]
-    fn operation(&self, remote: RemoteAddr, last: bool) -> Operation {
-        match self.kind {
-            Kind::Write => Operation::Write { remote },
-            // The number goes with the last message, behind all bytes.
-            Kind::WriteWithImm(imm) if last => Operation::WriteWithImm { remote, imm },
-            Kind::WriteWithImm(_) => Operation::Write { remote },
-            Kind::Read => Operation::Read { remote },
-            Kind::Send | Kind::Recv => Operation::Send,
-            Kind::FetchAdd(add) => Operation::FetchAdd { remote, add },
-            Kind::CompareSwap(compare, swap) => Operation::CompareSwap { remote, compare, swap },
-        }
+        self.remote.advance(request.remote.as_ref(), bytes);
+        Message { elements, bytes, operation: request.kind.operation(place, bytes == left) }
     }
 
     /// Nothing more of it will be posted.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::Lane;
 use super::request::Job;
-use super::{Request, Wait};
+use super::{ConnectionOptions, Request, Wait};
 use crate::Result;
 use crate::error::TransferError;
 
@@ -31,7 +31,8 @@ pub struct Moved {
 #[must_use = "a transfer does nothing unless it is waited for or advanced"]
 pub struct Transfer<'t> {
     lane: &'t mut Lane,
-    job: Job<'t>,
+    request: Request<'t>,
+    job: Job,
     /// Bytes that were asked for; the job has fewer once it is cancelled.
     length: u64,
     wait: Wait,
@@ -53,31 +54,29 @@ impl std::fmt::Debug for Transfer<'_> {
 }
 
 impl<'t> Transfer<'t> {
+    /// Of a request that [`Lane::admit`] permits, and what of it is posted.
+    #[inline(always)]
     pub(super) fn new(
         lane: &'t mut Lane,
         request: Request<'t>,
-        message: u64,
-        wait: Wait,
-        stall: Duration,
-    ) -> Result<Self> {
-        lane.begin()?;
-        let shared = &lane.shared;
-        let message = message.clamp(1, shared.max_message);
-        let job = Job::new(request, &shared.domain, message, shared.max_sge)?;
+        job: Job,
+        options: &ConnectionOptions,
+    ) -> Self {
         let length = job.length;
-        Ok(Self {
+        Self {
             lane,
+            request,
             job,
             length,
-            wait,
-            stall,
+            wait: options.wait,
+            stall: options.stall,
             limit: None,
             cancel: None,
             cancelled: false,
             progress: None,
             ended: false,
             moved: None,
-        })
+        }
     }
 
     /// Longest time for all of it, from now on. Without one, only a transfer that stands still ends
@@ -108,6 +107,11 @@ impl<'t> Transfer<'t> {
     /// - [`TransferError::Cancelled`].
     /// - [`TransferError::UnexpectedMessage`]: the peer sends other lengths; the connection is unusable.
     pub fn wait(mut self) -> Result<Moved> {
+        self.run()
+    }
+
+    /// As [`wait`](Self::wait), of one that stays where it was made.
+    pub(super) fn run(&mut self) -> Result<Moved> {
         let mut spins = 0_u32;
         loop {
             if self.step()? {
@@ -163,7 +167,7 @@ impl<'t> Transfer<'t> {
         }
         loop {
             self.post()?;
-            match self.lane.reap(&self.job) {
+            match self.lane.reap(&self.request) {
                 Ok(0) => return Ok(false),
                 Ok(_) => {
                     if let Some(report) = &mut self.progress {
@@ -182,7 +186,7 @@ impl<'t> Transfer<'t> {
 
     /// Posts what there is room for.
     pub(super) fn post(&mut self) -> Result<()> {
-        self.lane.post(&mut self.job).map_err(|error| self.abandon(error))
+        self.lane.post(&self.request, &mut self.job).map_err(|error| self.abandon(error))
     }
 
     fn check_token(&mut self) -> Result<()> {
@@ -190,9 +194,9 @@ impl<'t> Transfer<'t> {
             return Ok(());
         }
         self.cancelled = true;
-        if self.job.opcode() == crate::verbs::Opcode::Recv && !self.lane.is_idle() {
+        if self.request.opcode() == crate::verbs::Opcode::Recv && !self.lane.is_idle() {
             // A receive cannot be taken back but by stopping the queue pair.
-            self.lane.abandon(|| "a receive was cancelled".into());
+            self.lane.abandon(&|| "a receive was cancelled".into());
             return Err(self.was_cancelled(false));
         }
         self.job.cut_short();
@@ -211,8 +215,8 @@ impl<'t> Transfer<'t> {
             }
         };
         if now.duration_since(since) >= QUIET && self.lane.shared.peer_left() {
-            let opcode = self.job.opcode();
-            self.lane.abandon(|| "the peer disconnected".into());
+            let opcode = self.request.opcode();
+            self.lane.abandon(&|| "the peer disconnected".into());
             self.ended = true;
             let (done, length) = (self.lane.done, self.length);
             return Err(TransferError::PeerLeft { opcode, done, length }.into());
@@ -223,8 +227,8 @@ impl<'t> Transfer<'t> {
             match end.checked_duration_since(now).filter(|rest| !rest.is_zero()) {
                 Some(rest) => left = left.min(rest),
                 None => {
-                    let opcode = self.job.opcode();
-                    self.lane.abandon(|| format!("{opcode:?} did not end within {limit:?}"));
+                    let opcode = self.request.opcode();
+                    self.lane.abandon(&|| format!("{opcode:?} did not end within {limit:?}"));
                     self.ended = true;
                     if self.cancelled {
                         return Err(self.was_cancelled(false));
@@ -239,14 +243,15 @@ impl<'t> Transfer<'t> {
 
     fn was_cancelled(&mut self, usable: bool) -> crate::Error {
         self.ended = true;
-        let (opcode, done, length) = (self.job.opcode(), self.lane.done, self.length);
+        let (opcode, done, length) = (self.request.opcode(), self.lane.done, self.length);
         TransferError::Cancelled { opcode, done, length, usable }.into()
     }
 
-    fn abandon(&mut self, error: crate::Error) -> crate::Error {
+    #[cold]
+    pub(super) fn abandon(&mut self, error: crate::Error) -> crate::Error {
         self.ended = true;
         let done = self.lane.done;
-        self.lane.abandon(|| error.to_string());
+        self.lane.abandon(&|| error.to_string());
         // What the flush reports as ended well came after the failure was noticed; the error keeps what
         // was known.
         self.lane.done = done;
@@ -269,7 +274,7 @@ impl AsFd for Transfer<'_> {
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
         if !self.lane.is_idle() {
-            self.lane.abandon(|| "a transfer was dropped while it was under way".into());
+            self.lane.abandon(&|| "a transfer was dropped while it was under way".into());
         }
     }
 }

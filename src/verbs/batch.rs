@@ -94,18 +94,18 @@ impl<W: WorkRequest> Batch<W> {
     }
 
     /// Posts what it has and is empty then. On failure it says how many were posted all the same.
+    #[inline(always)]
     pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
         let count = std::mem::take(&mut self.count);
-        if count == 0 {
-            return Ok(());
-        }
+        let Some(last) = count.checked_sub(1) else { return Ok(()) };
         let (list, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
-        for at in 0..count {
-            // SAFETY: `count` requests and `max_sge` elements for each are inside the two boxes.
-            unsafe {
-                let next = if at + 1 < count { list.add(at + 1) } else { null_mut() };
-                (*list.add(at)).link(elements.add(at * self.max_sge), next);
+        // SAFETY: `count` requests and `max_sge` elements for each are inside the two boxes.
+        unsafe {
+            let link = |at: usize, next| (*list.add(at)).link(elements.add(at * self.max_sge), next);
+            for at in 0..last {
+                link(at, list.add(at + 1));
             }
+            link(last, null_mut());
         }
         let mut bad = null_mut();
         // SAFETY: the queue pair is live; requests and elements are read during the call only. What the
