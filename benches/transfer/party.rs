@@ -39,15 +39,10 @@ struct Played {
 
 impl Played {
     fn start(device: &str, load: Load) -> Result<Self> {
-        let Load { kind, size, times, whole, .. } = load;
-        let kind = match kind {
-            Kind::Write => "write",
-            Kind::Read => "read",
-            Kind::Send => "send",
-            Kind::Latency => "latency",
-        };
+        let Load { kind, size, times, whole, asleep, .. } = load;
         let mut child = Command::new(env::current_exe()?)
-            .args([ROLE, device, kind, &size.to_string(), &times.to_string(), &whole.to_string()])
+            .args([ROLE, device, kind.name(), &size.to_string(), &times.to_string()])
+            .args([whole.to_string(), asleep.to_string()])
             .env_remove("BENCH_ROWS")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -125,7 +120,8 @@ struct Side {
 
 fn side(device: &str, load: Load) -> Result<Side> {
     let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
-    let wait = if load.kind == Kind::Latency { Wait::Busy } else { Wait::Sleep };
+    let asleep = load.asleep || (load.kind != Kind::Latency && device == FAR);
+    let wait = if asleep { Wait::Sleep } else { Wait::Busy };
     let options =
         ConnectionOptions { message: load.size, window: DEPTH, batch: BATCH, wait, ..Default::default() };
     let connection = Connection::new(&domain, options)?;
@@ -151,15 +147,13 @@ fn remote(region: &RemoteRegion, load: Load) -> Result<RemoteRegion> {
 
 /// A side, on its device.
 pub fn play(words: &[String]) -> Result<()> {
-    let [device, kind, size, times, whole] = words else { return Err("a role has five words".into()) };
-    let kind = match kind.as_str() {
-        "write" => Kind::Write,
-        "read" => Kind::Read,
-        "send" => Kind::Send,
-        _ => Kind::Latency,
+    let [device, kind, size, times, whole, asleep] = words else {
+        return Err("a role has six words".into());
     };
-    let (size, times, whole) = (size.parse()?, times.parse()?, whole.parse()?);
-    let load = Load { kind, size, times, whole, stepped: 0 };
+    let kinds = [Kind::Write, Kind::Read, Kind::Send, Kind::Latency];
+    let kind = kinds.into_iter().find(|known| known.name() == kind).ok_or("no such kind")?;
+    let (whole, asleep) = (whole.parse()?, asleep.parse()?);
+    let load = Load { whole, asleep, ..Load::new(kind, size.parse()?, times.parse()?) };
     let Side { mut connection, region, buffer } = side(device, load)?;
     let offer = Offer { endpoint: connection.endpoint(), region: region.remote() };
     println!("{}", serde_json::to_string(&offer)?);
@@ -232,25 +226,38 @@ fn latency(
     if first {
         line()?;
     }
-    let mut trips = Vec::with_capacity(times as usize);
-    for number in 1..=times {
-        let start = Instant::now();
+    // The clock is read once a round, where perftest reads it.
+    let mut stamps = Vec::with_capacity(times as usize);
+    let start = (Instant::now(), ticks());
+    for number in 1..times + 1 {
         if first {
+            stamps.push(ticks());
             tell(number)?;
         }
         // Without a pause, as perftest looks.
         while seen()? != number {}
         if !first {
+            stamps.push(ticks());
             tell(number)?;
         }
-        trips.push(start.elapsed());
     }
+    let tick = start.0.elapsed().as_secs_f64() / (ticks() - start.1) as f64;
     if first {
         // The median, which is what ib_write_lat calls typical.
+        let mut trips: Vec<u64> = stamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
         trips.sort();
-        println!("{}", trips[trips.len() / 2].as_secs_f64());
+        println!("{}", trips[trips.len() / 2] as f64 * tick);
     } else {
         while !line()?.is_empty() {}
     }
     Ok(())
+}
+
+/// perftest's clock, which takes some instructions to read where `Instant` takes a hundred.
+fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has it.
+    return unsafe { std::arch::x86_64::_rdtsc() };
+    #[cfg(not(target_arch = "x86_64"))]
+    return std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
 }
