@@ -95,10 +95,10 @@ fn play(
 
     // Ours goes out from 0, the peer's comes in at 64.
     let memory = mapping.begin(CpuAccess::ReadWrite)?;
-    let there = peer.range(64, 8)?;
+    let (here, there) = (LocalRange::from(&region).range(0, 8)?, peer.range(64, 8)?);
     let mut tell = |number: u64| -> Result<()> {
         memory.write(0, &number.to_le_bytes())?;
-        connection.write(LocalRange::from(&region).range(0, 8)?, there)?;
+        connection.write(here.clone(), there)?;
         Ok(())
     };
     let mut times = Vec::with_capacity(options.count as usize);

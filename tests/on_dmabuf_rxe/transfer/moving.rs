@@ -122,11 +122,16 @@ fn pieces_are_gathered() {
     }
     let list = DmaSgList::from_runs(rows).unwrap();
     let local = LocalRange::gather(&source, &list).unwrap();
-    let (remote, before) = (target.remote(), packets());
-    near.connection.write(local, remote.range(0, 200 * ROW).unwrap()).unwrap();
-    assert_same(&contents(&theirs), &expected, "gathered");
-    // 16 rows to a request are 4 packets; a request a row would be 200 at least.
-    assert!(packets() - before < 120, "{} packets", packets() - before);
+    // The bytes are of several messages, then of one, which has more pieces than a request.
+    for message in [options.message, 1 << 20] {
+        theirs.map().unwrap().write(0, &pattern(1 << 20, 2)).unwrap();
+        near.connection.set_message(message);
+        let (remote, before) = (target.remote(), packets());
+        near.connection.write(local.clone(), remote.range(0, 200 * ROW).unwrap()).unwrap();
+        assert_same(&contents(&theirs), &expected, "gathered");
+        // 16 rows to a request are 4 packets; a request a row would be 200 at least.
+        assert!(packets() - before < 120, "{} packets", packets() - before);
+    }
 }
 
 #[test]
