@@ -9,6 +9,10 @@ use crate::Result;
 use crate::cm::Link;
 use crate::verbs::{CompletionQueue, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
 
+/// Longest message, in bytes. Ports say up to 2 GiB, and soft-RoCE's does: it counts what is left of a
+/// message in a C int, and fails one of exactly that length (`copy_data` in drivers/infiniband/sw/rxe/rxe_mr.c).
+const MAX_MESSAGE: u64 = 1 << 30;
+
 /// How a connection waits for completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Wait {
@@ -24,8 +28,8 @@ pub enum Wait {
 pub struct ConnectionOptions {
     /// Of the queue pair, whose depths are made the window. Default as for a queue pair, but for 6 tries.
     pub queue_pair: QueuePairOptions,
-    /// Bytes of one message, cut to what the port takes. Both sides of `send` and `recv` must have the
-    /// same. Default 1 MiB.
+    /// Bytes of one message, cut to what the port takes and to 1 GiB. Both sides of `send` and `recv` must
+    /// have the same. Default 1 MiB.
     pub message: u64,
     /// Messages under way at once. Default 32.
     pub window: u32,
@@ -34,7 +38,7 @@ pub struct ConnectionOptions {
     pub batch: u32,
     /// How to wait. Default [`Wait::Sleep`].
     pub wait: Wait,
-    /// Longest time in which no byte moves. Default 30 s.
+    /// Longest time in which no message ends, since that is all that is known of the bytes. Default 30 s.
     pub stall: Duration,
 }
 
@@ -96,7 +100,8 @@ impl Connection {
         let queue = || CompletionQueue::new(context, options.window);
         let (sends, receives) = (queue()?, queue()?);
         let pair = QueuePair::new(domain, &sends, &receives, options.queue_pair)?;
-        let max_message = context.port(options.queue_pair.port)?.max_message_size.into();
+        let port = context.port(options.queue_pair.port)?;
+        let max_message = MAX_MESSAGE.min(port.max_message_size.into());
         let shared = Arc::new(Shared {
             link: OnceLock::new(),
             pair,

@@ -25,6 +25,10 @@ use crate::{Error, Result};
 /// anybody. Then it is reset, which forgets it.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// Bytes after which a list ends, however many requests it might have: its last request alone is answered,
+/// and of what is not answered nobody knows that it moves.
+const LIST: u64 = 64 << 20;
+
 /// Completions that one call takes.
 const REAP: usize = 16;
 
@@ -151,8 +155,8 @@ impl Lane {
             if free < self.most {
                 break;
             }
-            let mut count = 0;
-            while count < self.most && !job.is_posted() {
+            let (mut count, before) = (0, job.posted);
+            while count < self.most && job.posted - before < LIST && !job.is_posted() {
                 self.add(request, job)?;
                 count += 1;
             }

@@ -77,7 +77,7 @@ pub struct Port {
     pub active: bool,
     /// Path MTU in bytes: 256 to 4096.
     pub mtu: u32,
-    /// Largest message in bytes.
+    /// Largest message in bytes. soft-RoCE says 2 GiB and takes one byte less.
     pub max_message_size: u32,
     /// Local identifier; 0 on RoCE.
     pub lid: u16,

@@ -101,7 +101,7 @@ fn lengths_around_the_limits_of_32_bits() {
     }
 }
 
-/// The largest messages that the device says it takes: 2 GiB.
+/// The largest messages that a connection makes: two of 1 GiB and the rest.
 #[test]
 fn messages_of_the_largest_size() {
     let options = ConnectionOptions { message: u64::MAX, window: 4, ..Default::default() };
