@@ -10,7 +10,7 @@
 //!   the request (inline), which memory without a CPU address does not permit; it is told not to.
 //!
 //! Both sending sides look for completions all the time. How the library does asleep, as it waits by
-//! default, is a part of its own: an emulated processor that has halted takes long to wake.
+//! default, is a part of its own: it depends on the host.
 //!
 //! Processor time is that of the sending process, start-up included, in user mode and in the kernel.
 //!
