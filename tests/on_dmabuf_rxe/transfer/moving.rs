@@ -205,6 +205,21 @@ fn progress_is_told_and_only_grows() {
     assert_eq!(seen.last(), Some(&SIZE));
 }
 
+/// However many large messages a list might have, it is answered after 64 MiB.
+#[test]
+fn large_messages_are_told_in_time() {
+    const SIZE: u64 = 128 << 20;
+    let options = ConnectionOptions { message: 32 << 20, window: 8, batch: 4, ..Default::default() };
+    let Wire { mut near, far } = Wire::with(options);
+    let (ours, theirs) = (heap(SIZE), heap(SIZE));
+    let (source, target) = (near.register(&ours), far.register(&theirs));
+    let mut told = Vec::new();
+    let mut report = |done| told.push(done);
+    let remote = target.remote();
+    near.connection.start(Request::write(&source, &remote)).unwrap().progress(&mut report).wait().unwrap();
+    assert_eq!(told, [64 << 20, SIZE]);
+}
+
 /// What was posted is waited for, and the connection serves on.
 #[test]
 fn a_cancelled_transfer_leaves_a_usable_connection() {
