@@ -1,34 +1,34 @@
 //! Operations on a dma-buf's file descriptor: `linux/dma-buf.h`.
 //!
-//! None of these proves that a descriptor is a dma-buf; `fstatfs` and [`MAGIC`] do. On any other
-//! file the kernel answers ENOTTY.
+//! On a file that is not a dma-buf the kernel returns ENOTTY, but success does not prove that a descriptor is a
+//! dma-buf. Compare `f_type` of `fstatfs` with [`MAGIC`] for that.
 
 use crate::ioctl::{ioctl, own};
 use std::ffi::{CStr, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// `f_type` of `statfs` on a dma-buf: "DMAB". In `linux/magic.h` since Linux 5.3.
+/// `f_type` that `statfs` returns for a dma-buf: "DMAB". In `linux/magic.h` since Linux 5.3.
 #[doc(alias = "DMA_BUF_MAGIC")]
 pub const MAGIC: c_long = 0x444d_4142;
 
-/// Longest name in bytes, the closing NUL included: a name has at most 31 characters.
+/// Maximum length of a name in bytes, including the NUL: a name has at most 31 characters.
 #[doc(alias = "DMA_BUF_NAME_LEN")]
 pub const NAME_LEN: usize = 32;
 
-/// The CPU reads through its mapping, or a fence is about reading.
+/// The CPU reads through its mapping, or the fence concerns reads.
 #[doc(alias = "DMA_BUF_SYNC_READ")]
 pub const SYNC_READ: u64 = 1 << 0;
-/// The CPU writes through its mapping, or a fence is about writing.
+/// The CPU writes through its mapping, or the fence concerns writes.
 #[doc(alias = "DMA_BUF_SYNC_WRITE")]
 pub const SYNC_WRITE: u64 = 1 << 1;
 /// [`SYNC_READ`] and [`SYNC_WRITE`].
 #[doc(alias = "DMA_BUF_SYNC_RW")]
 pub const SYNC_RW: u64 = SYNC_READ | SYNC_WRITE;
-/// Opens a bracket of CPU accesses. It is the absence of [`SYNC_END`]: its value is 0.
+/// Begins a bracket of CPU accesses. Its value is 0: a bracket begins where [`SYNC_END`] is not set.
 #[doc(alias = "DMA_BUF_SYNC_START")]
 pub const SYNC_START: u64 = 0;
-/// Closes a bracket of CPU accesses.
+/// Ends a bracket of CPU accesses.
 #[doc(alias = "DMA_BUF_SYNC_END")]
 pub const SYNC_END: u64 = 1 << 2;
 
@@ -59,7 +59,7 @@ pub struct ExportSyncFile {
 pub struct ImportSyncFile {
     /// [`SYNC_READ`], [`SYNC_WRITE`] or both.
     pub flags: u32,
-    /// The sync file whose fences are added.
+    /// The sync file whose fences are added to the buffer.
     pub fd: i32,
 }
 
@@ -68,8 +68,8 @@ const BASE: u32 = b'b' as u32;
 /// Opcode of [`sync`].
 #[doc(alias = "DMA_BUF_IOCTL_SYNC")]
 pub const IOCTL_SYNC: libc::Ioctl = libc::_IOW::<SyncRequest>(BASE, 0);
-/// Opcode of [`set_name`]. The argument is the string itself; the size in the opcode is that of a
-/// 64-bit pointer and only tells this variant from `DMA_BUF_SET_NAME_A`.
+/// Opcode of [`set_name`]. The argument is the string itself. The size in the opcode (8, a 64-bit
+/// pointer) only distinguishes this variant from `DMA_BUF_SET_NAME_A`.
 #[doc(alias = "DMA_BUF_SET_NAME_B")]
 pub const SET_NAME_B: libc::Ioctl = libc::_IOW::<u64>(BASE, 1);
 /// Opcode of [`export_sync_file`].
@@ -79,20 +79,19 @@ pub const IOCTL_EXPORT_SYNC_FILE: libc::Ioctl = libc::_IOWR::<ExportSyncFile>(BA
 #[doc(alias = "DMA_BUF_IOCTL_IMPORT_SYNC_FILE")]
 pub const IOCTL_IMPORT_SYNC_FILE: libc::Ioctl = libc::_IOW::<ImportSyncFile>(BASE, 3);
 
-/// Opens or closes a bracket of CPU accesses through a mapping of the buffer.
+/// Begins or ends a bracket of CPU accesses through a mapping of the buffer.
 ///
-/// `flags` is [`SYNC_START`] or [`SYNC_END`] with [`SYNC_READ`], [`SYNC_WRITE`] or [`SYNC_RW`]; a
-/// bracket is closed with the access bits it was opened with. It makes the CPU's view coherent with
-/// the device's and waits, at the start, for fences that the exporter knows of. It keeps nobody from
-/// the memory.
+/// `flags` is [`SYNC_START`] or [`SYNC_END`] with [`SYNC_READ`], [`SYNC_WRITE`] or [`SYNC_RW`]. End a
+/// bracket with the access bits that began it. The call makes the CPU's view coherent with the
+/// device's. At the start it also waits for the fences that the exporter knows of. It does not lock the
+/// memory.
 ///
-/// The call is repeated for as long as the kernel answers EINTR or EAGAIN, which an exporter may do
-/// before it has done anything.
+/// The call repeats while the kernel returns EINTR or EAGAIN: the exporter has done nothing by then.
 ///
 /// # Errors
 /// - ENOTTY: not a dma-buf.
 /// - EINVAL: no access bit, or a bit outside [`SYNC_RW`] and [`SYNC_END`].
-/// - Whatever the exporter's `begin_cpu_access` or `end_cpu_access` returns.
+/// - Any errno of the exporter's `begin_cpu_access` or `end_cpu_access`.
 ///
 /// Kernel: `dma_buf_ioctl` in `drivers/dma-buf/dma-buf.c`.
 #[doc(alias = "DMA_BUF_IOCTL_SYNC")]
@@ -108,28 +107,29 @@ pub fn sync(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
     }
 }
 
-/// Names the buffer; `/proc/PID/fdinfo` and debugfs' `dma_buf/bufinfo` show the name.
+/// Names the buffer. `/proc/PID/fdinfo` and `dma_buf/bufinfo` in debugfs show the name.
 ///
-/// It belongs to the buffer, not to the descriptor: every holder sees it and may change it.
+/// The name belongs to the buffer, not to the descriptor: every holder of the buffer sees it and may
+/// change it.
 ///
 /// # Errors
 /// - EINVAL: more than 31 bytes without the NUL ([`NAME_LEN`]).
 /// - ENOTTY: not a dma-buf, or a kernel before 5.3.
-/// - EBUSY: kernels that allow naming only while no device is attached.
+/// - EBUSY: a device is attached, on kernels that then refuse a name.
 ///
 /// Kernel: `dma_buf_set_name` in `drivers/dma-buf/dma-buf.c`.
 #[doc(alias = "DMA_BUF_SET_NAME")]
 pub fn set_name(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    // SAFETY: the kernel reads up to NAME_LEN bytes of a NUL-terminated string and never past its
-    // NUL, which a CStr has; it writes nothing, so the const pointer may pose as a mutable one.
+    // SAFETY: the kernel reads at most NAME_LEN bytes and stops at the NUL, which a CStr has. It writes
+    // nothing, so casting away const is sound.
     unsafe { ioctl(fd, SET_NAME_B, name.as_ptr().cast_mut()) }.map(drop)
 }
 
 /// Takes a snapshot of the buffer's fences as a sync file.
 ///
-/// With [`SYNC_READ`] alone it signals when all writers are done (as POLLIN on the dma-buf does),
-/// with [`SYNC_WRITE`] when all readers and writers are (POLLOUT). A buffer without fences gives a
-/// sync file that has signalled. The descriptor is close-on-exec.
+/// With [`SYNC_READ`] alone the sync file signals when all writers are done (like POLLIN on the
+/// dma-buf), with [`SYNC_WRITE`] when all readers and writers are done (like POLLOUT). A buffer without
+/// fences gives a sync file that has already signaled. The descriptor is close-on-exec.
 ///
 /// # Errors
 /// - EINVAL: no access bit, or one outside [`SYNC_RW`].
@@ -142,14 +142,14 @@ pub fn export_sync_file(fd: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
     let mut request = ExportSyncFile { flags, fd: -1 };
     // SAFETY: the kernel reads and writes one ExportSyncFile, the type of the opcode.
     unsafe { ioctl(fd, IOCTL_EXPORT_SYNC_FILE, &raw mut request) }?;
-    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
     unsafe { own(request.fd) }
 }
 
-/// Adds the fences of `sync_file` to the buffer, for everyone who synchronises through it.
+/// Adds the fences of `sync_file` to the buffer, so that all users of the buffer wait for them.
 ///
 /// With [`SYNC_WRITE`] all later accesses wait for them, with [`SYNC_READ`] alone only later writes.
-/// The kernel keeps references of its own; `sync_file` may be closed afterwards.
+/// The kernel keeps its own references, so you may close `sync_file` afterwards.
 ///
 /// # Errors
 /// - EINVAL: no access bit, one outside [`SYNC_RW`], or `sync_file` is not a sync file.

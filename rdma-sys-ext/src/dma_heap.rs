@@ -25,13 +25,13 @@ pub const IOCTL_ALLOC: libc::Ioctl = libc::_IOWR::<AllocationData>(b'H' as u32, 
 
 /// Allocates a dma-buf of `len` bytes, rounded up to whole pages, all zero.
 ///
-/// `heap` is a file of `/dev/dma_heap`, opened for reading. `fd_flags` takes `O_CLOEXEC` and an
-/// access mode; a buffer that is to be mapped for writing needs `O_RDWR`. Some heaps pin all memory
-/// at once, so a large `len` can take long and be refused.
+/// `heap` is a file in `/dev/dma_heap`, opened for reading. `fd_flags` is an access mode, optionally
+/// with `O_CLOEXEC`; mapping the buffer for writing needs `O_RDWR`. Some heaps allocate and pin all
+/// memory in this call, so a large `len` can take long or fail.
 ///
 /// # Errors
-/// - EINVAL: `len` is 0, or a flag that is not permitted.
-/// - ENOMEM: not enough memory, or more than the heap gives at once.
+/// - EINVAL: `len` is 0, or a flag is not permitted.
+/// - ENOMEM: not enough memory, or `len` is more than the heap gives in one buffer.
 /// - ENOTTY or EINVAL: `heap` is not a dma-heap.
 /// - EMFILE, ENFILE.
 ///
@@ -41,7 +41,7 @@ pub fn alloc(heap: BorrowedFd<'_>, len: u64, fd_flags: u32) -> io::Result<OwnedF
     let mut request = AllocationData { len, fd: 0, fd_flags, heap_flags: 0 };
     // SAFETY: the kernel reads and writes one AllocationData, the type of the opcode.
     unsafe { ioctl(heap, IOCTL_ALLOC, &raw mut request) }?;
-    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
     unsafe { own(request.fd as i32) }
 }
 

@@ -1,14 +1,14 @@
-//! The one ioctl call, and the one place where a number from the kernel becomes an owned fd.
+//! The only ioctl call of the crate, and the only place that turns a raw fd into an owned one.
 
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Calls `ioctl(fd, opcode, argument)`; a result of -1 becomes the errno.
+/// Calls `ioctl(fd, opcode, argument)` and turns a result of -1 into the errno.
 ///
 /// # Safety
-/// `argument` must be valid for whatever `opcode` makes the kernel read and write through it. The
-/// size is part of the opcode, so a pointer to the type that the opcode was computed from will do,
+/// `argument` must be valid for everything that the kernel reads and writes through it for `opcode`.
+/// The opcode contains the size, so a pointer to the type that the opcode was computed from is enough,
 /// unless the interface follows further pointers or sizes inside it.
 pub(crate) unsafe fn ioctl<T>(
     fd: BorrowedFd<'_>,
@@ -19,7 +19,7 @@ pub(crate) unsafe fn ioctl<T>(
     if let Some(answer) = fake::answer(opcode, argument.cast()) {
         return answer;
     }
-    // SAFETY: the fd is open because it is borrowed; the caller answers for the argument.
+    // SAFETY: the fd is open because it is borrowed; the caller vouches for the argument.
     match unsafe { libc::ioctl(fd.as_raw_fd(), opcode, argument) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),
@@ -28,27 +28,27 @@ pub(crate) unsafe fn ioctl<T>(
 
 /// Takes ownership of a file descriptor that the kernel has just created.
 ///
-/// A negative number is EBADF: `fd` need not be trusted to have been filled in, since a foreign
-/// device may accept an opcode that collides with ours and write nothing.
+/// A negative `fd` gives EBADF: another device may accept an opcode that collides with ours and leave
+/// `fd` as it was.
 ///
 /// # Safety
-/// If `fd` is not negative, nobody else may own it.
+/// If `fd` is not negative, no other code may own it.
 pub(crate) unsafe fn own(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: not -1, checked above; the caller says that it is ours alone.
+    // SAFETY: not negative, checked above; the caller guarantees that nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Lets a unit test answer the ioctls of its thread in the kernel's place.
+/// Lets a unit test answer the ioctls of its own thread instead of the kernel.
 #[cfg(test)]
 pub(crate) mod fake {
     use std::cell::RefCell;
     use std::ffi::c_int;
     use std::io;
 
-    /// Gets opcode and argument, returns the ioctl's result or its errno.
+    /// Takes the opcode and the argument, returns the ioctl's result or errno.
     type Kernel = Box<dyn FnMut(libc::Ioctl, *mut u8) -> Result<c_int, c_int>>;
 
     thread_local!(static KERNEL: RefCell<Option<Kernel>> = const { RefCell::new(None) });
@@ -60,7 +60,7 @@ pub(crate) mod fake {
         })
     }
 
-    /// Runs `test` with `kernel` in place.
+    /// Runs `test` with `kernel` answering the ioctls of this thread.
     pub(crate) fn with<R>(
         kernel: impl FnMut(libc::Ioctl, *mut u8) -> Result<c_int, c_int> + 'static,
         test: impl FnOnce() -> R,
@@ -71,7 +71,7 @@ pub(crate) mod fake {
         result
     }
 
-    /// A descriptor that no ioctl here knows: `/dev/null`.
+    /// `/dev/null`, which supports none of the ioctls here.
     pub(crate) fn null() -> std::fs::File {
         std::fs::File::open("/dev/null").unwrap()
     }
@@ -87,8 +87,8 @@ mod tests {
     use super::{fake, own};
 
     #[test]
-    fn a_number_that_was_not_filled_in_is_not_owned() {
-        // SAFETY: -1 is nobody's.
+    fn an_fd_that_was_not_filled_in_is_not_owned() {
+        // SAFETY: -1 is not a descriptor.
         assert_eq!(fake::errno(unsafe { own(-1) }), Some(libc::EBADF));
     }
 }

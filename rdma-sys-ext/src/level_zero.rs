@@ -1,37 +1,38 @@
-//! The types and constants of oneAPI's `level_zero/ze_api.h` that exporting memory takes.
+//! The types and constants of oneAPI's `level_zero/ze_api.h` that exporting memory needs.
 //!
-//! No functions: the loader is found at run time, by whoever uses these. Handles are opaque pointers.
+//! There are no functions here: the user of this module loads the loader at run time. Handles are opaque
+//! pointers.
 
 use std::ffi::{c_int, c_void};
 
-/// What every function returns.
+/// Result of every function.
 #[doc(alias = "ze_result_t")]
 pub type Status = u32;
-/// An opaque handle: of a driver, a device, a context or a command list.
+/// An opaque handle of a driver, a device, a context or a command list.
 pub type Handle = *mut c_void;
 
-/// It worked.
+/// Success.
 #[doc(alias = "ZE_RESULT_SUCCESS")]
 pub const SUCCESS: Status = 0;
-/// Out of host memory, or of descriptors.
+/// Out of host memory or descriptors.
 #[doc(alias = "ZE_RESULT_ERROR_OUT_OF_HOST_MEMORY")]
 pub const ERROR_OUT_OF_HOST_MEMORY: Status = 0x7000_0002;
-/// Out of the device's memory.
+/// Out of device memory.
 #[doc(alias = "ZE_RESULT_ERROR_OUT_OF_DEVICE_MEMORY")]
 pub const ERROR_OUT_OF_DEVICE_MEMORY: Status = 0x7000_0003;
-/// The driver is not initialised, or there is none.
+/// The driver is not initialized, or there is none.
 #[doc(alias = "ZE_RESULT_ERROR_UNINITIALIZED")]
 pub const ERROR_UNINITIALIZED: Status = 0x7800_0001;
-/// The driver or device does not do that.
+/// The driver or device does not support the feature.
 #[doc(alias = "ZE_RESULT_ERROR_UNSUPPORTED_FEATURE")]
 pub const ERROR_UNSUPPORTED_FEATURE: Status = 0x7800_0003;
 /// An argument is not permitted.
 #[doc(alias = "ZE_RESULT_ERROR_INVALID_ARGUMENT")]
 pub const ERROR_INVALID_ARGUMENT: Status = 0x7800_0004;
-/// More than the device allocates at once.
+/// More bytes than the device supports in one allocation.
 #[doc(alias = "ZE_RESULT_ERROR_UNSUPPORTED_SIZE")]
 pub const ERROR_UNSUPPORTED_SIZE: Status = 0x7800_0009;
-/// An enumerator, or a kind of handle, that the device does not have.
+/// The device does not support this enumerator or type of handle.
 #[doc(alias = "ZE_RESULT_ERROR_UNSUPPORTED_ENUMERATION")]
 pub const ERROR_UNSUPPORTED_ENUMERATION: Status = 0x7800_000d;
 
@@ -57,22 +58,22 @@ pub const STYPE_EXPORT_FD: u32 = 0x1a;
 #[doc(alias = "ZE_STRUCTURE_TYPE_PCI_EXT_PROPERTIES")]
 pub const STYPE_PCI_PROPERTIES: u32 = 0x10008;
 
-/// A descriptor of a Linux dma-buf.
+/// A Linux dma-buf descriptor.
 #[doc(alias = "ZE_EXTERNAL_MEMORY_TYPE_FLAG_DMA_BUF")]
 pub const EXTERNAL_DMA_BUF: u32 = 2;
-/// No allocation of the context.
+/// The context did not allocate this memory.
 #[doc(alias = "ZE_MEMORY_TYPE_UNKNOWN")]
 pub const MEMORY_UNKNOWN: u32 = 0;
-/// In the host.
+/// Host memory.
 #[doc(alias = "ZE_MEMORY_TYPE_HOST")]
 pub const MEMORY_HOST: u32 = 1;
-/// In the device.
+/// Device memory.
 #[doc(alias = "ZE_MEMORY_TYPE_DEVICE")]
 pub const MEMORY_DEVICE: u32 = 2;
-/// Moved between both.
+/// Migrates between host and device.
 #[doc(alias = "ZE_MEMORY_TYPE_SHARED")]
 pub const MEMORY_SHARED: u32 = 3;
-/// A command list whose commands are done when their call returns.
+/// A command is complete when its call returns.
 #[doc(alias = "ZE_COMMAND_QUEUE_MODE_SYNCHRONOUS")]
 pub const QUEUE_SYNCHRONOUS: u32 = 1;
 
@@ -98,7 +99,7 @@ pub struct QueueDesc {
     pub stype: u32,
     /// Null.
     pub next: *const c_void,
-    /// Group of queues.
+    /// Queue group.
     pub ordinal: u32,
     /// Queue in the group.
     pub index: u32,
@@ -106,7 +107,7 @@ pub struct QueueDesc {
     pub flags: u32,
     /// [`QUEUE_SYNCHRONOUS`].
     pub mode: u32,
-    /// 0 for normal.
+    /// 0: normal.
     pub priority: u32,
 }
 
@@ -117,15 +118,15 @@ pub struct QueueDesc {
 pub struct AllocDesc {
     /// [`STYPE_ALLOC_DESC`].
     pub stype: u32,
-    /// An [`ExportDesc`] for memory that is to be exported.
+    /// An [`ExportDesc`] for exportable memory.
     pub next: *const c_void,
     /// 0.
     pub flags: u32,
-    /// The device's memory of that number.
+    /// Index of the memory within the device.
     pub ordinal: u32,
 }
 
-/// Says that an allocation will be exported.
+/// Makes an allocation exportable.
 #[doc(alias = "ze_external_memory_export_desc_t")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +139,7 @@ pub struct ExportDesc {
     pub flags: u32,
 }
 
-/// What `zeMemGetAllocProperties` tells.
+/// Result of `zeMemGetAllocProperties`.
 #[doc(alias = "ze_memory_allocation_properties_t")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -147,15 +148,15 @@ pub struct AllocProperties {
     pub stype: u32,
     /// An [`ExportFd`] to get a descriptor, or null.
     pub next: *mut c_void,
-    /// [`MEMORY_UNKNOWN`] and its like.
+    /// One of the `MEMORY_` constants.
     pub memory_type: u32,
-    /// Number of the allocation.
+    /// Id of the allocation.
     pub id: u64,
-    /// Bytes of its pages.
+    /// Page size in bytes.
     pub page_size: u64,
 }
 
-/// Asks `zeMemGetAllocProperties` for a descriptor.
+/// Requests a descriptor from `zeMemGetAllocProperties`.
 #[doc(alias = "ze_external_memory_export_fd_t")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -166,11 +167,11 @@ pub struct ExportFd {
     pub next: *const c_void,
     /// [`EXTERNAL_DMA_BUF`].
     pub flags: u32,
-    /// Out: the descriptor, which stays the runtime's.
+    /// Out: the descriptor, which the runtime keeps owning.
     pub fd: c_int,
 }
 
-/// What `zeDevicePciGetPropertiesExt` tells.
+/// Result of `zeDevicePciGetPropertiesExt`.
 #[doc(alias = "ze_pci_ext_properties_t")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -179,9 +180,9 @@ pub struct PciProperties {
     pub stype: u32,
     /// Null.
     pub next: *mut c_void,
-    /// Where the device is.
+    /// PCI address of the device.
     pub address: PciPlace,
-    /// How fast its link is.
+    /// Maximum speed of its link.
     pub max_speed: PciSpeed,
 }
 
@@ -205,10 +206,10 @@ pub struct PciPlace {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct PciSpeed {
-    /// Generation of PCI.
+    /// PCI Express generation.
     pub generation: i32,
     /// Lanes.
     pub width: i32,
-    /// Bytes a second.
+    /// Bytes per second.
     pub max_bandwidth: i64,
 }

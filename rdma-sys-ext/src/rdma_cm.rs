@@ -1,16 +1,16 @@
 //! librdmacm: connections by IP address.
 //!
-//! The library is loaded by the first call of a function here, so that a program that makes its
-//! connections by other means starts without it. Each function gives a pointer or a [`MissingSymbol`].
+//! The first lookup here loads the library, so a program that connects by other means starts without
+//! it. Each function returns a function pointer or a [`SymbolError`](crate::symbols::SymbolError).
 //!
-//! Results are 0, or -1 with errno set, where nothing else is said.
+//! Unless stated otherwise, the C functions return 0, or -1 with errno set.
 //!
 //! Source: `librdmacm/rdma_cma.h` of rdma-core.
 
 use ibverbs_sys::{ibv_ah_attr, ibv_context, ibv_gid, ibv_qp, ibv_qp_attr};
 use std::ffi::{CStr, c_int, c_void};
 
-use crate::symbols::{MissingSymbol, Symbol, symbols};
+use crate::symbols::{Symbol, symbols};
 
 const LIBRDMACM: &CStr = c"librdmacm.so.1";
 
@@ -36,7 +36,7 @@ pub mod event {
 /// The port space of reliable connections.
 pub const RDMA_PS_TCP: u32 = 0x0106;
 
-/// Where events come in. Its descriptor may be polled and be made non-blocking.
+/// Receives events. The descriptor may be polled and set non-blocking.
 #[repr(C)]
 #[derive(Debug)]
 pub struct rdma_event_channel {
@@ -48,117 +48,117 @@ pub struct rdma_event_channel {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct rdma_ib_addr {
-    /// Of this side.
+    /// GID of this side.
     pub sgid: ibv_gid,
-    /// Of the peer.
+    /// GID of the peer.
     pub dgid: ibv_gid,
-    /// Big-endian.
+    /// Partition key, big-endian.
     pub pkey: u16,
 }
 
-/// The addresses of both sides. In C the first two are unions with shorter socket addresses.
+/// The addresses of both sides. In C the first two fields are unions with shorter socket addresses.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct rdma_addr {
-    /// Of this side; family 0 before it is bound.
+    /// Address of this side; family 0 until the id is bound.
     pub src_storage: libc::sockaddr_storage,
-    /// Of the peer.
+    /// Address of the peer.
     pub dst_storage: libc::sockaddr_storage,
-    /// As the fabric has them.
+    /// The addresses on the fabric.
     pub ibaddr: rdma_ib_addr,
 }
 
-/// How the peer is reached.
+/// The route to the peer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct rdma_route {
     /// Both addresses.
     pub addr: rdma_addr,
-    /// Paths, null without a resolved route.
+    /// Paths; null until the route is resolved.
     pub path_rec: *mut c_void,
-    /// Their number.
+    /// Number of paths.
     pub num_paths: c_int,
 }
 
-/// What a connection or a listener is known by.
+/// Identifies a connection or a listener.
 #[repr(C)]
 pub struct rdma_cm_id {
-    /// The device, null until an address is resolved.
+    /// The device; null until an address is resolved.
     pub verbs: *mut ibv_context,
-    /// Where its events go.
+    /// Receives the events of this id.
     pub channel: *mut rdma_event_channel,
-    /// The user's.
+    /// For the caller's use.
     pub context: *mut c_void,
-    /// The queue pair, null where the user keeps it to themselves.
+    /// The queue pair; null if the caller made it without librdmacm.
     pub qp: *mut ibv_qp,
     /// Addresses and paths.
     pub route: rdma_route,
     /// Port space.
     pub ps: u32,
-    /// Port of the device, from 1; 0 until an address is resolved.
+    /// Port of the device, counted from 1; 0 until an address is resolved.
     pub port_num: u8,
     /// The last event of a synchronous id.
     pub event: *mut rdma_cm_event,
-    /// Objects that librdmacm makes for who lets it.
+    /// Objects that librdmacm creates on request (channels, completion queues, SRQ, PD).
     pub objects: [*mut c_void; 6],
     /// Type of the queue pair.
     pub qp_type: u32,
 }
 
-/// What the two sides tell each other when they connect.
+/// Connection parameters that the two sides exchange.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct rdma_conn_param {
-    /// Bytes for or from the peer.
+    /// Private data for or from the peer.
     pub private_data: *const c_void,
-    /// Their number; what comes from a peer is padded with zeros to what the protocol carries.
+    /// Bytes of private data. Data from the peer is zero-padded to the size that the protocol carries.
     pub private_data_len: u8,
-    /// READs and atomics of the peer that are answered at once.
+    /// READs and atomics of the peer that this side serves at once.
     pub responder_resources: u8,
-    /// READs and atomics under way at once.
+    /// READs and atomics that this side keeps in flight.
     pub initiator_depth: u8,
     /// Whether the hardware has flow control.
     pub flow_control: u8,
-    /// Tries after a time-out; ignored when accepting.
+    /// Retries after a timeout; ignored when accepting.
     pub retry_count: u8,
-    /// Tries when the peer has no receive posted.
+    /// Retries when the peer has no receive posted.
     pub rnr_retry_count: u8,
     /// Whether the queue pair has a shared receive queue.
     pub srq: u8,
-    /// Number of the queue pair, where the id has none.
+    /// Number of the queue pair, if [`rdma_cm_id::qp`] is null.
     pub qp_num: u32,
 }
 
-/// What an unreliable peer tells.
+/// Parameters from an unreliable-datagram peer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct rdma_ud_param {
-    /// Bytes from the peer.
+    /// Private data from the peer.
     pub private_data: *const c_void,
-    /// Their number.
+    /// Bytes of private data.
     pub private_data_len: u8,
-    /// How to reach it.
+    /// Address vector of the peer.
     pub ah_attr: ibv_ah_attr,
-    /// Its queue pair.
+    /// The peer's queue pair.
     pub qp_num: u32,
-    /// Its key.
+    /// The peer's queue key.
     pub qkey: u32,
 }
 
-/// What comes with an event.
+/// Parameters of an event.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub union rdma_cm_event_param {
-    /// Of a reliable connection.
+    /// For a reliable connection.
     pub conn: rdma_conn_param,
-    /// Of an unreliable one.
+    /// For unreliable datagrams.
     pub ud: rdma_ud_param,
 }
 
-/// An event, to be acknowledged.
+/// An event. Acknowledge it with [`rdma_ack_cm_event`].
 #[repr(C)]
 pub struct rdma_cm_event {
-    /// Whose it is; of a connection request, the new id.
+    /// The id that the event is for; for a connection request, the new id.
     pub id: *mut rdma_cm_id,
     /// The listener of a connection request.
     pub listen_id: *mut rdma_cm_id,
@@ -166,86 +166,87 @@ pub struct rdma_cm_event {
     pub event: u32,
     /// 0, a negative errno, or the reason of a rejection.
     pub status: c_int,
-    /// What comes with it.
+    /// Parameters of the event.
     pub param: rdma_cm_event_param,
 }
 
 symbols! {
-    /// Opens a channel; null with errno set on failure: ENOENT or ENODEV without the module `rdma_ucm`.
+    /// Opens a channel. On failure the result is null with errno set; ENOENT or ENODEV: the module
+    /// `rdma_ucm` is not loaded.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_create_event_channel() -> *mut rdma_event_channel, CreateEventChannelFn;
 
-    /// Closes a channel that no id uses any more.
+    /// Closes a channel. No id may use it any more.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_destroy_event_channel(channel: *mut rdma_event_channel), DestroyEventChannelFn;
 
-    /// Makes an id whose events go to the channel.
+    /// Creates an id that reports its events to `channel`.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_create_id(
         channel: *mut rdma_event_channel, id: *mut *mut rdma_cm_id, context: *mut c_void, ps: u32
     ) -> c_int, CreateIdFn;
 
-    /// Destroys an id; waits until all its events are acknowledged.
+    /// Destroys an id. Blocks until all its events are acknowledged.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_destroy_id(id: *mut rdma_cm_id) -> c_int, DestroyIdFn;
 
-    /// Sends the id's events to another channel from now on.
+    /// Moves the id to another event channel.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_migrate_id(id: *mut rdma_cm_id, channel: *mut rdma_event_channel) -> c_int, MigrateIdFn;
 
-    /// Binds to an address of this machine, which chooses the device.
+    /// Binds to a local address, which selects the device.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_bind_addr(id: *mut rdma_cm_id, addr: *mut libc::sockaddr) -> c_int, BindAddrFn;
 
-    /// Finds the device towards an address; ends in an event.
+    /// Resolves an address to a device. The result arrives as an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_resolve_addr(
         id: *mut rdma_cm_id, src: *mut libc::sockaddr, dst: *mut libc::sockaddr, timeout_ms: c_int
     ) -> c_int, ResolveAddrFn;
 
-    /// Finds the route; ends in an event.
+    /// Resolves the route. The result arrives as an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_resolve_route(id: *mut rdma_cm_id, timeout_ms: c_int) -> c_int, ResolveRouteFn;
 
-    /// Listens at the address that the id is bound to.
+    /// Listens on the address that the id is bound to.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_listen(id: *mut rdma_cm_id, backlog: c_int) -> c_int, ListenFn;
 
-    /// Asks the peer for a connection; ends in an event.
+    /// Sends a connection request to the peer. The result arrives as an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_connect(id: *mut rdma_cm_id, param: *mut rdma_conn_param) -> c_int, ConnectFn;
 
-    /// Answers a request with yes; ends in an event.
+    /// Accepts a connection request. The result arrives as an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_accept(id: *mut rdma_cm_id, param: *mut rdma_conn_param) -> c_int, AcceptFn;
 
-    /// Answers a request with no.
+    /// Rejects a connection request.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_reject(
         id: *mut rdma_cm_id, private_data: *const c_void, private_data_len: u8
     ) -> c_int, RejectFn;
 
-    /// Tells the peer that its answer was received, where the id has no queue pair.
+    /// Acknowledges the peer's response, if the id has no queue pair.
     LIBRDMACM "RDMACM_1.2" "rdma-core 23":
     fn rdma_establish(id: *mut rdma_cm_id) -> c_int, EstablishFn;
 
-    /// What to modify a queue pair with to bring it to the state that `attr` names.
+    /// Fills in the attributes that move a queue pair to the state in `attr`.
     LIBRDMACM "RDMACM_1.2" "rdma-core 23":
     fn rdma_init_qp_attr(
         id: *mut rdma_cm_id, attr: *mut ibv_qp_attr, mask: *mut c_int
     ) -> c_int, InitQpAttrFn;
 
-    /// Ends a connection; both sides get an event.
+    /// Disconnects; both sides get an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_disconnect(id: *mut rdma_cm_id) -> c_int, DisconnectFn;
 
-    /// Takes an event, waiting for one unless the channel is non-blocking (EAGAIN).
+    /// Takes the next event. Blocks until there is one; on a non-blocking channel fails with EAGAIN.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_get_cm_event(
         channel: *mut rdma_event_channel, event: *mut *mut rdma_cm_event
     ) -> c_int, GetCmEventFn;
 
-    /// Gives an event back. What it points to is gone then.
+    /// Acknowledges and frees an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_ack_cm_event(event: *mut rdma_cm_event) -> c_int, AckCmEventFn;
 }
@@ -253,26 +254,32 @@ symbols! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::symbols::SymbolError;
 
+    /// Compared with the installed librdmacm, if there is one. Debian 12 has librdmacm 44.
     #[test]
-    fn every_function_is_there_with_its_version() {
-        // Debian 12 has librdmacm 44; the list is what the module has.
-        rdma_create_event_channel().unwrap();
-        rdma_destroy_event_channel().unwrap();
-        rdma_create_id().unwrap();
-        rdma_destroy_id().unwrap();
-        rdma_migrate_id().unwrap();
-        rdma_bind_addr().unwrap();
-        rdma_resolve_addr().unwrap();
-        rdma_resolve_route().unwrap();
-        rdma_listen().unwrap();
-        rdma_connect().unwrap();
-        rdma_accept().unwrap();
-        rdma_reject().unwrap();
-        rdma_establish().unwrap();
-        rdma_init_qp_attr().unwrap();
-        rdma_disconnect().unwrap();
-        rdma_get_cm_event().unwrap();
-        rdma_ack_cm_event().unwrap();
+    fn every_symbol_exists_in_its_version() {
+        let errors = [
+            rdma_create_event_channel().err(),
+            rdma_destroy_event_channel().err(),
+            rdma_create_id().err(),
+            rdma_destroy_id().err(),
+            rdma_migrate_id().err(),
+            rdma_bind_addr().err(),
+            rdma_resolve_addr().err(),
+            rdma_resolve_route().err(),
+            rdma_listen().err(),
+            rdma_connect().err(),
+            rdma_accept().err(),
+            rdma_reject().err(),
+            rdma_establish().err(),
+            rdma_init_qp_attr().err(),
+            rdma_disconnect().err(),
+            rdma_get_cm_event().err(),
+            rdma_ack_cm_event().err(),
+        ];
+        for error in errors.into_iter().flatten() {
+            assert!(matches!(error, SymbolError::NotLoaded { errno: None, .. }), "{error}");
+        }
     }
 }

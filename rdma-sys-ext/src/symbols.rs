@@ -1,8 +1,8 @@
-//! Functions that an installed libibverbs or libmlx5 may be too old to have, found at run time.
+//! Functions that the installed libibverbs or libmlx5 may be too old to have, looked up at run time.
 //!
-//! A program that calls `ibv_reg_dmabuf_mr` directly does not start on rdma-core 33, one that calls
-//! `ibv_reg_mr_ex` does not even link on Debian 12. Each function here returns a function pointer
-//! instead, or the value [`MissingSymbol`].
+//! A program that calls `ibv_reg_dmabuf_mr` directly does not start on rdma-core 33. One that calls
+//! `ibv_reg_mr_ex` does not even link on Debian 12. Each function here instead returns a function
+//! pointer or a [`SymbolError`].
 //!
 //! | symbol | version | rdma-core |
 //! |---|---|---|
@@ -13,50 +13,87 @@
 //! | `ibv_export_buf_dmabuf_fd` | IBVERBS_1.18 | 65 |
 //! | `mlx5dv_reg_dmabuf_mr` | MLX5_1.25 | 54 |
 //!
-//! The library is in the process already (libibverbs, by linking `ibverbs-sys`) or is loaded by the
-//! first question about it (libmlx5), and stays. An answer is kept in an atomic without a lock, so
-//! any thread may ask, and a child of `fork` too.
+//! The process has loaded libibverbs already, since `ibverbs-sys` links it. The first lookup in libmlx5
+//! loads that library. Both stay loaded. What a loaded library has or lacks is kept in an atomic, without a
+//! lock, so any thread may look up a symbol, and so may a child after `fork`. A load that failed is tried
+//! again by the next lookup: its reason may pass.
 //!
-//! A function that is there says nothing about the device: a provider or kernel without the operation
-//! makes it fail with EOPNOTSUPP.
+//! That a function exists says nothing about the device: with a provider or kernel that lacks the
+//! operation it fails with EOPNOTSUPP.
 
 use ibverbs_sys::{ibv_context, ibv_dm, ibv_mr, ibv_pd};
 use std::error::Error;
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// A symbol that the installed library does not have in the version asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MissingSymbol {
-    /// The symbol's name.
-    pub symbol: &'static str,
-    /// Its version in the library's map.
-    pub version: &'static str,
-    /// The first release that has it, such as `rdma-core 59`.
-    pub needs: &'static str,
+/// Why a function of a library is not available.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SymbolError {
+    /// The library is loaded and lacks the symbol in the requested version.
+    Missing {
+        /// The symbol's name.
+        symbol: &'static str,
+        /// Its version in the library's version map.
+        version: &'static str,
+        /// The first release that has the symbol, such as `rdma-core 59`.
+        needs: &'static str,
+    },
+    /// The library cannot be loaded. The next lookup tries again.
+    NotLoaded {
+        /// The library's soname.
+        library: &'static str,
+        /// The loader's message.
+        reason: String,
+        /// `EMFILE` or `ENFILE` if there was no free file descriptor; otherwise `None`, because the loader
+        /// does not report the errno.
+        errno: Option<i32>,
+    },
 }
 
-impl fmt::Display for MissingSymbol {
+impl fmt::Display for SymbolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MissingSymbol { symbol, version, needs } = self;
-        let library = match version.split_once('_') {
-            Some(("MLX5", _)) => "libmlx5",
-            Some(("RDMACM", _)) => "librdmacm",
-            _ => "libibverbs",
-        };
-        write!(f, "{symbol}@{version} is not in this {library}; needs {needs}")
+        match self {
+            Self::Missing { symbol, version, needs } => {
+                let library = match version.split_once('_') {
+                    Some(("MLX5", _)) => "libmlx5",
+                    Some(("RDMACM", _)) => "librdmacm",
+                    _ => "libibverbs",
+                };
+                write!(f, "{symbol}@{version} is not in this {library}; needs {needs}")
+            }
+            Self::NotLoaded { library, errno: Some(_), .. } => {
+                write!(
+                    f,
+                    "{library} cannot be loaded now: there is no free file descriptor; close some or raise ulimit -n"
+                )
+            }
+            Self::NotLoaded { library, reason, .. } => write!(f, "{library} cannot be loaded: {reason}"),
+        }
     }
 }
 
-impl Error for MissingSymbol {}
+impl Error for SymbolError {}
 
-/// Of the library to be asked, the name that its soname link has.
+/// Keeps the errno, if there is one.
+impl From<SymbolError> for io::Error {
+    fn from(error: SymbolError) -> Self {
+        match error {
+            SymbolError::NotLoaded { errno: Some(errno), .. } => io::Error::from_raw_os_error(errno),
+            other => io::Error::other(other),
+        }
+    }
+}
+
+// Sonames, which exist without the development packages.
 const LIBIBVERBS: &CStr = c"libibverbs.so.1";
 const LIBMLX5: &CStr = c"libmlx5.so.1";
 
-/// A symbol and what is known of it: null before the first question, then its address or [`ABSENT`].
+/// A symbol, with its address, or [`ABSENT`] if its library lacks it; null while its library is not loaded.
 pub(crate) struct Symbol {
     library: &'static CStr,
     name: &'static CStr,
@@ -65,7 +102,7 @@ pub(crate) struct Symbol {
     address: AtomicPtr<c_void>,
 }
 
-/// Stands for "looked for and not there" in [`Symbol::address`].
+/// [`Symbol::address`] of a symbol that the library lacks.
 const ABSENT: *mut c_void = ptr::dangling_mut::<u8>().cast();
 
 impl Symbol {
@@ -78,15 +115,15 @@ impl Symbol {
         Symbol { library, name, version, needs, address: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    pub(crate) fn resolve(&self) -> Result<*mut c_void, MissingSymbol> {
+    pub(crate) fn resolve(&self) -> Result<*mut c_void, SymbolError> {
         let mut address = self.address.load(Ordering::Acquire);
         if address.is_null() {
-            // Two threads may both get here; they find the same.
-            address = self.look_up();
+            // Two threads may both look up the symbol; they get the same result.
+            address = self.look_up()?;
             self.address.store(address, Ordering::Release);
         }
         if address == ABSENT {
-            return Err(MissingSymbol {
+            return Err(SymbolError::Missing {
                 symbol: self.name.to_str().unwrap_or_default(),
                 version: self.version.to_str().unwrap_or_default(),
                 needs: self.needs,
@@ -95,22 +132,34 @@ impl Symbol {
         Ok(address)
     }
 
-    fn look_up(&self) -> *mut c_void {
-        // SAFETY: both strings end in NUL. The libraries named here have no constructors beyond
-        // registering themselves with libibverbs, and are never unloaded, so neither is an address
-        // found in them ever stale.
-        let address = unsafe {
-            let library = libc::dlopen(self.library.as_ptr(), libc::RTLD_NOW);
-            if library.is_null() {
-                return ABSENT;
-            }
-            libc::dlvsym(library, self.name.as_ptr(), self.version.as_ptr())
+    fn look_up(&self) -> Result<*mut c_void, SymbolError> {
+        // SAFETY: the name ends in NUL. The constructors of these libraries only register them with libibverbs.
+        let library = unsafe { libc::dlopen(self.library.as_ptr(), libc::RTLD_NOW) };
+        if library.is_null() {
+            return Err(self.not_loaded());
+        }
+        // SAFETY: both strings end in NUL. The library is never unloaded, so its addresses stay valid.
+        let address = unsafe { libc::dlvsym(library, self.name.as_ptr(), self.version.as_ptr()) };
+        Ok(if address.is_null() { ABSENT } else { address })
+    }
+
+    /// The error for a load that has just failed in this thread.
+    fn not_loaded(&self) -> SymbolError {
+        // SAFETY: takes nothing.
+        let message = unsafe { libc::dlerror() };
+        let reason = match message.is_null() {
+            // SAFETY: the message is this thread's own and ends in NUL. It lives until the next call of the loader.
+            false => unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned(),
+            true => String::new(),
         };
-        if address.is_null() { ABSENT } else { address }
+        // The message has the errno only in words, which are translated and may be those of another attempt.
+        let exhausted = File::open("/dev/null").err().and_then(|error| error.raw_os_error());
+        let errno = exhausted.filter(|errno| matches!(*errno, libc::EMFILE | libc::ENFILE));
+        SymbolError::NotLoaded { library: self.library.to_str().unwrap_or_default(), reason, errno }
     }
 }
 
-/// For each symbol the type of its function and the function that finds it.
+/// Defines, for each symbol, its function type and the function that looks it up.
 macro_rules! symbols {
     ($(
         $(#[$doc:meta])*
@@ -123,12 +172,13 @@ macro_rules! symbols {
         $(#[$doc])*
         ///
         /// # Errors
-        #[doc = concat!("[`MissingSymbol`] without version ", $version, " of the symbol (", $needs, ").")]
-        pub fn $name() -> Result<$pointer, MissingSymbol> {
+        #[doc = concat!("[`SymbolError::Missing`](crate::symbols::SymbolError::Missing): the library is older than ", $needs, " (", $version, ").")]
+        /// [`SymbolError::NotLoaded`](crate::symbols::SymbolError::NotLoaded): it cannot be loaded.
+        pub fn $name() -> Result<$pointer, $crate::symbols::SymbolError> {
             const fn c_str(bytes: &'static [u8]) -> &'static CStr {
                 match CStr::from_bytes_with_nul(bytes) {
                     Ok(string) => string,
-                    Err(_) => panic!("at compile time only: a NUL inside a literal"),
+                    Err(_) => panic!("compile time: a literal contains a NUL"),
                 }
             }
             static SYMBOL: Symbol = Symbol::new(
@@ -137,8 +187,8 @@ macro_rules! symbols {
                 const { c_str(concat!($version, "\0").as_bytes()) },
                 $needs,
             );
-            // SAFETY: a symbol of this name and version has this type: versions exist so that
-            // neither library can change it.
+            // SAFETY: a symbol of this name and version has this type; a library that changes the type
+            // must change the version.
             SYMBOL.resolve().map(|address| unsafe {
                 std::mem::transmute::<*mut c_void, $pointer>(address)
             })
@@ -149,10 +199,10 @@ macro_rules! symbols {
 pub(crate) use symbols;
 
 symbols! {
-    /// Registers `length` bytes of the dma-buf `fd` from `offset` on, through the provider.
+    /// Registers `length` bytes of the dma-buf `fd`, starting at `offset`, through the provider.
     ///
-    /// The result is null with errno set on failure: EOPNOTSUPP where the provider lacks it. Its
-    /// `addr` field is `offset`, not `iova`: keep the iova yourself.
+    /// On failure the result is null with errno set; EOPNOTSUPP: the provider lacks the operation. The
+    /// `addr` field of the result is `offset`, not `iova`, so keep the iova yourself.
     LIBIBVERBS "IBVERBS_1.12" "rdma-core 34":
     fn ibv_reg_dmabuf_mr(
         pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int
@@ -160,14 +210,14 @@ symbols! {
 
     /// Registers memory or a dma-buf as described by [`ibv_mr_init_attr`].
     ///
-    /// The result is null with errno set on failure. For a dma-buf its `addr` field is the offset,
-    /// not the iova.
+    /// On failure the result is null with errno set. For a dma-buf the `addr` field of the result is the
+    /// offset, not the iova.
     LIBIBVERBS "IBVERBS_1.15" "rdma-core 59":
     fn ibv_reg_mr_ex(pd: *mut ibv_pd, attr: *mut ibv_mr_init_attr) -> *mut ibv_mr, RegMrExFn;
 
     /// Allocates a DMA handle: TPH processing hints for the registrations that name it.
     ///
-    /// The result is null with errno set on failure; [`ibv_dealloc_dmah`] frees it.
+    /// On failure the result is null with errno set. [`ibv_dealloc_dmah`] frees it.
     LIBIBVERBS "IBVERBS_1.15" "rdma-core 59":
     fn ibv_alloc_dmah(
         context: *mut ibv_context, attr: *mut ibv_dmah_init_attr
@@ -179,42 +229,42 @@ symbols! {
 
     /// Exports device memory as a dma-buf.
     ///
-    /// The result is a new descriptor that the caller owns, or -1 with errno set.
+    /// The result is a new descriptor, owned by the caller, or -1 with errno set.
     LIBIBVERBS "IBVERBS_1.16" "rdma-core 62":
     fn ibv_dm_export_dmabuf_fd(dm: *mut ibv_dm) -> c_int, DmExportDmabufFdFn;
 
-    /// Allocates a buffer in the way the protection domain's provider prefers.
+    /// Allocates a buffer in the way that the protection domain's provider prefers.
     ///
-    /// The result is its page-aligned address, or null with errno set; `*buf` is the handle for
-    /// [`ibv_free_buf`].
+    /// The result is the page-aligned address of the buffer, or null with errno set. `*buf` is the handle
+    /// for [`ibv_free_buf`].
     LIBIBVERBS "IBVERBS_1.17" "rdma-core 64":
     fn ibv_alloc_buf(
         pd: *mut ibv_pd, size: usize, buf: *mut *mut ibv_buf
     ) -> *mut c_void, AllocBufFn;
 
-    /// Frees a buffer of [`ibv_alloc_buf`].
+    /// Frees a buffer allocated by [`ibv_alloc_buf`].
     LIBIBVERBS "IBVERBS_1.17" "rdma-core 64":
     fn ibv_free_buf(buf: *mut ibv_buf), FreeBufFn;
 
-    /// Registers `length` bytes from `addr` on, inside a buffer of [`ibv_alloc_buf`].
+    /// Registers `length` bytes at `addr`, inside a buffer allocated by [`ibv_alloc_buf`].
     ///
-    /// The result is null with errno set on failure.
+    /// On failure the result is null with errno set.
     LIBIBVERBS "IBVERBS_1.17" "rdma-core 64":
     fn ibv_reg_buf_mr(
         pd: *mut ibv_pd, buf: *mut ibv_buf, addr: *mut c_void, length: usize, access: c_int
     ) -> *mut ibv_mr, RegBufMrFn;
 
-    /// Exports a buffer of [`ibv_alloc_buf`] as a dma-buf.
+    /// Exports a buffer allocated by [`ibv_alloc_buf`] as a dma-buf.
     ///
-    /// The result is a new descriptor that the caller owns, or -1 with errno set.
+    /// The result is a new descriptor, owned by the caller, or -1 with errno set.
     LIBIBVERBS "IBVERBS_1.18" "rdma-core 65":
     fn ibv_export_buf_dmabuf_fd(buf: *mut ibv_buf) -> c_int, ExportBufDmabufFdFn;
 
-    /// Registers a dma-buf on an mlx5 device with flags of its own
+    /// Registers a dma-buf on an mlx5 device with the flags of mlx5
     /// ([`MLX5DV_REG_DMABUF_ACCESS_DATA_DIRECT`]).
     ///
-    /// The result is null with errno set on failure. The protection domain must be of an mlx5
-    /// device. The question loads libmlx5.so.1.
+    /// On failure the result is null with errno set. The protection domain must belong to an mlx5
+    /// device. The lookup loads libmlx5.so.1.
     LIBMLX5 "MLX5_1.25" "rdma-core 54":
     fn mlx5dv_reg_dmabuf_mr(
         pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int,
@@ -238,7 +288,7 @@ pub const IBV_REG_MR_MASK_DMAH: u64 = 1 << 4;
 /// [`ibv_mr_init_attr::buf`] is set (rdma-core 64).
 pub const IBV_REG_MR_MASK_BUF: u64 = 1 << 5;
 
-/// What [`ibv_reg_mr_ex`] registers: memory (`addr`) or a dma-buf (`fd`, `fd_offset` and `iova`).
+/// Arguments of [`ibv_reg_mr_ex`]: memory (`addr`) or a dma-buf (`fd`, `fd_offset` and `iova`).
 #[allow(non_camel_case_types)]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -247,28 +297,28 @@ pub struct ibv_mr_init_attr {
     pub length: usize,
     /// `ibv_access_flags`.
     pub access: c_int,
-    /// `IBV_REG_MR_MASK_*`: which of the fields below are set.
+    /// `IBV_REG_MR_MASK_*`: the fields below that are set.
     pub comp_mask: u64,
     /// Address of the first byte in work requests and on the wire.
     pub iova: u64,
-    /// First byte of the memory.
+    /// Address of the memory.
     pub addr: *mut c_void,
     /// The dma-buf.
     pub fd: c_int,
-    /// First byte of the range in the dma-buf.
+    /// Offset of the range in the dma-buf, in bytes.
     pub fd_offset: u64,
-    /// A DMA handle of [`ibv_alloc_dmah`].
+    /// A DMA handle allocated by [`ibv_alloc_dmah`].
     pub dmah: *mut ibv_dmah,
-    /// A buffer of [`ibv_alloc_buf`], in which `addr` lies.
+    /// The buffer allocated by [`ibv_alloc_buf`] that contains `addr`.
     pub buf: *mut ibv_buf,
 }
 
-/// A DMA handle, made by [`ibv_alloc_dmah`].
+/// A DMA handle, allocated by [`ibv_alloc_dmah`].
 #[allow(non_camel_case_types)]
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ibv_dmah {
-    /// The device it belongs to.
+    /// The device of the handle.
     pub context: *mut ibv_context,
 }
 
@@ -283,14 +333,14 @@ pub const IBV_TPH_MEM_TYPE_VM: u8 = 0;
 /// Persistent memory, for [`ibv_dmah_init_attr::tph_mem_type`].
 pub const IBV_TPH_MEM_TYPE_PM: u8 = 1;
 
-/// What [`ibv_alloc_dmah`] allocates.
+/// Arguments of [`ibv_alloc_dmah`].
 #[allow(non_camel_case_types)]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ibv_dmah_init_attr {
-    /// `IBV_DMAH_INIT_ATTR_MASK_*`: which of the fields below are set.
+    /// `IBV_DMAH_INIT_ATTR_MASK_*`: the fields below that are set.
     pub comp_mask: u32,
-    /// The CPU whose cache the data should go to.
+    /// The CPU into whose cache the data should go.
     pub cpu_id: u32,
     /// PCIe processing hint, 0 to 3.
     pub ph: u8,
@@ -298,7 +348,7 @@ pub struct ibv_dmah_init_attr {
     pub tph_mem_type: u8,
 }
 
-/// A buffer of [`ibv_alloc_buf`]; libibverbs keeps its contents to itself.
+/// A buffer allocated by [`ibv_alloc_buf`]; the struct is private to libibverbs.
 #[allow(non_camel_case_types)]
 #[repr(C)]
 #[derive(Debug)]
@@ -309,9 +359,12 @@ pub struct ibv_buf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::{CString, OsString};
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
 
     #[test]
-    fn a_symbol_that_is_there_is_the_one_the_linker_finds() {
+    fn a_lookup_gives_the_function_that_the_linker_finds() {
         for _ in 0..2 {
             let found = ibv_reg_dmabuf_mr().unwrap();
             let linked: RegDmabufMrFn = ibverbs_sys::ibv_reg_dmabuf_mr;
@@ -322,9 +375,10 @@ mod tests {
     #[test]
     fn a_version_that_does_not_exist_is_a_value() {
         let symbol = Symbol::new(LIBIBVERBS, c"ibv_reg_mr", c"IBVERBS_9.9", "rdma-core 999");
-        let missing = MissingSymbol { symbol: "ibv_reg_mr", version: "IBVERBS_9.9", needs: "rdma-core 999" };
+        let (name, version, needs) = ("ibv_reg_mr", "IBVERBS_9.9", "rdma-core 999");
+        let missing = SymbolError::Missing { symbol: name, version, needs };
         for _ in 0..2 {
-            assert_eq!(symbol.resolve(), Err(missing));
+            assert_eq!(symbol.resolve(), Err(missing.clone()));
         }
         assert_eq!(
             missing.to_string(),
@@ -333,33 +387,68 @@ mod tests {
     }
 
     #[test]
-    fn the_version_decides_and_not_the_name_alone() {
+    fn a_lookup_respects_the_version() {
         let [old, new] = [c"IBVERBS_1.0", c"IBVERBS_1.1"]
             .map(|version| Symbol::new(LIBIBVERBS, c"ibv_reg_mr", version, "rdma-core 1").resolve().unwrap());
         assert_ne!(old, new);
     }
 
+    /// The symbol exists once, as in the functions of the table.
     #[test]
-    fn libmlx5_is_loaded_when_asked_for() {
-        let symbol = Symbol::new(LIBMLX5, c"mlx5dv_init_obj", c"MLX5_1.2", "rdma-core 14");
+    fn a_library_that_appears_is_loaded_by_the_next_lookup() {
+        let folder = std::env::temp_dir().join(format!("rdma-sys-ext-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let library = folder.join("libmlx5.so.1");
+        let path = CString::new(library.as_os_str().as_bytes()).unwrap().into_boxed_c_str();
+        let path: &'static CStr = Box::leak(path);
+        let symbol = Symbol::new(path, c"mlx5dv_init_obj", c"MLX5_1.2", "rdma-core 14");
+        let absent = Symbol::new(path, c"mlx5dv_nonsense", c"MLX5_1.25", "rdma-core 54");
+        for symbol in [&symbol, &absent, &symbol] {
+            match symbol.resolve() {
+                Err(SymbolError::NotLoaded { reason, errno: None, .. }) => {
+                    assert!(reason.contains("libmlx5.so.1"), "{reason}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        stub(&folder, &library);
         symbol.resolve().unwrap();
-        let symbol = Symbol::new(LIBMLX5, c"mlx5dv_nonsense", c"MLX5_1.25", "rdma-core 54");
         assert_eq!(
-            symbol.resolve().unwrap_err().to_string(),
+            absent.resolve().unwrap_err().to_string(),
             "mlx5dv_nonsense@MLX5_1.25 is not in this libmlx5; needs rdma-core 54"
         );
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// Compiles a library with the function `mlx5dv_init_obj` in version MLX5_1.2.
+    fn stub(folder: &Path, library: &Path) {
+        let (source, map) = (folder.join("stub.c"), folder.join("stub.map"));
+        std::fs::write(&source, "int mlx5dv_init_obj(void) { return 0; }").unwrap();
+        std::fs::write(&map, "MLX5_1.2 { global: mlx5dv_init_obj; };").unwrap();
+        let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        let compiler = cc::Build::new().host(&host).target(&host).opt_level(0).get_compiler();
+        let mut command = compiler.to_command();
+        command.args(["-shared", "-fPIC", "-o"]).arg(library).arg(&source);
+        let mut script = OsString::from("-Wl,--version-script=");
+        script.push(&map);
+        command.arg(script);
+        assert!(command.status().expect("the C compiler starts").success());
     }
 
     #[test]
-    fn a_library_that_is_not_installed_is_a_missing_symbol() {
-        let symbol = Symbol::new(c"libnonsense.so.1", c"f", c"V_1", "nothing");
-        assert_eq!(symbol.resolve().unwrap_err().symbol, "f");
+    fn an_exhausted_process_is_told_from_a_missing_library() {
+        let error = |errno| SymbolError::NotLoaded { library: "libmlx5.so.1", reason: "why".into(), errno };
+        assert_eq!(error(None).to_string(), "libmlx5.so.1 cannot be loaded: why");
+        let exhausted = error(Some(libc::EMFILE));
+        assert!(exhausted.to_string().contains("no free file descriptor"), "{exhausted}");
+        assert_eq!(io::Error::from(exhausted).raw_os_error(), Some(libc::EMFILE));
+        assert_eq!(io::Error::from(error(None)).to_string(), "libmlx5.so.1 cannot be loaded: why");
     }
 
     #[test]
     fn names_and_versions_of_the_table() {
-        // Whatever the installed libraries have: an answer is a function or names itself rightly.
-        let missing = [
+        // With any installed library, a lookup gives a function or an error with the right name.
+        let errors = [
             ibv_reg_mr_ex().err(),
             ibv_alloc_dmah().err(),
             ibv_dealloc_dmah().err(),
@@ -381,9 +470,12 @@ mod tests {
             ("ibv_export_buf_dmabuf_fd", "IBVERBS_1.18", "rdma-core 65"),
             ("mlx5dv_reg_dmabuf_mr", "MLX5_1.25", "rdma-core 54"),
         ];
-        for (missing, (symbol, version, needs)) in missing.into_iter().zip(table) {
-            let expected = MissingSymbol { symbol, version, needs };
-            assert!(missing.is_none_or(|missing| missing == expected));
+        for (error, (symbol, version, needs)) in errors.into_iter().zip(table) {
+            match error {
+                None => {}
+                Some(SymbolError::NotLoaded { library, .. }) => assert_eq!(library, "libmlx5.so.1"),
+                Some(missing) => assert_eq!(missing, SymbolError::Missing { symbol, version, needs }),
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Dma-bufs over the pages of memfds: `linux/udmabuf.h`.
 //!
-//! `device` is `/dev/udmabuf`, opened for reading. A memfd must have `F_SEAL_SHRINK` and must not
-//! have `F_SEAL_WRITE`; its pages stay pinned for the life of the buffer. The module's parameters
-//! `size_limit_mb` (64 by default, per buffer) and `list_limit` (1024 by default) bound a request,
-//! both inclusively; see `/sys/module/udmabuf/parameters`.
+//! `device` is `/dev/udmabuf`, opened for reading. A memfd must have `F_SEAL_SHRINK` and must not have
+//! `F_SEAL_WRITE`. The kernel pins its pages for the life of the buffer. Two module parameters limit a
+//! request, both inclusive: `size_limit_mb` (64 by default, per buffer) and `list_limit` (1024 by
+//! default); see `/sys/module/udmabuf/parameters`.
 
 use crate::ioctl::{ioctl, own};
 use std::io;
@@ -18,11 +18,11 @@ pub const FLAGS_CLOEXEC: u32 = 0x01;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Create {
-    /// The memfd's number.
+    /// The memfd.
     pub memfd: u32,
-    /// [`FLAGS_CLOEXEC`] or 0; other bits are ignored by the kernel.
+    /// [`FLAGS_CLOEXEC`] or 0; the kernel ignores other bits.
     pub flags: u32,
-    /// First byte of the memfd, a multiple of the page size.
+    /// Offset in the memfd in bytes, a multiple of the page size.
     pub offset: u64,
     /// Bytes, a multiple of the page size.
     pub size: u64,
@@ -39,16 +39,16 @@ pub struct ListHeader {
     pub count: u32,
 }
 
-/// One piece of a buffer made by [`create_list`].
+/// One range of a buffer made by [`create_list`].
 #[doc(alias = "udmabuf_create_item")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListItem {
-    /// The memfd's number.
+    /// The memfd.
     pub memfd: u32,
     /// Zero.
     pub pad: u32,
-    /// First byte of the memfd, a multiple of the page size.
+    /// Offset in the memfd in bytes, a multiple of the page size.
     pub offset: u64,
     /// Bytes, a multiple of the page size.
     pub size: u64,
@@ -61,7 +61,7 @@ pub const IOCTL_CREATE: libc::Ioctl = libc::_IOW::<Create>(b'u' as u32, 0x42);
 #[doc(alias = "UDMABUF_CREATE_LIST")]
 pub const IOCTL_CREATE_LIST: libc::Ioctl = libc::_IOW::<ListHeader>(b'u' as u32, 0x43);
 
-/// Makes a dma-buf of `size` bytes of a memfd from `offset` on.
+/// Makes a dma-buf of `size` bytes of a memfd, starting at `offset`.
 ///
 /// # Errors
 /// - EINVAL: `offset` or `size` not a multiple of the page size; `size` 0, past the end of the memfd
@@ -82,16 +82,16 @@ pub fn create(
     let mut request = Create { memfd: memfd.as_raw_fd() as u32, flags, offset, size };
     // SAFETY: the kernel reads one Create, the type of the opcode, and writes nothing.
     let fd = unsafe { ioctl(device, IOCTL_CREATE, &raw mut request) }?;
-    // SAFETY: the result is the descriptor that the kernel has just created for us.
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
     unsafe { own(fd) }
 }
 
-/// Makes one dma-buf of several pieces `(memfd, offset, size)`, in that order, without gaps.
+/// Makes one dma-buf of several ranges `(memfd, offset, size)`, in that order, without gaps.
 ///
-/// The limits of [`create`] hold for each piece, `size_limit_mb` for their sum.
+/// The limits of [`create`] apply to each range, and `size_limit_mb` to their sum.
 ///
 /// # Errors
-/// As [`create`], and EINVAL for no piece at all or more than `list_limit`.
+/// As [`create`], and EINVAL if there is no range or more than `list_limit`.
 ///
 /// Kernel: `udmabuf_create` in `drivers/dma-buf/udmabuf.c`.
 #[doc(alias = "UDMABUF_CREATE_LIST")]
@@ -101,14 +101,14 @@ pub fn create_list(
     flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut request = encode_list(items, flags)?;
-    // SAFETY: the kernel reads a ListHeader and as many items as its count says; encode_list wrote
-    // exactly those, one after the other, into memory aligned for both. It writes nothing.
+    // SAFETY: the kernel reads a ListHeader and `count` items, and writes nothing. encode_list wrote
+    // exactly those, back to back, into memory aligned for both.
     let fd = unsafe { ioctl(device, IOCTL_CREATE_LIST, request.as_mut_ptr()) }?;
-    // SAFETY: the result is the descriptor that the kernel has just created for us.
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
     unsafe { own(fd) }
 }
 
-/// A [`ListHeader`] and its [`ListItem`]s as the words they occupy, aligned like their `u64`s.
+/// A [`ListHeader`] and its [`ListItem`]s as `u64` words, which gives them the right alignment.
 fn encode_list(items: &[(BorrowedFd<'_>, u64, u64)], flags: u32) -> io::Result<Vec<u64>> {
     const ITEM_WORDS: usize = size_of::<ListItem>() / size_of::<u64>();
     let Ok(count) = u32::try_from(items.len()) else {

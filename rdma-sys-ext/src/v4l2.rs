@@ -1,7 +1,7 @@
-//! Capture buffers of video devices as dma-bufs: the part of `linux/videodev2.h` that it takes.
+//! Capture buffers of video devices as dma-bufs: the part of `linux/videodev2.h` that this needs.
 //!
-//! `device` is a file of `/dev/video*`, opened for reading and writing. `kind` is its capture queue:
-//! [`TYPE_CAPTURE`], or [`TYPE_CAPTURE_MPLANE`], of whose planes the first is used here.
+//! `device` is a file `/dev/video*`, opened for reading and writing. `kind` is its capture queue:
+//! [`TYPE_CAPTURE`] or [`TYPE_CAPTURE_MPLANE`]. Of a multi-planar buffer only the first plane is used.
 //!
 //! Kernel: `drivers/media/common/videobuf2/videobuf2-v4l2.c`, `drivers/media/v4l2-core/v4l2-ioctl.c`.
 
@@ -18,7 +18,7 @@ pub const TYPE_CAPTURE_MPLANE: u32 = 9;
 /// Buffers that the driver allocates.
 #[doc(alias = "V4L2_MEMORY_MMAP")]
 pub const MEMORY_MMAP: u32 = 1;
-/// Buffers that are imported.
+/// Buffers imported from dma-bufs.
 #[doc(alias = "V4L2_MEMORY_DMABUF")]
 pub const MEMORY_DMABUF: u32 = 4;
 /// The device captures video, single-planar.
@@ -27,13 +27,14 @@ pub const CAP_VIDEO_CAPTURE: u32 = 0x1;
 /// The device captures video, multi-planar.
 #[doc(alias = "V4L2_CAP_VIDEO_CAPTURE_MPLANE")]
 pub const CAP_VIDEO_CAPTURE_MPLANE: u32 = 0x1000;
-/// The device streams.
+/// The device supports streaming.
 #[doc(alias = "V4L2_CAP_STREAMING")]
 pub const CAP_STREAMING: u32 = 0x0400_0000;
-/// [`Capability::device_caps`] is of this node, [`Capability::capabilities`] of the whole device.
+/// [`Capability::device_caps`] is set: it describes this node, and [`Capability::capabilities`] the whole
+/// device.
 #[doc(alias = "V4L2_CAP_DEVICE_CAPS")]
 pub const CAP_DEVICE_CAPS: u32 = 0x8000_0000;
-/// The frame is damaged.
+/// The frame is corrupt.
 #[doc(alias = "V4L2_BUF_FLAG_ERROR")]
 pub const BUF_FLAG_ERROR: u32 = 0x40;
 
@@ -46,13 +47,13 @@ pub struct Capability {
     pub driver: [u8; 16],
     /// Name of the device.
     pub card: [u8; 32],
-    /// Where it is.
+    /// Location of the device on its bus.
     pub bus_info: [u8; 32],
     /// Version of the driver.
     pub version: u32,
-    /// What the whole device can.
+    /// Capabilities of the whole device.
     pub capabilities: u32,
-    /// What this node can.
+    /// Capabilities of this node.
     pub device_caps: u32,
     /// Zero.
     pub reserved: [u32; 3],
@@ -63,17 +64,17 @@ pub struct Capability {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct PixFormat {
-    /// Pixels a row.
+    /// Pixels per row.
     pub width: u32,
     /// Rows.
     pub height: u32,
-    /// Four characters.
+    /// Four-character code.
     pub pixelformat: u32,
-    /// How rows are interlaced.
+    /// Interlacing of the rows.
     pub field: u32,
     /// Bytes from one row to the next.
     pub bytesperline: u32,
-    /// Bytes a frame.
+    /// Bytes per frame.
     pub sizeimage: u32,
 }
 
@@ -86,7 +87,7 @@ pub struct Format {
     pub buf_type: u32,
     /// Zero.
     pub pad: u32,
-    /// A union, of which [`TYPE_CAPTURE`] uses this part.
+    /// The part of a union that [`TYPE_CAPTURE`] uses.
     pub pix: PixFormat,
     /// The rest of the union.
     pub rest: [u64; 22],
@@ -110,21 +111,21 @@ pub struct PlanePixFormat {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PixFormatMplane {
-    /// Pixels a row.
+    /// Pixels per row.
     pub width: u32,
     /// Rows.
     pub height: u32,
-    /// Four characters.
+    /// Four-character code.
     pub pixelformat: u32,
-    /// How rows are interlaced.
+    /// Interlacing of the rows.
     pub field: u32,
-    /// What the colours mean.
+    /// Color space.
     pub colorspace: u32,
-    /// Its planes, each in memory of its own.
+    /// The planes, each in separate memory.
     pub plane_fmt: [PlanePixFormat; 8],
-    /// How many there are.
+    /// Number of planes.
     pub num_planes: u8,
-    /// More about the colours.
+    /// Flags and further color properties.
     pub rest: [u8; 11],
 }
 
@@ -137,13 +138,13 @@ pub struct FormatMplane {
     pub buf_type: u32,
     /// Zero.
     pub pad: u32,
-    /// A union, of which [`TYPE_CAPTURE_MPLANE`] uses this part.
+    /// The part of a union that [`TYPE_CAPTURE_MPLANE`] uses.
     pub pix_mp: PixFormatMplane,
     /// The rest of the union.
     pub rest: u64,
 }
 
-/// A plane of a [`Buffer`] of the multi-planar queue.
+/// A plane of a multi-planar [`Buffer`].
 #[doc(alias = "v4l2_plane")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -152,9 +153,9 @@ pub struct Plane {
     pub bytesused: u32,
     /// Bytes of the plane.
     pub length: u32,
-    /// A union: the offset for mmap, or the descriptor of a dma-buf in the first four bytes.
+    /// A union: the offset for mmap, or a dma-buf descriptor in the first four bytes.
     pub m: u64,
-    /// Where the frame begins in the plane.
+    /// Offset of the frame in the plane, in bytes.
     pub data_offset: u32,
     /// Zero.
     pub reserved: [u32; 11],
@@ -165,13 +166,13 @@ pub struct Plane {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestBuffers {
-    /// In: buffers wanted. Out: buffers there are.
+    /// In: buffers requested. Out: buffers allocated.
     pub count: u32,
     /// [`TYPE_CAPTURE`].
     pub buf_type: u32,
     /// [`MEMORY_MMAP`] or [`MEMORY_DMABUF`].
     pub memory: u32,
-    /// Out: what the queue can.
+    /// Out: capabilities of the queue.
     pub capabilities: u32,
     /// Zero.
     pub flags: u8,
@@ -184,30 +185,30 @@ pub struct RequestBuffers {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Buffer {
-    /// Number of the buffer.
+    /// Index of the buffer.
     pub index: u32,
-    /// [`TYPE_CAPTURE`].
+    /// [`TYPE_CAPTURE`] or [`TYPE_CAPTURE_MPLANE`].
     pub buf_type: u32,
     /// Bytes of the frame.
     pub bytesused: u32,
-    /// [`BUF_FLAG_ERROR`] and others.
+    /// Flags such as [`BUF_FLAG_ERROR`].
     pub flags: u32,
-    /// How rows are interlaced.
+    /// Interlacing of the rows.
     pub field: u32,
     /// Zero.
     pub pad: u32,
-    /// When it was captured, in seconds and microseconds.
+    /// Time of capture in seconds and microseconds.
     pub timestamp: [i64; 2],
-    /// A recorder's time.
+    /// SMPTE time code.
     pub timecode: [u32; 4],
-    /// Number of the frame.
+    /// Sequence number of the frame.
     pub sequence: u32,
     /// [`MEMORY_MMAP`] or [`MEMORY_DMABUF`].
     pub memory: u32,
-    /// A union: the offset for mmap, the descriptor of a dma-buf in the first four bytes, or the address of
-    /// the planes.
+    /// A union: the offset for mmap, a dma-buf descriptor in the first four bytes, or the address of the
+    /// planes.
     pub m: u64,
-    /// Bytes of the buffer, or how many planes there are.
+    /// Bytes of the buffer, or the number of planes.
     pub length: u32,
     /// Zero.
     pub reserved2: u32,
@@ -220,11 +221,11 @@ pub struct Buffer {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExportBuffer {
-    /// [`TYPE_CAPTURE`].
+    /// [`TYPE_CAPTURE`] or [`TYPE_CAPTURE_MPLANE`].
     pub buf_type: u32,
-    /// Number of the buffer.
+    /// Index of the buffer.
     pub index: u32,
-    /// 0.
+    /// Index of the plane: 0.
     pub plane: u32,
     /// `O_CLOEXEC` and an access mode.
     pub flags: u32,
@@ -259,7 +260,7 @@ pub const IOCTL_STREAMON: libc::Ioctl = libc::_IOW::<i32>(b'V' as u32, 18);
 #[doc(alias = "VIDIOC_STREAMOFF")]
 pub const IOCTL_STREAMOFF: libc::Ioctl = libc::_IOW::<i32>(b'V' as u32, 19);
 
-/// What the device is and can.
+/// Name and capabilities of the device.
 ///
 /// # Errors
 /// ENOTTY or EINVAL: not a video device.
@@ -279,8 +280,8 @@ pub fn query_capability(device: BorrowedFd<'_>) -> io::Result<Capability> {
 pub fn get_format(device: BorrowedFd<'_>) -> io::Result<PixFormat> {
     let pix = PixFormat { width: 0, height: 0, pixelformat: 0, field: 0, bytesperline: 0, sizeimage: 0 };
     let mut format = Format { buf_type: TYPE_CAPTURE, pad: 0, pix, rest: [0; 22] };
-    // SAFETY: the kernel reads and writes one Format, the type of the opcode; a capture queue's has no
-    // pointer in it.
+    // SAFETY: the kernel reads and writes one Format, the type of the opcode. The format of a capture
+    // queue contains no pointer.
     unsafe { ioctl(device, IOCTL_G_FMT, &raw mut format) }?;
     Ok(format.pix)
 }
@@ -288,22 +289,22 @@ pub fn get_format(device: BorrowedFd<'_>) -> io::Result<PixFormat> {
 /// The format of the frames of the multi-planar queue.
 ///
 /// # Errors
-/// EINVAL: there is none.
+/// EINVAL: no multi-planar capture queue.
 #[doc(alias = "VIDIOC_G_FMT")]
 pub fn get_format_mplane(device: BorrowedFd<'_>) -> io::Result<PixFormatMplane> {
     let mut format = FormatMplane { buf_type: TYPE_CAPTURE_MPLANE, ..Default::default() };
-    // SAFETY: the kernel reads and writes one v4l2_format, which this is one view of, of the same size; a
-    // capture queue's has no pointer in it.
+    // SAFETY: the kernel reads and writes one v4l2_format, which has the size of FormatMplane. The format
+    // of a capture queue contains no pointer.
     unsafe { ioctl(device, IOCTL_G_FMT, &raw mut format) }?;
     Ok(format.pix_mp)
 }
 
-/// Asks for buffers and returns how many there are; 0 gives all back, also those that are exported, whose
-/// memory stays until the last descriptor is closed.
+/// Requests `count` buffers and returns how many the driver allocated. 0 frees all buffers; the memory of
+/// an exported one stays until the last descriptor is closed.
 ///
 /// # Errors
-/// - EBUSY: somebody else's file has the queue.
-/// - EINVAL: no capture queue, or not this kind of memory.
+/// - EBUSY: another file handle owns the queue.
+/// - EINVAL: no capture queue, or the queue does not support this type of memory.
 /// - ENOMEM.
 #[doc(alias = "VIDIOC_REQBUFS")]
 pub fn request_buffers(device: BorrowedFd<'_>, kind: u32, memory: u32, count: u32) -> io::Result<u32> {
@@ -313,25 +314,27 @@ pub fn request_buffers(device: BorrowedFd<'_>, kind: u32, memory: u32, count: u3
     Ok(request.count)
 }
 
-/// A dma-buf of a buffer of [`MEMORY_MMAP`], or of its first plane: a new one each time, of the same memory.
+/// Exports a [`MEMORY_MMAP`] buffer, or its first plane, as a dma-buf. Each call makes a new dma-buf of
+/// the same memory.
 ///
 /// # Errors
-/// - EINVAL: no such buffer, or not of that memory.
-/// - ENOTTY: the driver does not export. EMFILE, ENFILE.
+/// - EINVAL: no such buffer, or not a [`MEMORY_MMAP`] buffer.
+/// - ENOTTY: the driver does not support exporting.
+/// - EMFILE, ENFILE.
 #[doc(alias = "VIDIOC_EXPBUF")]
 pub fn export(device: BorrowedFd<'_>, kind: u32, index: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut request = ExportBuffer { buf_type: kind, index, flags, fd: -1, ..Default::default() };
     // SAFETY: the kernel reads and writes one ExportBuffer, the type of the opcode.
     unsafe { ioctl(device, IOCTL_EXPBUF, &raw mut request) }?;
-    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
     unsafe { own(request.fd) }
 }
 
-/// Gives a buffer to the device to fill: one of the queue's own, or a dma-buf.
+/// Queues a buffer for the device to fill: a buffer of the driver, or `dmabuf`.
 ///
 /// # Errors
-/// EINVAL: the dma-buf is too small or cannot be mapped by the driver; the buffer is queued already; its
-/// format has several planes.
+/// EINVAL: the dma-buf is too small, the driver cannot map it, the buffer is already queued, or its format
+/// has several planes.
 #[doc(alias = "VIDIOC_QBUF")]
 pub fn queue(
     device: BorrowedFd<'_>,
@@ -346,11 +349,13 @@ pub fn queue(
     exchange(device, IOCTL_QBUF, &mut buffer, &mut plane)
 }
 
-/// Takes a buffer that the device has filled. Of a multi-planar one `bytesused` is that of its plane.
+/// Dequeues a buffer that the device has filled. For a multi-planar buffer `bytesused` is that of its
+/// first plane.
 ///
 /// # Errors
-/// - EAGAIN: none is, and the file is non-blocking.
-/// - EINVAL: the stream is off. EIO.
+/// - EAGAIN: no buffer is filled, and the file is non-blocking.
+/// - EINVAL: the stream is off.
+/// - EIO.
 #[doc(alias = "VIDIOC_DQBUF")]
 pub fn dequeue(device: BorrowedFd<'_>, kind: u32, memory: u32) -> io::Result<Buffer> {
     let mut buffer = Buffer { buf_type: kind, memory, ..Default::default() };
@@ -369,18 +374,18 @@ fn exchange(
     plane: &mut Plane,
 ) -> io::Result<()> {
     if buffer.buf_type == TYPE_CAPTURE_MPLANE {
-        // The union is an address here, in as many bytes as addresses have.
+        // The union is an address here, with the size of a pointer.
         let address = std::ptr::from_mut(plane).expose_provenance();
         buffer.m = if size_of::<usize>() == 8 { address as u64 } else { first(address as u32) };
         buffer.length = 1;
     }
-    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode, and for the multi-planar queue
-    // as many planes as `length` says at the address in it: the one that is borrowed here.
+    // SAFETY: the kernel reads and writes one Buffer, the type of the opcode. For a multi-planar queue it
+    // also reads and writes `length` planes, 1, at the address in `m`: the borrowed `plane`.
     unsafe { ioctl(device, opcode, std::ptr::from_mut(buffer)) }?;
     Ok(())
 }
 
-/// In the first four bytes of the union, whatever the byte order.
+/// Puts `value` into the first four bytes of the union in either byte order.
 const fn first(value: u32) -> u64 {
     if cfg!(target_endian = "big") { (value as u64) << 32 } else { value as u64 }
 }
@@ -388,7 +393,8 @@ const fn first(value: u32) -> u64 {
 /// Starts the stream.
 ///
 /// # Errors
-/// EINVAL: too few buffers are queued. EIO, EPIPE.
+/// - EINVAL: too few buffers are queued.
+/// - EIO, EPIPE.
 #[doc(alias = "VIDIOC_STREAMON")]
 pub fn stream_on(device: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
     let mut kind = kind as i32;
@@ -397,7 +403,7 @@ pub fn stream_on(device: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Stops the stream; all buffers are the application's again.
+/// Stops the stream and returns all buffers to the application.
 ///
 /// # Errors
 /// EINVAL: no capture queue.
@@ -421,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn an_imported_buffer_is_named_by_its_descriptor() {
+    fn an_imported_buffer_is_passed_as_its_descriptor() {
         let (device, dmabuf) = (null(), null());
         let number = dmabuf.as_raw_fd();
         for kind in [TYPE_CAPTURE, TYPE_CAPTURE_MPLANE] {
@@ -447,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_exported_is_owned() {
+    fn the_exported_descriptor_is_owned() {
         let new = null().into_raw_fd();
         let kernel = move |opcode, argument: *mut u8| {
             assert_eq!(opcode, IOCTL_EXPBUF);

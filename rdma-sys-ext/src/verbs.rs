@@ -1,13 +1,13 @@
-//! The verbs that C has as inline functions, through the context's operations.
+//! Verbs that are inline functions in C, called through the context's operations.
 //!
-//! `ibverbs-sys` binds what libibverbs exports. The data path is not exported: a header's inline
-//! function calls the provider through the context. These do the same, with C's arguments and
-//! results.
+//! `ibverbs-sys` binds the functions that libibverbs exports. libibverbs does not export the data path:
+//! an inline function in its header calls the provider through the context. The functions here do the
+//! same, with the arguments and results of C.
 //!
 //! # `ibv_query_port`
-//! The exported `ibv_query_port` that `ibverbs-sys` binds is kept for old programs: it takes a
-//! `_compat_ibv_port_attr` and leaves out `port_cap_flags2` and `active_speed_ex`. In C, a macro of
-//! that name hides it. [`query_port`] is that macro's function.
+//! `ibverbs-sys` binds the exported `ibv_query_port`, which exists for old programs: it takes a
+//! `_compat_ibv_port_attr` and does not fill in `port_cap_flags2` and `active_speed_ex`. In C a macro of
+//! the same name replaces it. [`query_port`] does what that macro does.
 
 use ibverbs_sys::{
     _compat_ibv_port_attr, _ibv_query_gid_ex, _ibv_query_gid_table, ibv_context, ibv_cq, ibv_gid_entry,
@@ -15,19 +15,19 @@ use ibverbs_sys::{
 };
 use std::ffi::{c_int, c_void};
 
-/// Posts a list of work requests to the send queue.
+/// Posts a chain of work requests to the send queue.
 ///
-/// The result is 0 or an errno, with `*bad_wr` then the first request that was not posted: ENOMEM
-/// for a full queue, EINVAL for a request or a state of the queue pair that is not right.
+/// The result is 0 or an errno; after an error `*bad_wr` is the first request that was not posted.
+/// ENOMEM: the queue is full. EINVAL: a request is wrong, or the queue pair is in the wrong state.
 ///
 /// # Safety
-/// `qp` must be a live queue pair, `wr` a null-terminated list of initialised requests and `bad_wr`
-/// writable. The memory that the requests name must stay registered until they complete, and what
-/// they make the device write must not be referenced from Rust meanwhile.
+/// `qp` must be a live queue pair, `wr` a null-terminated chain of initialized requests and `bad_wr`
+/// writable. The memory that the requests name must stay registered until they complete. Until then no
+/// Rust reference to memory that the device writes may exist.
 #[doc(alias = "ibv_post_send")]
 #[inline]
 pub unsafe fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
-    // SAFETY: a live queue pair has a live context; the caller answers for the rest.
+    // SAFETY: a live queue pair has a live context; the caller vouches for the rest.
     unsafe {
         match (*(*qp).context).ops.post_send {
             Some(post_send) => post_send(qp, wr, bad_wr),
@@ -36,16 +36,16 @@ pub unsafe fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut
     }
 }
 
-/// Posts a list of work requests to the receive queue.
+/// Posts a chain of work requests to the receive queue.
 ///
-/// The result is 0 or an errno, with `*bad_wr` then the first request that was not posted.
+/// The result is 0 or an errno; after an error `*bad_wr` is the first request that was not posted.
 ///
 /// # Safety
-/// As [`post_send`]: what the requests name will be written by the device.
+/// As [`post_send`]: the device writes the memory that the requests name.
 #[doc(alias = "ibv_post_recv")]
 #[inline]
 pub unsafe fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
-    // SAFETY: a live queue pair has a live context; the caller answers for the rest.
+    // SAFETY: a live queue pair has a live context; the caller vouches for the rest.
     unsafe {
         match (*(*qp).context).ops.post_recv {
             Some(post_recv) => post_recv(qp, wr, bad_wr),
@@ -56,15 +56,15 @@ pub unsafe fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut
 
 /// Takes up to `n` completions from the queue.
 ///
-/// The result is how many of the entries at `wc` were filled in, or negative on failure. Of an entry
-/// whose status is not success only `wr_id`, `status`, `qp_num` and `vendor_err` mean anything.
+/// The result is the number of entries written to `wc`, or negative on failure. In an entry whose status
+/// is not success only `wr_id`, `status`, `qp_num` and `vendor_err` are valid.
 ///
 /// # Safety
 /// `cq` must be a live completion queue and `wc` writable for `n` entries.
 #[doc(alias = "ibv_poll_cq")]
 #[inline]
 pub unsafe fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
-    // SAFETY: a live completion queue has a live context; the caller answers for the rest.
+    // SAFETY: a live completion queue has a live context; the caller vouches for the rest.
     unsafe {
         match (*(*cq).context).ops.poll_cq {
             Some(poll_cq) => poll_cq(cq, n, wc),
@@ -73,10 +73,10 @@ pub unsafe fn poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
     }
 }
 
-/// Asks for one event on the queue's completion channel at the next completion, or at the next
-/// solicited or failed one.
+/// Arms the queue: its completion channel gets one event at the next completion, or with
+/// `solicited_only` at the next solicited or failed one.
 ///
-/// Completions that are already in the queue give no event: poll once more after arming. The result
+/// Completions that are already in the queue give no event, so poll once more after arming. The result
 /// is 0 or an errno.
 ///
 /// # Safety
@@ -93,28 +93,27 @@ pub unsafe fn req_notify_cq(cq: *mut ibv_cq, solicited_only: bool) -> c_int {
     }
 }
 
-/// What lies directly before an extended context: the end of libibverbs' `struct verbs_context`,
-/// without the context itself, which is its last field.
+/// The memory directly before an extended context: the end of libibverbs' `struct verbs_context`,
+/// without its last field, which is the context itself.
 ///
-/// That struct grows at its front and `sz` says how much of it there is, so distances from its end
-/// never change.
+/// That struct grows at its front and `sz` is its size, so distances from its end never change.
 #[doc(alias = "verbs_context")]
 #[repr(C)]
 #[derive(Debug)]
 pub struct BeforeContext {
-    /// Fills in all of `ibv_port_attr`; the last argument is its size.
+    /// Fills in an `ibv_port_attr` of the size in the last argument.
     pub query_port: Option<unsafe extern "C" fn(*mut ibv_context, u8, *mut ibv_port_attr, usize) -> c_int>,
-    /// Operations that nothing here calls.
+    /// Operations that this crate does not call.
     pub others: [*mut c_void; 38],
     /// Bytes of the whole struct, the context included.
     pub sz: usize,
 }
 
-/// `ibv_context::abi_compat` of a context that lies in a `verbs_context`.
+/// `ibv_context::abi_compat` of a context inside a `verbs_context`.
 #[doc(alias = "__VERBS_ABI_IS_EXTENDED")]
 pub const VERBS_ABI_IS_EXTENDED: usize = usize::MAX;
 
-/// Reads a port's attributes, all that the library knows; the others are 0.
+/// Reads all attributes of a port that libibverbs knows; the others are 0.
 ///
 /// `port_num` counts from 1. The result is 0 or an errno.
 ///
@@ -122,10 +121,9 @@ pub const VERBS_ABI_IS_EXTENDED: usize = usize::MAX;
 /// `context` must be a live context, as `ibv_open_device` returned it, and `port_attr` writable.
 #[doc(alias = "ibv_query_port")]
 pub unsafe fn query_port(context: *mut ibv_context, port_num: u8, port_attr: *mut ibv_port_attr) -> c_int {
-    // SAFETY: the caller answers for both pointers. Where the context says that it is extended, it
-    // lies at the end of a struct of `sz` bytes, so `sz` can be read, and `query_port` once `sz`
-    // says that it exists; no reference to the whole is formed. All zeros are an ibv_port_attr, and
-    // libibverbs' _compat_ibv_port_attr is a beginning of it.
+    // SAFETY: the caller vouches for both pointers. An extended context is the end of a struct of `sz`
+    // bytes, so `sz` is readable, and `query_port` once `sz` includes it; no reference to it is formed.
+    // An ibv_port_attr may be all zero, and _compat_ibv_port_attr is a prefix of it.
     unsafe {
         port_attr.write_bytes(0, 1);
         if (*context).abi_compat.addr() == VERBS_ABI_IS_EXTENDED {
@@ -140,10 +138,10 @@ pub unsafe fn query_port(context: *mut ibv_context, port_num: u8, port_attr: *mu
     }
 }
 
-/// Reads one entry of a port's GID table, with its type (`IBV_GID_TYPE_ROCE_V2`) and its network
-/// interface.
+/// Reads one entry of a port's GID table, including its type (such as `IBV_GID_TYPE_ROCE_V2`) and its
+/// network interface.
 ///
-/// `flags` must be 0. The result is 0 or an errno: ENODATA for an empty entry.
+/// `flags` must be 0. The result is 0 or an errno; ENODATA means an empty entry.
 ///
 /// # Safety
 /// `context` must be a live context and `entry` writable.
@@ -156,14 +154,13 @@ pub unsafe fn query_gid_ex(
     flags: u32,
 ) -> c_int {
     let size = size_of::<ibv_gid_entry>();
-    // SAFETY: the caller answers for both pointers; `size` is that of the entry.
+    // SAFETY: the caller vouches for both pointers; `size` is that of the entry.
     unsafe { _ibv_query_gid_ex(context, port_num, gid_index, entry, flags, size) }
 }
 
 /// Reads the valid entries of the GID tables of all ports.
 ///
-/// `flags` must be 0. The result is how many of the entries at `entries` were filled in, or a
-/// negative errno.
+/// `flags` must be 0. The result is the number of entries written to `entries`, or a negative errno.
 ///
 /// # Safety
 /// `context` must be a live context and `entries` writable for `max_entries`.
@@ -175,13 +172,13 @@ pub unsafe fn query_gid_table(
     flags: u32,
 ) -> isize {
     let size = size_of::<ibv_gid_entry>();
-    // SAFETY: the caller answers for both pointers; `size` is that of one entry.
+    // SAFETY: the caller vouches for both pointers; `size` is that of one entry.
     unsafe { _ibv_query_gid_table(context, entries, max_entries, flags, size) }
 }
 
 #[cfg(test)]
 mod tests {
-    //! The inlines against a fake provider that answers with what it was given.
+    //! Calls the inline verbs with a fake provider, which returns the arguments that it gets.
 
     use super::*;
     use std::mem::zeroed;
@@ -210,7 +207,7 @@ mod tests {
         wr: *mut ibv_send_wr,
         bad_wr: *mut *mut ibv_send_wr,
     ) -> c_int {
-        // SAFETY: the test passes a queue pair, and a place for the bad request.
+        // SAFETY: the test passes a queue pair and a writable `bad_wr`.
         unsafe {
             *bad_wr = wr.byte_add(1);
             (*qp).qp_num as c_int
@@ -222,7 +219,7 @@ mod tests {
         wr: *mut ibv_recv_wr,
         bad_wr: *mut *mut ibv_recv_wr,
     ) -> c_int {
-        // SAFETY: the test passes a queue pair, and a place for the bad request.
+        // SAFETY: the test passes a queue pair and a writable `bad_wr`.
         unsafe {
             *bad_wr = wr.byte_add(2);
             -((*qp).qp_num as c_int)
@@ -230,7 +227,7 @@ mod tests {
     }
 
     unsafe extern "C" fn fake_poll_cq(cq: *mut ibv_cq, n: c_int, wc: *mut ibv_wc) -> c_int {
-        // SAFETY: the test passes a completion queue, and `n` entries.
+        // SAFETY: the test passes a completion queue and `n` entries.
         unsafe {
             (*wc.add(n as usize - 1)).qp_num = 0x77;
             (*cq).cqe + n
@@ -266,7 +263,7 @@ mod tests {
         let (mut bad_send, mut bad_recv) = (null_mut(), null_mut());
         // SAFETY: an ibv_wc is integers only.
         let mut wc: [ibv_wc; 3] = unsafe { zeroed() };
-        // SAFETY: live objects of this function, on a context whose operations are the fakes.
+        // SAFETY: the objects live in this function, on a context whose operations are the fakes.
         unsafe {
             assert_eq!(post_send(&raw mut qp, &raw mut send, &raw mut bad_send), 40);
             assert_eq!(bad_send, (&raw mut send).byte_add(1));
@@ -286,7 +283,7 @@ mod tests {
         let mut qp = ibv_qp { context, ..Default::default() };
         let mut cq = ibv_cq { context, ..Default::default() };
         let (qp, cq) = (&raw mut qp, &raw mut cq);
-        // SAFETY: live objects of this function, on a context without operations.
+        // SAFETY: the objects live in this function, on a context without operations.
         unsafe {
             assert_eq!(post_send(qp, null_mut(), null_mut()), libc::EOPNOTSUPP);
             assert_eq!(post_recv(qp, null_mut(), null_mut()), libc::EOPNOTSUPP);
@@ -299,9 +296,9 @@ mod tests {
     fn query_port_asks_for_all_attributes() {
         let mut extended = extended(size_of::<Extended>());
         let mut port = ibv_port_attr { lid: 9, ..Default::default() };
-        // The pointer comes from the whole, since the function looks before the context.
+        // The pointer derives from the whole struct, since `query_port` reads before the context.
         let context = (&raw mut extended).cast::<BeforeContext>().wrapping_add(1).cast();
-        // SAFETY: an extended context of this function, whose operation is the fake.
+        // SAFETY: the extended context lives in this function, and its operation is the fake.
         let result = unsafe { query_port(context, 2, &raw mut port) };
         assert_eq!(result, size_of::<ibv_port_attr>() as c_int);
         assert_eq!((port.lid, port.active_speed_ex), (0, 2));

@@ -1,7 +1,8 @@
 //! PCI devices in user space, and their memory as dma-bufs: `linux/vfio.h`.
 //!
-//! A device is had through its IOMMU group: `/dev/vfio/vfio` is a container, `/dev/vfio/N` a group that
-//! is put into it, and the group gives the device's descriptor once the container has an IOMMU.
+//! A device belongs to an IOMMU group. Open `/dev/vfio/vfio` (a container) and `/dev/vfio/N` (the group),
+//! put the group into the container and give the container an IOMMU. Then the group returns the device's
+//! descriptor.
 
 use crate::ioctl::{ioctl, own};
 use std::ffi::{CStr, c_char, c_int};
@@ -11,22 +12,22 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 const TYPE: u32 = b';' as u32;
 const BASE: u32 = 100;
 
-/// What [`api_version`] returns.
+/// The version that [`api_version`] must return.
 #[doc(alias = "VFIO_API_VERSION")]
 pub const API_VERSION: i32 = 0;
-/// The IOMMU model of [`set_iommu`] that any IOMMU of a PC offers.
+/// The IOMMU model for [`set_iommu`] that every x86 IOMMU supports.
 #[doc(alias = "VFIO_TYPE1v2_IOMMU")]
 pub const TYPE1V2_IOMMU: u64 = 3;
-/// Flag of [`GroupStatus`]: all devices of the group are held by VFIO or by nobody.
+/// Flag of [`GroupStatus`]: every device of the group is bound to VFIO or to no driver.
 #[doc(alias = "VFIO_GROUP_FLAGS_VIABLE")]
 pub const GROUP_FLAGS_VIABLE: u32 = 1 << 0;
 /// Get a feature.
 #[doc(alias = "VFIO_DEVICE_FEATURE_GET")]
 pub const FEATURE_GET: u32 = 1 << 16;
-/// Ask whether a feature is there.
+/// Ask whether the device has a feature.
 #[doc(alias = "VFIO_DEVICE_FEATURE_PROBE")]
 pub const FEATURE_PROBE: u32 = 1 << 18;
-/// The feature: ranges of a BAR as a dma-buf. Since Linux 6.19.
+/// Feature: ranges of a BAR as a dma-buf. Since Linux 6.19.
 #[doc(alias = "VFIO_DEVICE_FEATURE_DMA_BUF")]
 pub const FEATURE_DMA_BUF: u32 = 11;
 
@@ -60,18 +61,18 @@ pub struct GroupStatus {
     pub flags: u32,
 }
 
-/// What precedes the data of [`IOCTL_DEVICE_FEATURE`].
+/// Header of the argument of [`IOCTL_DEVICE_FEATURE`]; the feature's data follows it.
 #[doc(alias = "vfio_device_feature")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feature {
-    /// Size of this and the data.
+    /// Size of this struct and the data.
     pub argsz: u32,
-    /// The feature and what to do with it.
+    /// The feature and a `FEATURE_` action.
     pub flags: u32,
 }
 
-/// What precedes the ranges in the data of [`FEATURE_DMA_BUF`].
+/// Header of the data of [`FEATURE_DMA_BUF`]; the ranges follow it.
 #[doc(alias = "vfio_device_feature_dma_buf")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +83,7 @@ pub struct DmaBufHeader {
     pub open_flags: u32,
     /// Zero.
     pub flags: u32,
-    /// How many ranges follow.
+    /// Number of ranges that follow.
     pub nr_ranges: u32,
 }
 
@@ -91,13 +92,13 @@ pub struct DmaBufHeader {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct DmaRange {
-    /// Bytes from the BAR's start, whole pages.
+    /// Offset from the start of the BAR in bytes, a multiple of the page size.
     pub offset: u64,
-    /// Bytes, whole pages.
+    /// Bytes, a multiple of the page size.
     pub length: u64,
 }
 
-/// The version of the interface, [`API_VERSION`], of a container.
+/// The version of a container's interface: [`API_VERSION`].
 ///
 /// # Errors
 /// ENOTTY: not a container.
@@ -107,13 +108,14 @@ pub fn api_version(container: BorrowedFd<'_>) -> io::Result<i32> {
     unsafe { ioctl(container, IOCTL_GET_API_VERSION, std::ptr::null_mut::<u8>()) }
 }
 
-/// Gives a container, which has a group by now, an IOMMU of a model.
+/// Gives a container that has a group an IOMMU of the given model.
 ///
 /// # Errors
-/// ENODEV: no such IOMMU. ENOTTY, EINVAL: no group, or one that has an IOMMU.
+/// - ENODEV: no such IOMMU.
+/// - ENOTTY, EINVAL: the container has no group, or already has an IOMMU.
 #[doc(alias = "VFIO_SET_IOMMU")]
 pub fn set_iommu(container: BorrowedFd<'_>, model: u64) -> io::Result<()> {
-    // SAFETY: the argument is the number itself; nothing is read or written through it.
+    // SAFETY: the kernel takes the argument as a number and does not dereference it.
     unsafe { ioctl(container, IOCTL_SET_IOMMU, std::ptr::without_provenance_mut::<u8>(model as usize)) }?;
     Ok(())
 }
@@ -125,7 +127,7 @@ pub fn set_iommu(container: BorrowedFd<'_>, model: u64) -> io::Result<()> {
 #[doc(alias = "VFIO_GROUP_GET_STATUS")]
 pub fn group_status(group: BorrowedFd<'_>) -> io::Result<u32> {
     let mut status = GroupStatus { argsz: size_of::<GroupStatus>() as u32, flags: 0 };
-    // SAFETY: the kernel reads and writes one GroupStatus, whose size it is told.
+    // SAFETY: the kernel reads and writes one GroupStatus, whose size is in `argsz`.
     unsafe { ioctl(group, IOCTL_GROUP_GET_STATUS, &raw mut status) }?;
     Ok(status.flags)
 }
@@ -133,47 +135,51 @@ pub fn group_status(group: BorrowedFd<'_>) -> io::Result<u32> {
 /// Puts a group into a container.
 ///
 /// # Errors
-/// EINVAL: it is in one, or a device of it is held by another driver. EBADF: not a container.
+/// - EINVAL: the group is already in a container, or another driver has one of its devices.
+/// - EBADF: not a container.
 #[doc(alias = "VFIO_GROUP_SET_CONTAINER")]
 pub fn set_container(group: BorrowedFd<'_>, container: BorrowedFd<'_>) -> io::Result<()> {
-    let mut number: c_int = container.as_raw_fd();
+    let mut fd: c_int = container.as_raw_fd();
     // SAFETY: the kernel reads one int.
-    unsafe { ioctl(group, IOCTL_GROUP_SET_CONTAINER, &raw mut number) }?;
+    unsafe { ioctl(group, IOCTL_GROUP_SET_CONTAINER, &raw mut fd) }?;
     Ok(())
 }
 
-/// The descriptor of a device of a group, by its name: a PCI address.
+/// Opens a device of a group by its name, a PCI address.
 ///
 /// # Errors
-/// ENODEV: no such device in the group. EINVAL: the group's container has no IOMMU.
+/// - ENODEV: no such device in the group.
+/// - EINVAL: the group's container has no IOMMU.
 #[doc(alias = "VFIO_GROUP_GET_DEVICE_FD")]
 pub fn device(group: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     let name: *const c_char = name.as_ptr();
     // SAFETY: the kernel reads the name up to its NUL.
-    let number = unsafe { ioctl(group, IOCTL_GROUP_GET_DEVICE_FD, name.cast_mut()) }?;
-    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
-    unsafe { own(number) }
+    let fd = unsafe { ioctl(group, IOCTL_GROUP_GET_DEVICE_FD, name.cast_mut()) }?;
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
+    unsafe { own(fd) }
 }
 
-/// Whether a device's kernel and driver make dma-bufs of BARs.
+/// Succeeds if the kernel and the device's driver can make dma-bufs of BARs.
 ///
 /// # Errors
-/// ENOTTY: they do not. EOPNOTSUPP: this driver does not.
+/// - ENOTTY: the kernel cannot.
+/// - EOPNOTSUPP: the driver cannot.
 #[doc(alias = "VFIO_DEVICE_FEATURE_PROBE")]
 pub fn has_dma_buf(device: BorrowedFd<'_>) -> io::Result<()> {
     let flags = FEATURE_PROBE | FEATURE_GET | FEATURE_DMA_BUF;
     let mut feature = Feature { argsz: size_of::<Feature>() as u32, flags };
-    // SAFETY: the kernel reads one Feature, whose size it is told, and writes nothing.
+    // SAFETY: the kernel reads one Feature, whose size is in `argsz`, and writes nothing.
     unsafe { ioctl(device, IOCTL_DEVICE_FEATURE, &raw mut feature) }?;
     Ok(())
 }
 
-/// A dma-buf of ranges of a BAR, one after the other.
+/// Makes a dma-buf of ranges of a BAR, concatenated in order.
 ///
 /// # Errors
-/// - ENOTTY: a kernel before 6.19, or CONFIG_VFIO_PCI_DMABUF is off. EOPNOTSUPP: this driver has none.
-/// - ENODEV: no BAR of that number, the ROM, or one without memory.
-/// - EINVAL: no range, one that is empty, not of whole pages or beyond the BAR, or a flag.
+/// - ENOTTY: a kernel before 6.19, or CONFIG_VFIO_PCI_DMABUF is off.
+/// - EOPNOTSUPP: the driver does not support it.
+/// - ENODEV: no BAR with this index, the ROM, or a BAR without memory.
+/// - EINVAL: no range; a range is empty, not page-aligned or outside the BAR; or `open_flags` is wrong.
 /// - EMFILE, ENFILE, ENOMEM.
 ///
 /// Kernel: `vfio_pci_core_feature_dma_buf` in `drivers/vfio/pci/vfio_pci_dmabuf.c`.
@@ -188,10 +194,10 @@ pub fn dma_buf(
     let size = size_of::<Feature>() + size_of::<DmaBufHeader>() + size_of_val(ranges);
     let argsz = u32::try_from(size).map_err(|_| too_many())?;
     let header = DmaBufHeader { region_index, open_flags, flags: 0, nr_ranges: ranges.len() as u32 };
-    // In words of 8 bytes, the alignment of what lies in it.
+    // u64 words give the argument its alignment of 8 bytes.
     let mut argument = vec![0_u64; size.div_ceil(8)];
     let start = argument.as_mut_ptr();
-    // SAFETY: the vector has room for the three, one after the other, each at a multiple of 8 bytes, and
+    // SAFETY: the vector has room for the two headers and the ranges, each at a multiple of 8 bytes, and
     // nothing else refers to it.
     unsafe {
         start.cast::<Feature>().write(Feature { argsz, flags: FEATURE_GET | FEATURE_DMA_BUF });
@@ -200,9 +206,9 @@ pub fn dma_buf(
         room.copy_from_nonoverlapping(ranges.as_ptr(), ranges.len());
     }
     // SAFETY: the kernel reads `argsz` bytes, all of which are in the vector.
-    let number = unsafe { ioctl(device, IOCTL_DEVICE_FEATURE, start) }?;
-    // SAFETY: the kernel has just created this descriptor for us and told nobody else.
-    unsafe { own(number) }
+    let fd = unsafe { ioctl(device, IOCTL_DEVICE_FEATURE, start) }?;
+    // SAFETY: the kernel has just created this descriptor for this call; nothing else owns it.
+    unsafe { own(fd) }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-/* Prints "name=value" for everything that rdma-sys-ext writes by hand, as the system's headers have
- * it. layout.rs compiles this, defines HAVE_* for what the headers are new enough for, and compares.
+/* Prints "name=value", with the values of the system's headers, for all layouts that rdma-sys-ext writes
+ * by hand. layout.rs compiles this, defines HAVE_* for what the headers have, and compares.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -16,15 +16,11 @@
 #include <rdma/rdma_cma.h>
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/rdma_user_ioctl_cmds.h>
-/* Not in the crate as it is published. */
-#if __has_include("../../kernel/dma_sg/dma_sg.h")
-#include "../../kernel/dma_sg/dma_sg.h"
-#endif
 
 #define NAMED(name, value) printf("%s=%llu\n", name, (unsigned long long)(value))
 #define VALUE(value) NAMED(#value, value)
 #define SIZE(type) NAMED("struct " #type, sizeof(struct type))
-/* A field's offset and size, under the name that it has in Rust. */
+/* A field's offset and size, under its name in Rust. */
 #define FIELD_AS(type, field, rust)                                                                \
 	do {                                                                                       \
 		NAMED(#type "." #rust, offsetof(struct type, field));                              \
@@ -101,32 +97,6 @@ static void vfio(void)
 #endif
 }
 
-static void dma_sg(void)
-{
-#ifdef HAVE_DMA_SG
-	VALUE(DMA_SG_DEVICE_NONE);
-	VALUE(DMA_SG_DEVICE_PCI);
-	VALUE(DMA_SG_DEVICE_RDMA);
-	VALUE(DMA_SG_NAME_LEN);
-	VALUE(DMA_SG_IOCTL_MAP);
-	VALUE(DMA_SG_IOCTL_READ);
-	SIZE(dma_sg_map);
-	FIELD(dma_sg_map, fd);
-	FIELD(dma_sg_map, device);
-	FIELD(dma_sg_map, flags);
-	FIELD(dma_sg_map, reserved);
-	FIELD(dma_sg_map, name);
-	SIZE(dma_sg_entry);
-	FIELD(dma_sg_entry, addr);
-	FIELD(dma_sg_entry, len);
-	SIZE(dma_sg_read);
-	FIELD(dma_sg_read, first);
-	FIELD(dma_sg_read, count);
-	FIELD(dma_sg_read, total);
-	FIELD(dma_sg_read, entries);
-#endif
-}
-
 static void dma_bufs(void)
 {
 	VALUE(DMA_BUF_MAGIC);
@@ -177,8 +147,8 @@ static void dma_bufs(void)
 	FIELD(dma_heap_allocation_data, heap_flags);
 }
 
-/* The types of the functions and operations that Rust calls through pointers. Only the headers'
- * declarations are looked at: the program needs no library.
+/* The types of the functions and operations that Rust calls through pointers. This uses only the
+ * declarations in the headers, so the program needs no library.
  */
 #define PROTOTYPE(result, function, ...)                                                           \
 	_Static_assert(__builtin_types_compatible_p(__typeof__(function), result(__VA_ARGS__)),    \
@@ -212,7 +182,7 @@ PROTOTYPE(struct ibv_mr *, mlx5dv_reg_dmabuf_mr, struct ibv_pd *, uint64_t, size
 
 static void libraries(void)
 {
-	/* Distances in struct verbs_context are from its end: it grows at the front. */
+	/* struct verbs_context grows at its front, so distances count from its end. */
 	size_t begin = offsetof(struct verbs_context, query_port);
 
 	NAMED("struct BeforeContext", offsetof(struct verbs_context, context) - begin);
@@ -362,7 +332,6 @@ int main(void)
 {
 	uverbs();
 	dma_bufs();
-	dma_sg();
 	vfio();
 	libraries();
 	connections();

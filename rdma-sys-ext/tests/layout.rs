@@ -1,10 +1,10 @@
-//! Sizes, offsets, opcodes and constants written by hand against the system's headers.
+//! Compares the hand-written sizes, offsets, opcodes and constants with the system's headers.
 //!
-//! `layout.c` prints what the headers say as `name=value`; the functions here give what this crate
-//! says under the same names. Both must be equal, names included. What installed headers may be too
-//! old to have is in [`NEWER`]; what they are too old for in fact is listed on stderr.
+//! `layout.c` prints the values of the headers as `name=value`; the functions here collect the values of
+//! this crate under the same names. Names and values must be equal. [`NEWER`] lists what the installed
+//! headers may lack; the test prints what they do lack on stderr.
 
-use rdma_sys_ext::{dma_buf, dma_heap, dma_sg, rdma_cm, symbols, udmabuf, uverbs::abi, verbs, vfio};
+use rdma_sys_ext::{dma_buf, dma_heap, rdma_cm, symbols, udmabuf, uverbs::abi, verbs, vfio};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::mem::offset_of;
@@ -13,11 +13,11 @@ use std::process::Command;
 
 type Facts = BTreeMap<String, u64>;
 
-/// What not all headers have.
+/// A definition that not all headers have.
 struct Newer {
-    /// The macro that lets `layout.c` print it and check its prototypes.
+    /// The macro that makes `layout.c` print the values and check the prototypes.
     have: &'static str,
-    /// Occurs in the headers that have it.
+    /// Text that occurs in the headers that have the definition.
     text: &'static str,
     since: &'static str,
     add: fn(&mut Facts),
@@ -57,21 +57,15 @@ const NEWER: &[Newer] = &[
         add: vfio_dma_buf,
     },
     Newer {
-        have: "HAVE_DMA_SG",
-        text: "struct dma_sg_map {",
-        since: "kernel/dma_sg, which only the repository has",
-        add: dma_sgs,
-    },
-    Newer {
         have: "HAVE_HSA",
         text: "hsa_amd_portable_export_dmabuf(",
-        since: "ROCm 5.6, where it is installed",
+        since: "ROCm 5.6, if installed",
         add: exporters::hsa,
     },
     Newer {
         have: "HAVE_LEVEL_ZERO",
         text: "zeMemAllocDevice(",
-        since: "oneAPI Level Zero, where it is installed",
+        since: "oneAPI Level Zero, if installed",
         add: exporters::level_zero,
     },
 ];
@@ -95,7 +89,7 @@ macro_rules! fields {
     )*};
 }
 
-/// Adds a struct: its size, and its fields, all of which must be named.
+/// Adds the size and the fields of a struct. All fields must be named.
 macro_rules! whole {
     ($facts:ident: $c:literal = $type:path { $($field:ident),* $(,)? }) => {
         values!($facts: "struct " $c = size_of::<$type>());
@@ -111,7 +105,7 @@ macro_rules! values {
     )*};
 }
 
-// After the macros that it uses.
+// It uses the macros above.
 mod layout_exporters;
 use layout_exporters as exporters;
 
@@ -193,8 +187,8 @@ fn vfio_dma_buf(facts: &mut Facts) {
     whole!(facts: "vfio_region_dma_range" = vfio::DmaRange { offset, length });
 }
 
-/// The tail of `verbs_context`, and what of `ibverbs-sys` (bindings of one rdma-core, used with the
-/// library of another) the inlines and their callers rely on.
+/// The tail of `verbs_context`, and the structs of `ibverbs-sys` that the inline verbs and their callers
+/// use: its bindings and the installed library may come from different releases of rdma-core.
 fn libraries(facts: &mut Facts) {
     use ibverbs_sys::*;
     values!(facts:
@@ -257,20 +251,6 @@ fn connections(facts: &mut Facts) {
     fields!(facts: "rdma_cm_event" = rdma_cm_event { id, listen_id, event, status, param });
 }
 
-fn dma_sgs(facts: &mut Facts) {
-    values!(facts:
-        "DMA_SG_DEVICE_NONE" = dma_sg::DEVICE_NONE,
-        "DMA_SG_DEVICE_PCI" = dma_sg::DEVICE_PCI,
-        "DMA_SG_DEVICE_RDMA" = dma_sg::DEVICE_RDMA,
-        "DMA_SG_NAME_LEN" = dma_sg::NAME_LEN,
-        "DMA_SG_IOCTL_MAP" = dma_sg::IOCTL_MAP,
-        "DMA_SG_IOCTL_READ" = dma_sg::IOCTL_READ,
-    );
-    whole!(facts: "dma_sg_map" = dma_sg::Map { fd, device, flags, reserved, name });
-    whole!(facts: "dma_sg_entry" = dma_sg::Entry { addr, len });
-    whole!(facts: "dma_sg_read" = dma_sg::Read { first, count, total, entries });
-}
-
 fn sync_file(facts: &mut Facts) {
     values!(facts:
         "DMA_BUF_IOCTL_EXPORT_SYNC_FILE" = dma_buf::IOCTL_EXPORT_SYNC_FILE,
@@ -293,7 +273,7 @@ fn reg_mr_ex(facts: &mut Facts) {
         "IBV_TPH_MEM_TYPE_VM" = symbols::IBV_TPH_MEM_TYPE_VM,
         "IBV_TPH_MEM_TYPE_PM" = symbols::IBV_TPH_MEM_TYPE_PM,
     );
-    // Without its last field, and so without its size, until rdma-core 64.
+    // Before rdma-core 64 the struct lacks its last field, so its size is not compared here.
     fields!(facts: "ibv_mr_init_attr" = symbols::ibv_mr_init_attr {
         length, access, comp_mask, iova, addr, fd, fd_offset, dmah,
     });
@@ -327,7 +307,7 @@ fn output(command: &mut Command) -> String {
 }
 
 #[test]
-fn what_is_written_by_hand_agrees_with_the_headers() {
+fn hand_written_layouts_agree_with_the_headers() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layout.c");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -348,10 +328,10 @@ fn what_is_written_by_hand_agrees_with_the_headers() {
             compile.arg(format!("-D{}", newer.have));
             (newer.add)(&mut ours);
         } else {
-            // Not eprintln!, which cargo hides: what was not compared is to be seen.
+            // Not eprintln!: cargo would hide the line when the test passes.
             let _ = writeln!(
                 std::io::stderr(),
-                "layout: not compared, the installed headers lack it: {} ({})",
+                "layout: not compared, since the installed headers lack it: {} (needs {})",
                 newer.text,
                 newer.since
             );
@@ -368,11 +348,11 @@ fn what_is_written_by_hand_agrees_with_the_headers() {
     }
 
     let names = |facts: &Facts| facts.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&ours), names(&theirs), "names: ours, the headers'");
+    assert_eq!(names(&ours), names(&theirs), "names of this crate (left) and of the headers (right)");
     let wrong: Vec<_> = ours
         .iter()
         .filter(|(name, value)| theirs[*name] != **value)
-        .map(|(name, value)| format!("{name}: ours {value}, the headers' {}", theirs[name]))
+        .map(|(name, value)| format!("{name}: {value} here, {} in the headers", theirs[name]))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -1,4 +1,4 @@
-//! The fences of a dma-buf: what devices still do with it, and waiting for them.
+//! The fences of a dma-buf: pending work of devices on the buffer, and waiting for it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -7,69 +7,85 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdma_sys_ext::dma_buf as sys;
 
-use super::{CpuAccess, DmaBuf};
-use crate::{Error, Result};
+use super::{CpuAccess, DmaBuf, Error, Result};
+
+/// The longest time that one poll(2) waits.
+const MAX_POLL: Duration = Duration::from_millis(i32::MAX as u64);
 
 impl DmaBuf {
-    /// Waits until the buffer's fences allow an access: for [`CpuAccess::Read`] until every writer is
-    /// done, otherwise until every reader is too.
+    /// Waits until the buffer's fences permit an access. [`CpuAccess::Read`] waits for every writer; the
+    /// other two also wait for every reader.
     ///
-    /// An RDMA device takes no part in fences: wait for the device that produces the data before a
-    /// transfer is posted.
+    /// An RDMA device neither waits for fences nor adds one. Before you post a transfer, wait here for the
+    /// device that produces the data. A timeout of zero checks without waiting.
     ///
     /// # Errors
-    /// - [`Error::FenceTimeout`]: not within `limit`; a limit of zero asks without waiting.
+    /// - [`Error::FenceTimeout`]: the fences did not signal within `timeout`.
     /// - [`Error::Fence`]: poll(2) failed.
-    pub fn wait(&self, access: CpuAccess, limit: Duration) -> Result<()> {
+    #[doc(alias = "poll")]
+    pub fn wait(&self, access: CpuAccess, timeout: Duration) -> Result<()> {
         let events = match access {
             CpuAccess::Read => PollFlags::POLLIN,
             CpuAccess::Write | CpuAccess::ReadWrite => PollFlags::POLLOUT,
         };
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = Instant::now().checked_add(timeout);
         loop {
             let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            // Rounded up, so that a wait does not spin through its last millisecond.
-            let timeout = match left {
+            // Rounded up, so that the last millisecond is not spent spinning.
+            let poll_timeout = match left {
                 Some(left) => {
                     PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
                 }
                 None => PollTimeout::NONE,
             };
-            match poll(&mut [PollFd::new(self.as_fd(), events)], timeout) {
+            match poll(&mut [PollFd::new(self.as_fd(), events)], poll_timeout) {
                 Ok(0) if left.is_some_and(|left| left <= MAX_POLL) => {
-                    return Err(Error::FenceTimeout { limit });
+                    return Err(Error::FenceTimeout { timeout });
                 }
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    return Err(Error::Fence { operation: "wait for the fences", source: error.into() });
+                    return Err(Error::Fence { operation: "wait for the fences of", source: error.into() });
                 }
             }
         }
     }
 
-    /// The fences that an access must wait for, as a sync_file of their own (Linux 6.0 and later), for
-    /// APIs that take one.
+    /// Exports the fences that an access must wait for as a sync_file (Linux 6.0 and later), for APIs that
+    /// take one.
     ///
     /// # Errors
     /// [`Error::Fence`]: `ENOTTY` on older kernels.
     #[doc(alias = "DMA_BUF_IOCTL_EXPORT_SYNC_FILE")]
     pub fn export_fences(&self, access: CpuAccess) -> Result<OwnedFd> {
         sys::export_sync_file(self.as_fd(), access.sync_flags() as u32)
-            .map_err(|source| Error::Fence { operation: "export the fences", source })
+            .map_err(|source| Error::Fence { operation: "export the fences of", source })
     }
 
-    /// Adds a sync_file's fences to the buffer: as a writer's for [`CpuAccess::Write`] and
-    /// [`CpuAccess::ReadWrite`], as a reader's otherwise (Linux 6.0 and later).
+    /// Adds the fences of a sync_file to the buffer (Linux 6.0 and later): as a reader's for
+    /// [`CpuAccess::Read`], otherwise as a writer's.
     ///
     /// # Errors
-    /// [`Error::Fence`]: `EINVAL` for something that is no sync_file, `ENOTTY` on older kernels.
+    /// [`Error::Fence`]: `EINVAL` if the descriptor is not a sync_file, `ENOTTY` on older kernels.
     #[doc(alias = "DMA_BUF_IOCTL_IMPORT_SYNC_FILE")]
     pub fn import_fence(&self, access: CpuAccess, sync_file: impl AsFd) -> Result<()> {
         sys::import_sync_file(self.as_fd(), access.sync_flags() as u32, sync_file.as_fd())
-            .map_err(|source| Error::Fence { operation: "add a fence", source })
+            .map_err(|source| Error::Fence { operation: "add a fence to", source })
     }
 }
 
-/// Longest time that one poll(2) can wait for.
-const MAX_POLL: Duration = Duration::from_millis(i32::MAX as u64);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_timeout_is_taken() {
+        // /dev/null is ready for everything.
+        let buffer = DmaBuf::fake(1, 4096);
+        for timeout in [Duration::ZERO, MAX_POLL, Duration::MAX] {
+            for access in [CpuAccess::Read, CpuAccess::Write, CpuAccess::ReadWrite] {
+                buffer.wait(access, timeout).unwrap();
+            }
+        }
+    }
+}

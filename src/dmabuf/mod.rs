@@ -1,5 +1,6 @@
-//! One imported dma-buf: what it is, how large, who made it, and how the CPU may look at it.
+//! A dma-buf: its identity, size, exporter and fences, and CPU access to its bytes.
 
+mod error;
 mod fence;
 mod mapping;
 
@@ -16,19 +17,20 @@ use nix::sys::statfs::fstatfs;
 use nix::unistd::{Whence, lseek64};
 use rdma_sys_ext::dma_buf as sys;
 
+pub use error::Error;
 pub use mapping::{CpuAccess, CpuGuard, Mapping};
 
 use crate::observe::{self, HeldFd};
-use crate::tag::Tag;
-use crate::{Error, Result};
+
+type Result<T> = std::result::Result<T, Error>;
 
 /// Longest name of a dma-buf in bytes (`DMA_BUF_NAME_LEN` less its NUL).
 const MAX_NAME: usize = 31;
 
-/// A dma-buf: memory that some driver allocated, held by a descriptor of ours.
+/// An open descriptor of a dma-buf: memory that a driver allocated and exported.
 ///
-/// Two `DmaBuf`s may refer to one buffer; [`id`](Self::id) tells. Dropping it closes the descriptor
-/// and nothing else: a registration or a [`Mapping`] made from it holds the memory by itself.
+/// Two `DmaBuf`s of one buffer have the same [`id`](Self::id). Dropping a `DmaBuf` only closes the descriptor. A
+/// registration and a [`Mapping`] hold the memory themselves.
 ///
 /// Source: `drivers/dma-buf/dma-buf.c`, `include/uapi/linux/dma-buf.h`.
 #[derive(Debug)]
@@ -37,15 +39,14 @@ pub struct DmaBuf {
     size: u64,
     id: BufferId,
     writable: bool,
-    tag: Tag,
     _held: HeldFd,
 }
 
-/// Identity of a buffer: equal for every descriptor of one dma-buf, in any process.
+/// Identity of a buffer, equal for every descriptor of one dma-buf in any process.
 ///
-/// It is the inode of the kernel's dma-buf file system, unique while any reference to the buffer
-/// lives, so keep one (a `DmaBuf`, a region) as long as the identity is compared. Two dma-bufs that
-/// share memory, as V4L2's EXPBUF makes, have two identities.
+/// It is the inode in the kernel's dma-buf file system, which is unique while any reference to the buffer lives.
+/// Keep a reference (a `DmaBuf`, a region) while you compare identities. Two dma-bufs of the same memory, such as
+/// those of V4L2's EXPBUF, have two identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferId {
@@ -54,15 +55,15 @@ pub struct BufferId {
 }
 
 impl BufferId {
-    /// Of a buffer that nobody has named, such as that of a peer that has no dma-buf.
+    /// Stands for no dma-buf, as in the description of a peer that registered other memory.
     pub const UNKNOWN: Self = Self { device: 0, inode: 0 };
 
-    /// The two numbers that it is of, for a peer.
+    /// File system and inode, to send to a peer.
     pub(crate) fn parts(self) -> (u64, u64) {
         (self.device, self.inode)
     }
 
-    /// The number of its inode, which it is known by among the dma-bufs of one machine.
+    /// The inode, which identifies a buffer within one machine.
     #[inline]
     pub(crate) fn inode(self) -> u64 {
         self.inode
@@ -78,18 +79,18 @@ impl DmaBuf {
     /// Takes ownership of a descriptor that an exporter returned.
     ///
     /// # Errors
-    /// - [`Error::NotDmaBuf`]: it is something else; the message says what. It is closed then.
-    /// - [`Error::BadFd`] (`EBADF`): the number is not open; nothing is closed.
-    /// - [`Error::Inspect`]: its size or identity cannot be read.
+    /// - [`Error::NotDmaBuf`]: the descriptor is something else; the message says what. It is closed.
+    /// - [`Error::BadFd`] (`EBADF`): the number is not open. Nothing is closed.
+    /// - [`Error::Inspect`]: the kernel did not report its size, identity or mode.
     pub fn from_fd(fd: impl Into<OwnedFd>) -> Result<Self> {
         let fd: OwnedFd = fd.into();
         let inspect = |property| move |e: Errno| Error::Inspect { property, source: e.into() };
         let stat = match fstat(&fd) {
-            // Not ours to close: by now the number may belong to somebody else.
+            // Do not close it: by now the number may belong to another owner.
             Err(Errno::EBADF) => return Err(Error::BadFd { fd: fd.into_raw_fd() }),
             answer => answer.map_err(inspect("identity"))?,
         };
-        // All dma-bufs of a machine are in one file system: that of the first is remembered.
+        // All dma-bufs of a machine are in one file system, so remember that of the first.
         static FILE_SYSTEM: OnceLock<u64> = OnceLock::new();
         if FILE_SYSTEM.get() != Some(&stat.st_dev) {
             match fstatfs(&fd) {
@@ -99,7 +100,7 @@ impl DmaBuf {
                 _ => return Err(Error::NotDmaBuf { fd: fd.as_raw_fd(), what: describe(&fd) }),
             }
         }
-        // Kernels from 5.3 on say it here, which spares a call.
+        // Linux 5.3 and later report the size here, which saves a call.
         let size = match stat.st_size {
             0 => lseek64(&fd, 0, Whence::SeekEnd).map_err(inspect("size"))?,
             size => size,
@@ -107,40 +108,40 @@ impl DmaBuf {
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(inspect("mode"))?;
         let writable = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
         let id = BufferId { device: stat.st_dev, inode: stat.st_ino };
-        let tag = Tag::of_buffer(id.inode, writable);
         if observe::listening() {
-            // For the span of the exporter's allocation, when this is within one.
+            // Completes the span of an exporter's allocation, if this runs within one.
             tracing::Span::current().record("buffer", id.inode);
         }
-        Ok(Self { fd, size, id, writable, tag, _held: HeldFd::new() })
+        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
     }
 
-    /// Size of the buffer in bytes; always a multiple of the page size.
+    /// A buffer for a unit test that needs only identity and size; its descriptor is /dev/null.
+    #[cfg(test)]
+    pub(crate) fn fake(inode: u64, size: u64) -> Self {
+        let fd = fs::File::open("/dev/null").expect("/dev/null").into();
+        Self { fd, size, id: BufferId { device: 13, inode }, writable: true, _held: HeldFd::new() }
+    }
+
+    /// Size of the buffer in bytes, a multiple of the page size.
     #[inline]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The buffer's identity, equal for every descriptor of it.
+    /// The buffer's identity, equal for all its descriptors.
     #[inline]
     pub fn id(&self) -> BufferId {
         self.id
     }
 
-    /// Whether the descriptor is open for reading and writing. The mode was fixed when the buffer was
-    /// exported; through a read-only one this library registers no write access.
+    /// Whether the descriptor is open for reading and writing. The export fixed the mode. This library
+    /// registers no write access through a read-only descriptor.
     #[inline]
     pub fn is_writable(&self) -> bool {
         self.writable
     }
 
-    /// Its part of what a cache compares.
-    #[inline(always)]
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    /// Name of the exporter as the kernel gives it: `udmabuf`, `system`, `virtio_gpu`, `drm`, …
+    /// The exporter's name as the kernel reports it: `udmabuf`, `system`, `virtio_gpu`, `drm`, …
     ///
     /// # Errors
     /// [`Error::Inspect`] when `/proc/self/fdinfo` cannot be read.
@@ -148,7 +149,7 @@ impl DmaBuf {
         Ok(self.fdinfo("exporter name", "exp_name:")?.unwrap_or_default())
     }
 
-    /// The name that somebody gave the buffer for debugging, `None` where nobody did.
+    /// The buffer's debug name, if [`set_name`](Self::set_name) or another process gave it one.
     ///
     /// # Errors
     /// [`Error::Inspect`] when `/proc/self/fdinfo` cannot be read.
@@ -156,10 +157,10 @@ impl DmaBuf {
         self.fdinfo("name", "name:")
     }
 
-    /// Names the buffer, for `/sys/kernel/debug/dma_buf/bufinfo` and fdinfo: at most 31 bytes.
+    /// Sets the debug name that fdinfo and `/sys/kernel/debug/dma_buf/bufinfo` show: at most 31 bytes.
     ///
     /// # Errors
-    /// - [`Error::InvalidName`]: too long, or a NUL inside.
+    /// - [`Error::InvalidName`]: the name is too long or contains a NUL.
     /// - [`Error::SetName`]: the kernel refused.
     #[doc(alias = "DMA_BUF_SET_NAME")]
     pub fn set_name(&self, name: &str) -> Result<()> {
@@ -171,20 +172,21 @@ impl DmaBuf {
         sys::set_name(self.as_fd(), &text).map_err(|source| Error::SetName { name: name.into(), source })
     }
 
-    /// A second descriptor of the same buffer.
+    /// Duplicates the descriptor.
     ///
     /// # Errors
     /// [`Error::Inspect`] (`EMFILE`): the process is out of descriptors.
     pub fn try_clone(&self) -> Result<Self> {
         let fd = self.duplicate()?;
-        let Self { size, id, writable, tag, .. } = *self;
-        Ok(Self { fd, size, id, writable, tag, _held: HeldFd::new() })
+        let Self { size, id, writable, .. } = *self;
+        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
     }
 
     /// Maps the whole buffer for the CPU; see [`Mapping`].
     ///
     /// # Errors
-    /// [`Error::Map`]: the exporter does not offer it (VRAM, a BAR), or there is no address space.
+    /// - [`Error::Map`]: the exporter does not map this memory (VRAM, a BAR), or `ENOMEM`.
+    /// - [`Error::Inspect`] (`EMFILE`): the process is out of descriptors.
     pub fn map(&self) -> Result<Mapping> {
         Mapping::new(self)
     }
@@ -226,7 +228,7 @@ fn field<'t>(fdinfo: &'t str, key: &str) -> Option<&'t str> {
     fdinfo.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
 }
 
-/// What a descriptor is, in words, for somebody who passed the wrong one.
+/// What a descriptor refers to, in words, for the error message.
 fn describe(fd: &OwnedFd) -> String {
     let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let target = link.map(|path| path.display().to_string()).unwrap_or_default();
@@ -271,8 +273,8 @@ mod tests {
 
     #[test]
     fn a_number_that_is_not_open_is_refused_and_not_closed() {
-        // SAFETY: nothing owns descriptor 1_000_000, which is above any limit; `from_fd` gives it back
-        // to nobody when it finds it closed, so no foreign descriptor is ever closed here.
+        // SAFETY: nothing owns descriptor 1_000_000, which is above any limit. `from_fd` finds it closed and
+        // closes nothing.
         let fd = unsafe { OwnedFd::from_raw_fd(1_000_000) };
         assert!(matches!(DmaBuf::from_fd(fd), Err(Error::BadFd { fd: 1_000_000 })));
     }

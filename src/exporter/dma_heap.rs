@@ -1,4 +1,4 @@
-//! dma-buf heaps: memory that the kernel allocates for sharing, `/dev/dma_heap/*`.
+//! dma-buf heaps, `/dev/dma_heap/*`: memory that the kernel allocates for sharing between devices.
 //!
 //! Source: `drivers/dma-buf/dma-heap.c`, `drivers/dma-buf/heaps/system_heap.c`.
 
@@ -7,13 +7,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{Allocation, Exporter, open_device, open_error, whole_pages};
+use dma_sg::page_size;
+
+use super::{Allocation, Error, Exporter, Result, memory, open_device, open_error, whole_pages};
 use crate::dmabuf::DmaBuf;
-use crate::umem::page_size;
-use crate::{Error, Result};
 
 const DIRECTORY: &str = "/dev/dma_heap";
-const MISSING: &str = "the kernel lacks this heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`, Debian from 6.12 on); DmaHeap::list() names those present";
+const MISSING: &str = "the kernel lacks this heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`, Debian from 6.12 on); DmaHeap::list() returns the names of those that exist";
+/// Whether the kernel charges the memory to the cgroup; older kernels do not have it.
+const ACCOUNTING: &str = "/sys/module/dma_heap/parameters/mem_accounting";
 const FORBIDDEN: &str = "run as root, or give your group access to the heap by a udev rule";
 
 /// One dma-buf heap.
@@ -24,10 +26,10 @@ pub struct DmaHeap {
 }
 
 impl DmaHeap {
-    /// Names of the heaps of this machine, sorted: `system`, often `default_cma_region`, …
+    /// The names of this machine's heaps, sorted: `system`, often `default_cma_region`, …
     ///
     /// # Errors
-    /// [`Error::ExporterMissing`] or [`Error::ExporterNotPermitted`] for `/dev/dma_heap` itself.
+    /// [`Error::Missing`], [`Error::NotPermitted`]: `/dev/dma_heap` itself.
     pub fn list() -> Result<Vec<String>> {
         let failed = |source| open_error(Path::new(DIRECTORY), MISSING, FORBIDDEN, source);
         let mut names = fs::read_dir(DIRECTORY)
@@ -41,10 +43,11 @@ impl DmaHeap {
         Ok(names)
     }
 
-    /// Opens a heap by name; `system` is there on most kernels.
+    /// Opens a heap by name. Most kernels have `system`.
     ///
     /// # Errors
-    /// [`Error::ExporterMissing`]: no such heap. [`Error::ExporterNotPermitted`]: not for this user.
+    /// - [`Error::Missing`]: no heap has that name.
+    /// - [`Error::NotPermitted`]: this user may not open it. [`Error::Unusable`]: opening failed otherwise.
     pub fn open(name: &str) -> Result<Self> {
         let device = open_device(&Path::new(DIRECTORY).join(name), MISSING, FORBIDDEN)?;
         Ok(Self { name: name.into(), device })
@@ -56,47 +59,23 @@ impl Exporter for DmaHeap {
         format!("dma-heap {}", self.name)
     }
 
+    /// The kernel does not charge this memory to the cgroup, so the limits of a container do not count, unless
+    /// the parameter `dma_heap.mem_accounting` of a newer kernel is on.
+    ///
     /// # Errors
-    /// - [`Error::OutOfMemory`]: more than the system has. The system heap would take what there is and
-    ///   have the kernel kill processes for the rest, so this is checked before.
-    /// - [`Error::Export`]: `ENOMEM` when the heap has no more.
+    /// - [`Error::OutOfMemory`]: more than the system has free, swap included. This is checked beforehand,
+    ///   because the system heap takes all there is, and then the kernel kills processes.
+    /// - [`Error::Allocate`]: `ENOMEM` when the heap is used up.
     #[doc(alias = "DMA_HEAP_IOCTL_ALLOC")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
         let _span = crate::observe::exporting(|| self.name(), size);
         let size = whole_pages(size, page_size())?;
-        if let Some(available) = available_memory().filter(|available| size > *available) {
-            return Err(Error::OutOfMemory { exporter: self.name(), requested: size, available });
-        }
+        let charged = fs::read_to_string(ACCOUNTING).is_ok_and(|text| text.starts_with('Y'));
+        memory::check(|| self.name(), size, charged)?;
         let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
         let fd = rdma_sys_ext::dma_heap::alloc(self.device.as_fd(), size, flags).map_err(|source| {
-            Error::Export { exporter: self.name(), operation: "allocate a buffer", size, source }
+            Error::Allocate { exporter: self.name(), operation: "allocate a buffer", size, source }
         })?;
         Ok(Allocation { dmabuf: DmaBuf::from_fd(fd)?, backing: None })
-    }
-}
-
-/// Bytes that the system could give, by its own estimate; `None` where it gives none.
-fn available_memory() -> Option<u64> {
-    available(&fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let kib = |key: &str| {
-        let value = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
-        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
-    Some((kib("MemAvailable:")? + kib("SwapFree:")?) << 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn available_memory_is_what_can_be_freed_and_swapped() {
-        let text = "MemTotal:       24000000 kB\nMemAvailable:   1000 kB\nSwapFree:         24 kB\n";
-        assert_eq!(available(text), Some(1024 << 10));
-        assert_eq!(available("MemTotal:  1 kB\n"), None);
-        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -1,147 +1,177 @@
-//! Counting what is held.
+//! Counters of what the process holds.
 
+#[cfg(test)]
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::mr::{PLACES, Path, own_place, shared_place};
-
-/// Regions and bytes of one path, as one thread changed them: a region may go in another than it came.
-struct Cell {
-    regions: AtomicU64,
-    bytes: AtomicU64,
-}
-
-const PATHS: [Path; 5] = [Path::Verbs, Path::Uverbs, Path::HostMapping, Path::VerbsEx, Path::DataDirect];
-
-/// One thread's, on lines of their own.
-#[repr(align(128))]
-struct Cells([Cell; PATHS.len()]);
-
-static CELLS: [Cells; PLACES] =
-    [const { Cells([const { Cell { regions: AtomicU64::new(0), bytes: AtomicU64::new(0) } }; PATHS.len()]) };
-        PLACES];
-
-static FDS: AtomicU64 = AtomicU64::new(0);
-
-/// What the library holds in this process at one time: each figure is true by itself, while others may
-/// change as it is read.
+/// What the library holds in this process. Each figure is exact; figures may change between two reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Gauges {
-    /// Memory regions that are registered, and the bytes they map, for each path.
-    pub regions: ByPath,
-    /// dma-buf descriptors that are open: of `DmaBuf`s, mappings and sets.
+    /// Regions registered with `ibv_reg_dmabuf_mr`.
+    pub verbs: RegionGauges,
+    /// Regions registered with the kernel's REG_DMABUF_MR command.
+    pub uverbs: RegionGauges,
+    /// Regions registered with `ibv_reg_mr_iova2` on the host pages behind a dma-buf.
+    pub host_mapping: RegionGauges,
+    /// Regions registered with `ibv_reg_mr_ex`.
+    pub verbs_ex: RegionGauges,
+    /// Regions registered with `mlx5dv_reg_dmabuf_mr`.
+    pub data_direct: RegionGauges,
+    /// Open dma-buf descriptors: those of `DmaBuf`s, mappings and sets.
     pub fds: u64,
-    /// What all caches hold and did.
+    /// The sum over all caches of the process.
     pub cache: CacheGauges,
 }
 
-/// A value for each [`Path`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ByPath([PathGauges; PATHS.len()]);
-
-/// Regions of one path.
+/// Regions of one registration path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct PathGauges {
-    /// How many are registered.
+pub struct RegionGauges {
+    /// Number of registered regions.
     pub regions: u64,
-    /// Bytes that they map.
+    /// Bytes that the regions map.
     pub bytes: u64,
 }
 
-/// What caches hold and did, one or all of the process.
+/// What one cache, or all caches of the process, hold and have done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CacheGauges {
-    /// Requests that a cached region covered. Exact while nothing is evicted at the same time.
+    /// Requests that an entry covered.
     pub hits: u64,
-    /// Requests that led to a registration, or waited for one that another thread had begun.
+    /// Requests that started a registration.
     pub misses: u64,
-    /// Entries that went to make room.
+    /// Entries that the cache removed to make room.
     pub evictions: u64,
-    /// Entries that are kept.
+    /// Entries in the cache.
     pub entries: u64,
-    /// Bytes that these map.
+    /// Bytes that the entries map.
     pub bytes: u64,
-    /// Time spent registering, all threads together.
+    /// Time spent registering, summed over all threads.
     pub registering: Duration,
 }
 
-impl ByPath {
-    /// Of one path.
-    pub fn of(&self, path: Path) -> PathGauges {
-        self.0[path as usize]
+impl Gauges {
+    /// The name of each path with its figures.
+    pub fn by_path(&self) -> impl Iterator<Item = (&'static str, RegionGauges)> + use<> {
+        let Self { verbs, uverbs, host_mapping, verbs_ex, data_direct, .. } = *self;
+        [
+            ("Verbs", verbs),
+            ("Uverbs", uverbs),
+            ("HostMapping", host_mapping),
+            ("VerbsEx", verbs_ex),
+            ("DataDirect", data_direct),
+        ]
+        .into_iter()
     }
 
-    /// Each path with its figures.
-    pub fn iter(&self) -> impl Iterator<Item = (Path, PathGauges)> + '_ {
-        PATHS.iter().map(|&path| (path, self.of(path)))
-    }
-
-    /// All paths together.
-    pub fn total(&self) -> PathGauges {
-        self.0.iter().fold(PathGauges::default(), |sum, each| PathGauges {
+    /// The sum over all paths.
+    pub fn regions(&self) -> RegionGauges {
+        self.by_path().fold(RegionGauges::default(), |sum, (_, each)| RegionGauges {
             regions: sum.regions + each.regions,
             bytes: sum.bytes + each.bytes,
         })
     }
 }
 
-impl CacheGauges {
-    pub(crate) fn add(&mut self, other: Self) {
-        let Self { hits, misses, evictions, entries, bytes, registering } = other;
-        self.hits += hits;
-        self.misses += misses;
-        self.evictions += evictions;
-        self.entries += entries;
-        self.bytes += bytes;
-        self.registering += registering;
+/// Counts the regions of one path.
+#[derive(Debug)]
+pub(crate) struct RegionCounter {
+    regions: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl RegionCounter {
+    const fn new() -> Self {
+        Self { regions: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.regions.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn subtract(&self, bytes: u64) {
+        self.regions.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> RegionGauges {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RegionGauges { regions: read(&self.regions), bytes: read(&self.bytes) }
     }
 }
 
-/// What the library holds now, in the whole process.
-pub fn gauges() -> Gauges {
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let mut paths = ByPath::default();
-    for Cells(cells) in &CELLS {
-        for (sum, cell) in paths.0.iter_mut().zip(cells) {
-            sum.regions = sum.regions.wrapping_add(read(&cell.regions));
-            sum.bytes = sum.bytes.wrapping_add(read(&cell.bytes));
+pub(crate) static VERBS: RegionCounter = RegionCounter::new();
+pub(crate) static UVERBS: RegionCounter = RegionCounter::new();
+pub(crate) static HOST_MAPPING: RegionCounter = RegionCounter::new();
+pub(crate) static VERBS_EX: RegionCounter = RegionCounter::new();
+pub(crate) static DATA_DIRECT: RegionCounter = RegionCounter::new();
+
+/// A cache that [`gauges`] includes.
+pub(crate) trait CountedCache: Send + Sync {
+    fn gauges(&self) -> CacheGauges;
+}
+
+/// The live caches, and the sums over the dropped ones.
+static CACHES: Mutex<(Vec<Weak<dyn CountedCache>>, CacheGauges)> = Mutex::new((
+    Vec::new(),
+    CacheGauges { hits: 0, misses: 0, evictions: 0, entries: 0, bytes: 0, registering: Duration::ZERO },
+));
+
+/// Includes a cache in [`gauges`] while it lives.
+pub(crate) fn count_cache(cache: Weak<dyn CountedCache>) {
+    CACHES.lock().unwrap_or_else(PoisonError::into_inner).0.push(cache);
+}
+
+/// Keeps the sums of a cache that is being dropped.
+pub(crate) fn remember_cache(done: CacheGauges) {
+    let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
+    caches.1 = caches.1.and(CacheGauges { entries: 0, bytes: 0, ..done });
+    caches.0.retain(|cache| cache.strong_count() > 0);
+}
+
+impl CacheGauges {
+    fn and(self, other: Self) -> Self {
+        Self {
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            evictions: self.evictions + other.evictions,
+            entries: self.entries + other.entries,
+            bytes: self.bytes + other.bytes,
+            registering: self.registering + other.registering,
         }
     }
-    Gauges { regions: paths, fds: read(&FDS), cache: crate::mr::all_caches() }
 }
 
-/// One more region.
-#[inline]
-pub(crate) fn count_region(path: Path, length: u64) {
-    change(path, 1, length);
+fn all_caches() -> CacheGauges {
+    // Upgraded under the lock and dropped outside it, since dropping the last reference takes the lock.
+    let (live, gone) = {
+        let caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
+        (caches.0.iter().filter_map(Weak::upgrade).collect::<Vec<_>>(), caches.1)
+    };
+    live.iter().fold(gone, |sum, cache| sum.and(cache.gauges()))
 }
 
-/// One region less.
-#[inline]
-pub(crate) fn discount_region(path: Path, length: u64) {
-    change(path, 1_u64.wrapping_neg(), length.wrapping_neg());
+static FDS: AtomicU64 = AtomicU64::new(0);
+
+/// A snapshot of what the library holds in this process.
+pub fn gauges() -> Gauges {
+    Gauges {
+        verbs: VERBS.read(),
+        uverbs: UVERBS.read(),
+        host_mapping: HOST_MAPPING.read(),
+        verbs_ex: VERBS_EX.read(),
+        data_direct: DATA_DIRECT.read(),
+        fds: FDS.load(Ordering::Relaxed),
+        cache: all_caches(),
+    }
 }
 
-#[inline]
-fn change(path: Path, regions: u64, bytes: u64) {
-    let Some(place) = own_place() else { return change_in_common(path, regions, bytes) };
-    // Nobody else writes it.
-    let cell = &CELLS[place].0[path as usize];
-    cell.regions.store(cell.regions.load(Ordering::Relaxed).wrapping_add(regions), Ordering::Relaxed);
-    cell.bytes.store(cell.bytes.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
-}
-
-#[cold]
-fn change_in_common(path: Path, regions: u64, bytes: u64) {
-    let cell = &CELLS[shared_place()].0[path as usize];
-    cell.regions.fetch_add(regions, Ordering::Relaxed);
-    cell.bytes.fetch_add(bytes, Ordering::Relaxed);
-}
-
-/// Stands beside a dma-buf descriptor, to count it as long as it is held.
+/// Counts one dma-buf descriptor while it lives; it is stored beside the descriptor.
 #[derive(Debug)]
 pub(crate) struct HeldFd(());
 
@@ -163,15 +193,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_path_has_its_own_place() {
-        for (at, path) in PATHS.iter().enumerate() {
-            assert_eq!(*path as usize, at);
+    fn a_counter_counts_regions_and_their_bytes() {
+        let counter = RegionCounter::new();
+        counter.add(7 << 30);
+        counter.add(1);
+        counter.subtract(1);
+        assert_eq!(counter.read(), RegionGauges { regions: 1, bytes: 7 << 30 });
+        let gauges = Gauges { data_direct: counter.read(), ..Default::default() };
+        assert_eq!(gauges.regions(), counter.read());
+    }
+
+    #[test]
+    fn the_sums_of_a_cache_outlive_it() {
+        struct Cache;
+        impl CountedCache for Cache {
+            fn gauges(&self) -> CacheGauges {
+                CacheGauges { evictions: 1 << 40, entries: 1 << 40, ..Default::default() }
+            }
         }
-        let before = gauges().regions;
-        count_region(Path::DataDirect, 7 << 30);
-        let after = gauges().regions.of(Path::DataDirect);
-        assert_eq!(after.regions, before.of(Path::DataDirect).regions + 1);
-        assert_eq!(after.bytes, before.of(Path::DataDirect).bytes + (7 << 30));
-        discount_region(Path::DataDirect, 7 << 30);
+        let cache: Arc<dyn CountedCache> = Arc::new(Cache);
+        count_cache(Arc::downgrade(&cache));
+        let now = gauges().cache;
+        assert!(now.evictions >= 1 << 40 && now.entries >= 1 << 40);
+        remember_cache(cache.gauges());
+        drop(cache);
+        let now = gauges().cache;
+        assert!(now.evictions >= 1 << 40 && now.entries < 1 << 40);
     }
 }

@@ -1,10 +1,10 @@
-//! What the library holds and does: a snapshot of gauges, and spans.
+//! Gauges of what the library holds, and `tracing` spans of what it does.
 //!
-//! [`gauges`] counts, for the whole process, regions and bytes mapped by path, dma-buf descriptors, and
-//! what the caches did. With the feature `metrics`, `publish` hands the same figures to the recorder of
-//! the `metrics` crate.
+//! [`gauges`] is a snapshot for the whole process: regions and mapped bytes for each path, dma-buf descriptors,
+//! and the caches' activity. With the feature `metrics`, `publish` hands the same figures to the recorder of the
+//! `metrics` crate.
 //!
-//! Spans of `tracing`, level DEBUG, target `dmabuf_rdma`; a duration is in microseconds:
+//! The spans have level DEBUG and target `dmabuf_rdma`; durations are in microseconds:
 //!
 //! | span | fields |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | `register` | device, buffer, offset, length, path, lkey, duration, error |
 //! | `deregister` | device, buffer, offset, length, path, lkey, duration, error |
 //!
-//! They cost one load where nobody listens. A subscriber that logs the closing of spans
-//! (`FmtSpan::CLOSE`) prints a line for each.
+//! `buffer` is the inode of the dma-buf. Without a subscriber a span costs one load. A subscriber that logs closed
+//! spans (`FmtSpan::CLOSE`) prints one line per span.
 
 mod fork;
 mod gauges;
@@ -21,10 +21,15 @@ mod gauges;
 mod publish;
 mod span;
 
-pub use gauges::{ByPath, CacheGauges, Gauges, PathGauges, gauges};
+pub use gauges::{CacheGauges, Gauges, RegionGauges, gauges};
 #[cfg(feature = "metrics")]
 pub use publish::publish;
 
-pub(crate) use fork::{generation, watch_forks};
-pub(crate) use gauges::{HeldFd, count_region, discount_region};
-pub(crate) use span::{About, exporting, listening, span};
+pub(crate) use fork::Process;
+#[cfg(test)]
+pub(crate) use fork::tests::in_a_child;
+pub(crate) use gauges::{
+    CountedCache, DATA_DIRECT, HOST_MAPPING, HeldFd, RegionCounter, UVERBS, VERBS, VERBS_EX, count_cache,
+    remember_cache,
+};
+pub(crate) use span::{SpanFields, exporting, listening, span};

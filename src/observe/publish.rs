@@ -4,8 +4,8 @@ use metrics::{counter, gauge};
 
 use super::{Gauges, gauges};
 
-/// Hands the figures of [`gauges`] to the recorder of the `metrics` crate, and returns them. Call it at
-/// each scrape, or every few seconds.
+/// Hands the figures of [`gauges`] to the recorder of the `metrics` crate and returns them. Call it at each
+/// scrape, or every few seconds.
 ///
 /// | metric | kind | label |
 /// |---|---|---|
@@ -15,9 +15,9 @@ use super::{Gauges, gauges};
 /// | `dmabuf_rdma_cache_registering_microseconds` | counter | |
 pub fn publish() -> Gauges {
     let now = gauges();
-    for (path, of) in now.regions.iter() {
-        gauge!("dmabuf_rdma_regions", "path" => path.to_string()).set(of.regions as f64);
-        gauge!("dmabuf_rdma_mapped_bytes", "path" => path.to_string()).set(of.bytes as f64);
+    for (path, of) in now.by_path() {
+        gauge!("dmabuf_rdma_regions", "path" => path).set(of.regions as f64);
+        gauge!("dmabuf_rdma_mapped_bytes", "path" => path).set(of.bytes as f64);
     }
     gauge!("dmabuf_rdma_fds").set(now.fds as f64);
     let cache = now.cache;

@@ -1,15 +1,12 @@
-//! Spans with the time they took.
+//! Spans with their duration.
 
+use std::fmt::Display;
 use std::time::Instant;
 
 use tracing::field::{Empty, display};
 use tracing::{Level, Span, debug_span};
 
-use crate::dmabuf::BufferId;
-use crate::{Error, Result};
-
-/// Whether anybody listens to spans. One load, and no code where the level is compiled out.
-#[inline]
+/// Whether a subscriber listens to spans. One load, and no code if the level is compiled out.
 pub(crate) fn listening() -> bool {
     tracing::level_enabled!(Level::DEBUG)
 }
@@ -23,30 +20,31 @@ macro_rules! region_span {
     };
 }
 
-/// What a registration or its end is about.
-pub(crate) struct About<'a> {
+/// The range that a registration or a deregistration is about.
+pub(crate) struct SpanFields<'a> {
     pub device: &'a str,
-    pub buffer: BufferId,
+    /// Inode of the dma-buf.
+    pub buffer: u64,
     pub offset: u64,
     pub length: u64,
 }
 
-/// Runs an action in a span of that name.
-pub(crate) fn span<T>(
+/// Runs an action in a span named "register" or "deregister".
+pub(crate) fn span<T, E: Display>(
     registering: bool,
-    about: About<'_>,
-    action: impl FnOnce(&Span) -> Result<T>,
-) -> Result<T> {
-    let About { device, buffer, offset, length } = about;
+    fields: SpanFields<'_>,
+    action: impl FnOnce(&Span) -> Result<T, E>,
+) -> Result<T, E> {
+    let SpanFields { device, buffer, offset, length } = fields;
     let span = if registering {
-        region_span!("register", device, buffer = buffer.inode(), offset, length)
+        region_span!("register", device, buffer, offset, length)
     } else {
-        region_span!("deregister", device, buffer = buffer.inode(), offset, length)
+        region_span!("deregister", device, buffer, offset, length)
     };
     timed(span, action)
 }
 
-/// The span of an exporter's allocation, until it is dropped.
+/// The span of an exporter's allocation. Dropping it ends the span.
 #[must_use]
 pub(crate) struct Exporting {
     span: tracing::span::EnteredSpan,
@@ -59,8 +57,8 @@ impl Drop for Exporting {
     }
 }
 
-/// Opens the span of an exporter's allocation, where anybody listens. The buffer is recorded in it when
-/// its descriptor is taken.
+/// Opens the span of an exporter's allocation if a subscriber listens. `DmaBuf::from_fd` records the buffer in
+/// it.
 pub(crate) fn exporting(exporter: impl FnOnce() -> String, size: u64) -> Option<Exporting> {
     listening().then(|| {
         let exporter = exporter();
@@ -70,16 +68,12 @@ pub(crate) fn exporting(exporter: impl FnOnce() -> String, size: u64) -> Option<
     })
 }
 
-fn timed<T>(span: Span, action: impl FnOnce(&Span) -> Result<T>) -> Result<T> {
+fn timed<T, E: Display>(span: Span, action: impl FnOnce(&Span) -> Result<T, E>) -> Result<T, E> {
     let start = Instant::now();
     let result = span.in_scope(|| action(&span));
     span.record("duration", start.elapsed().as_micros() as u64);
     if let Err(error) = &result {
-        record_error(&span, error);
+        span.record("error", display(error));
     }
     result
-}
-
-fn record_error(span: &Span, error: &Error) {
-    span.record("error", display(error));
 }

@@ -1,7 +1,7 @@
-//! Work requests that are built in place and posted as one list.
+//! Work request chains, built in place and posted with one call.
 //!
-//! A transfer posts millions of them, so their memory is made once. `unsafe` is here for the list's
-//! pointers, which are set when it is posted, and for the call.
+//! A transfer posts millions of work requests, so their memory is allocated once. `unsafe` is here for the
+//! pointers of the chain, which `post` sets, and for the call.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,45 +12,41 @@ use rdma_sys_ext::verbs as inline;
 
 use super::{QueuePair, check};
 
-/// A work request of one of the two queues.
+/// A work request of the send queue or of the receive queue.
 pub(crate) trait WorkRequest: Default + Clone {
-    /// Its first element, and the request behind it.
+    /// Sets the request's first element and the request after it.
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self);
 
-    /// Posts a list; sets `bad` to the first request that was not posted.
+    /// Posts a chain; sets `bad` to the first request that was not posted.
     ///
     /// # Safety
-    /// `pair` is live; the list and its elements are valid during the call.
+    /// `pair` is live. The chain and its elements are valid during the call.
     unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int;
 }
 
 impl WorkRequest for ffi::ibv_send_wr {
-    #[inline]
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
         (self.sg_list, self.next) = (elements, next);
     }
 
-    #[inline]
     unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees what the call needs.
         unsafe { inline::post_send(pair, list, bad) }
     }
 }
 
 impl WorkRequest for ffi::ibv_recv_wr {
-    #[inline]
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
         (self.sg_list, self.next) = (elements, next);
     }
 
-    #[inline]
     unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees what the call needs.
         unsafe { inline::post_recv(pair, list, bad) }
     }
 }
 
-/// Requests to be posted with one call, each with its elements.
+/// A chain of work requests with room for the elements of each.
 pub(crate) struct Batch<W> {
     requests: Box<[W]>,
     elements: Box<[ffi::ibv_sge]>,
@@ -58,18 +54,19 @@ pub(crate) struct Batch<W> {
     count: usize,
 }
 
-/// Requests to be sent.
+/// A chain for the send queue.
 pub(crate) type SendBatch = Batch<ffi::ibv_send_wr>;
-/// Receives.
+/// A chain for the receive queue.
 pub(crate) type RecvBatch = Batch<ffi::ibv_recv_wr>;
 
-// SAFETY: its pointers are null except while `post` runs, and lead into itself then.
+// SAFETY: the pointers are null or point into the boxes beside them, which move with them and are used by
+// `post` only.
 unsafe impl<W: WorkRequest> Send for Batch<W> {}
-// SAFETY: as above; nothing can be read through a shared reference.
+// SAFETY: as above; a shared reference gives access to nothing.
 unsafe impl<W: WorkRequest> Sync for Batch<W> {}
 
 impl<W: WorkRequest> Batch<W> {
-    /// Room for so many requests, of so many elements each.
+    /// Allocates a chain of at most `requests` requests with at most `max_sge` elements each.
     pub(crate) fn new(requests: usize, max_sge: usize) -> Self {
         Self {
             requests: vec![W::default(); requests].into(),
@@ -79,27 +76,24 @@ impl<W: WorkRequest> Batch<W> {
         }
     }
 
-    /// The next request and the places for its elements; there must be room. Both may hold what was there
-    /// before. It is one of the batch once it is [added](Self::add).
-    #[inline]
+    /// The next request and its elements, for the caller to fill in: both may hold values of an earlier request.
+    /// [`add`](Self::add) makes it part of the chain. Panics if the chain is full.
     pub(crate) fn next(&mut self) -> (&mut W, &mut [ffi::ibv_sge]) {
         let at = self.count * self.max_sge;
         (&mut self.requests[self.count], &mut self.elements[at..at + self.max_sge])
     }
 
-    /// Takes what was made of `next` as one of the batch.
-    #[inline]
+    /// Adds the request that [`next`](Self::next) returned.
     pub(crate) fn add(&mut self) {
         self.count += 1;
     }
 
-    /// Posts what it has and is empty then. On failure it says how many were posted all the same.
-    #[inline(always)]
+    /// Posts the chain, which is empty afterwards. On failure, also returns how many requests were posted.
     pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
         let count = std::mem::take(&mut self.count);
         let Some(last) = count.checked_sub(1) else { return Ok(()) };
         let (list, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
-        // SAFETY: `count` requests and `max_sge` elements for each are inside the two boxes.
+        // SAFETY: the boxes have room for `count` requests and `max_sge` elements of each.
         unsafe {
             let link = |at: usize, next| (*list.add(at)).link(elements.add(at * self.max_sge), next);
             for at in 0..last {
@@ -108,8 +102,8 @@ impl<W: WorkRequest> Batch<W> {
             link(last, null_mut());
         }
         let mut bad = null_mut();
-        // SAFETY: the queue pair is live; requests and elements are read during the call only. What the
-        // device may do with memory is bounded by the regions behind the elements.
+        // SAFETY: the queue pair is live. The call reads requests and elements and keeps neither.
+        // The regions behind the elements limit which memory the device accesses.
         check(unsafe { W::post(pair.as_raw().as_ptr(), list, &mut bad) }).map_err(|source| {
             let posted = bad.addr().wrapping_sub(list.addr()) / size_of::<W>();
             (posted.min(count), source)
@@ -118,7 +112,7 @@ impl<W: WorkRequest> Batch<W> {
 }
 
 impl SendBatch {
-    /// Asks for a completion of the last request, and so of all before it.
+    /// Requests a completion for the last request, which stands for the whole chain.
     pub(crate) fn signal_last(&mut self) {
         if let Some(last) = self.count.checked_sub(1) {
             self.requests[last].send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;

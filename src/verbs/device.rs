@@ -8,19 +8,19 @@ use std::sync::Arc;
 use ibverbs_sys as ffi;
 
 use super::Context;
-use crate::{Error, Result};
+use super::absence::{self, Cause, System};
+use super::error::{Error, Result};
 
-/// An RDMA device that is present: a name to open.
+/// An RDMA device of this machine, not yet open.
 #[derive(Debug, Clone)]
 pub struct Device {
     raw: NonNull<ffi::ibv_device>,
     name: String,
-    // The entry is valid while its list is.
+    // The entry is valid while its list lives.
     _list: Arc<List>,
 }
 
-// SAFETY: a device entry is not written after the list was made, and libibverbs locks what it keeps
-// behind it.
+// SAFETY: libibverbs writes an entry only while it builds the list, and locks the state behind it.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
@@ -28,34 +28,44 @@ unsafe impl Sync for Device {}
 #[derive(Debug)]
 struct List(NonNull<*mut ffi::ibv_device>);
 
-// SAFETY: the list is only read, and freed once, by whoever holds the last reference.
+// SAFETY: the list is only read, and the last reference frees it once.
 unsafe impl Send for List {}
 // SAFETY: as above.
 unsafe impl Sync for List {}
 
 impl Drop for List {
     fn drop(&mut self) {
-        // SAFETY: the pointer is that of ibv_get_device_list, freed here only; every `Device` that
-        // points into it holds this list.
+        // SAFETY: the pointer came from ibv_get_device_list and is freed only here. Every `Device` that
+        // points into the list holds it.
         unsafe { ffi::ibv_free_device_list(self.0.as_ptr()) };
     }
 }
 
-/// The RDMA devices that are present, in the kernel's order.
+/// Lists the RDMA devices of this machine, in the kernel's order. The list is empty if the kernel has none.
 ///
 /// # Errors
-/// [`Error::ListDevices`]: `ENOSYS` when the kernel has no RDMA subsystem loaded.
+/// [`Error::ListDevices`]. Its message names what is missing:
+/// - `ENOSYS`: the kernel module ib_uverbs is not loaded.
+/// - `ENOENT`, `EACCES`: the kernel has devices, but their nodes in /dev/infiniband are missing or forbidden.
+/// - No errno: the kernel has devices, but no provider for them is installed.
+/// - `EMFILE`, `ENFILE`: no descriptor is free. Also `EPERM`, `ENOMEM`.
 #[doc(alias = "ibv_get_device_list")]
 pub fn devices() -> Result<Vec<Device>> {
+    let failed = |reason, source| Error::ListDevices { reason, source };
+    absence::descriptors().map_err(|source| failed(absence::exhaustion(&source).into(), source))?;
     let mut count = 0;
-    // SAFETY: the only argument is a valid place for the count.
+    // SAFETY: the only argument points to a local variable for the count.
     let list = unsafe { ffi::ibv_get_device_list(&mut count) };
     let Some(list) = NonNull::new(list) else {
-        return Err(Error::ListDevices { source: io::Error::last_os_error() });
+        let source = io::Error::last_os_error();
+        return Err(match source.raw_os_error() {
+            Some(libc::ENOSYS) => failed(System::this().nothing_listed().text, source),
+            _ => failed("libibverbs failed".into(), source),
+        });
     };
     let owner = Arc::new(List(list));
     let entry = |at| {
-        // SAFETY: the list has `count` entries, and a name is a NUL-terminated array in the entry.
+        // SAFETY: the list has `count` entries, and the name is a NUL-terminated array in the entry.
         let (raw, name) = unsafe {
             let raw = *list.as_ptr().add(at);
             (raw, CStr::from_ptr(ffi::ibv_get_device_name(raw)))
@@ -63,29 +73,38 @@ pub fn devices() -> Result<Vec<Device>> {
         let name = name.to_string_lossy().into_owned();
         NonNull::new(raw).map(|raw| Device { raw, name, _list: owner.clone() })
     };
-    Ok((0..count as usize).filter_map(entry).collect())
+    let devices: Vec<_> = (0..count as usize).filter_map(entry).collect();
+    match System::this().unlisted().filter(|_| devices.is_empty()) {
+        None => Ok(devices),
+        Some(Cause { text, source }) => {
+            Err(failed(text, source.unwrap_or_else(|| io::Error::other("libibverbs lists no device"))))
+        }
+    }
 }
 
 impl Device {
-    /// The device of that name: `rxe0`, `mlx5_0`, …
+    /// Finds a device by name: `rxe0`, `mlx5_0`, …
     ///
     /// # Errors
-    /// - [`Error::UnknownDevice`]: there is none; the message lists those present.
-    /// - [`Error::ListDevices`].
+    /// - [`Error::UnknownDevice`]: libibverbs lists no device of this name; the message has those that it lists, and
+    ///   says why it leaves this one out if the kernel has it.
+    /// - [`Error::ListDevices`]: as [`devices`], except that `ENOSYS` counts as an empty list.
     pub fn by_name(name: &str) -> Result<Self> {
+        let unknown = |present, reason| Error::UnknownDevice { name: name.into(), present, reason };
         let mut all = match devices() {
-            Ok(all) => all,
-            // No subsystem is no device: the same answer helps.
-            Err(Error::ListDevices { source }) if source.raw_os_error() == Some(libc::ENOSYS) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        match all.iter().position(|device| device.name == name) {
-            Some(at) => Ok(all.swap_remove(at)),
-            None => {
-                let present = all.into_iter().map(|device| device.name).collect();
-                Err(Error::UnknownDevice { name: name.into(), present })
+            // Without RDMA support there are no devices: the same error helps.
+            Err(Error::ListDevices { reason, source }) if source.raw_os_error() == Some(libc::ENOSYS) => {
+                return Err(unknown(Vec::new(), reason));
             }
+            answer => answer?,
+        };
+        if let Some(at) = all.iter().position(|device| device.name == name) {
+            return Ok(all.swap_remove(at));
         }
+        let system = System::this();
+        let cause = if all.is_empty() { Some(system.nothing_listed()) } else { system.device(name) };
+        let present = all.into_iter().map(|device| device.name).collect();
+        Err(unknown(present, cause.map(|cause| cause.text).unwrap_or_default()))
     }
 
     /// The kernel's name of the device.
@@ -96,19 +115,32 @@ impl Device {
     /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::Verbs`]: `EACCES` when `/dev/infiniband/uverbs*` is not for this user.
+    /// [`Error::Device`]; the message says what is wrong with the node `/dev/infiniband/uverbs*`:
+    /// - `EACCES`: its file permissions exclude this user. `EPERM`: the container's device cgroup excludes it.
+    /// - `ENOENT`: the node is missing. `ENODEV`, `ENXIO`: the device was removed.
+    /// - `EMFILE`, `ENFILE`: no descriptor is free. Otherwise another errno of the kernel or the provider.
     #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
-        // SAFETY: the entry is valid while the list that this device holds is.
+        // SAFETY: the entry is valid while its list lives, which this device holds.
         let raw = unsafe { ffi::ibv_open_device(self.raw.as_ptr()) };
-        match NonNull::new(raw) {
-            Some(raw) => Ok(Context::opened(raw, self.name.as_str())),
-            None => Err(Error::Verbs {
-                device: self.name.clone(),
-                operation: "open the device".into(),
-                source: io::Error::last_os_error(),
-            }),
-        }
+        let Some(raw) = NonNull::new(raw) else {
+            // libibverbs looks for another node when it cannot open the usual one, and loses the first errno.
+            let errno = io::Error::last_os_error();
+            let (operation, source) = match System::this().node(&self.node()) {
+                Some(Cause { text, source }) => (format!("open the device: {text}"), source.unwrap_or(errno)),
+                None => ("open the device".into(), errno),
+            };
+            return Err(Error::Device { device: self.name.clone(), operation, source });
+        };
+        Ok(Context::opened(raw, self.name.as_str()))
+    }
+
+    /// The name of its node in /dev/infiniband.
+    fn node(&self) -> String {
+        // SAFETY: the entry is valid while its list lives, and the name is a NUL-terminated array in it.
+        unsafe { CStr::from_ptr(&raw const (*self.raw.as_ptr()).dev_name as *const _) }
+            .to_string_lossy()
+            .into()
     }
 }
 
@@ -119,10 +151,13 @@ mod tests {
     #[test]
     fn an_unknown_device_is_refused_with_the_list() {
         match Device::by_name("no-such-device") {
-            Err(Error::UnknownDevice { name, present }) => {
+            Err(Error::UnknownDevice { name, present, reason }) => {
                 assert_eq!(name, "no-such-device");
                 assert!(!present.contains(&name));
+                assert!(!present.is_empty() || !reason.is_empty());
             }
+            // A host that has devices and lacks their nodes or providers.
+            Err(Error::ListDevices { reason, .. }) => assert!(!reason.is_empty()),
             other => panic!("expected UnknownDevice, got {other:?}"),
         }
     }

@@ -1,38 +1,48 @@
 //! A reliable connected (RC) queue pair.
 //!
-//! `unsafe` is here for the C structs that a modification or a request is passed in.
+//! `unsafe` is here to pass C structs to libibverbs.
 
 use std::fmt;
 use std::io;
-use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use ibverbs_sys as ffi;
-use rdma_sys_ext::verbs as inline;
 
-use super::{CompletionQueue, Endpoint, Opcode, Operation, ProtectionDomain, Sge, check};
-use crate::{Error, Result};
+use super::error::{Error, Result};
+use super::transition::{self, Depth};
+use super::{CompletionQueue, Context, DomainId, Endpoint, GidEntry, ProtectionDomain, check, gid};
+use crate::observe::Process;
 
-/// What a queue pair is made for. The defaults suit one stream of large messages.
+/// Options of a queue pair. The defaults suit one stream of large messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueuePairOptions {
     /// Port of the device, from 1. Default 1.
     pub port: u8,
-    /// Index of the GID to use; `None` (the default) takes [`Context::best_gid`](super::Context::best_gid).
+    /// Index of the port's GID. Default `None`: [`Context::best_gid`](super::Context::best_gid) chooses, before
+    /// the peer is known. [`Context::gids`](super::Context::gids) lists the GIDs, and
+    /// [`Context::gid_for`](super::Context::gid_for) chooses one towards the peer's address. Connections by IP
+    /// address ([`cm`](crate::cm)) take the GID of their route instead.
     pub gid_index: Option<u8>,
-    /// Work requests that may be under way. Default 128.
+    /// Maximum number of work requests in flight. Default 128.
     pub send_depth: u32,
-    /// Receives that may be posted. Default 128.
+    /// Maximum number of posted receives. Default 128.
     pub recv_depth: u32,
-    /// Scatter/gather elements a request. Default 4.
+    /// Maximum number of scatter/gather elements in a work request. A device may take fewer in a READ
+    /// ([`Limits::max_sge_read`](super::Limits::max_sge_read)). Default 4.
     pub max_sge: u32,
-    /// READs and atomics under way at once, at most what the device has. Default 16.
+    /// Maximum number of READs and atomics in flight, and of those served for the peer. Each is limited to the
+    /// device's maximum. With 0 on either side, READs and atomics are refused. Default 16.
     pub rd_atomic: u8,
-    /// Time to wait for an acknowledgement: 4.096 µs times 2 to this power, at most 31. Default 14 (67 ms).
+    /// Time to wait for an acknowledgement, as an exponent from 0 to 31: 4.096 µs × 2^`timeout`. 0 waits without
+    /// limit. A device may wait up to four times as long. Default 17 (537 ms).
     pub timeout: u8,
-    /// Tries after such a time-out, at most 7; soft-RoCE takes 7 as for ever. Default 7.
+    /// Retries after such a timeout, 0 to 7. With the defaults a request to a dead peer fails after 7 timeouts, 3.8 s,
+    /// and after at most 15 s on a device that waits longer. soft-RoCE retries without limit at 7, and would never
+    /// notice a dead peer. Default 6.
     pub retry_count: u8,
-    /// Tries when the peer has no receive posted, 7 meaning for ever. Default 7.
+    /// Retries while the peer has no receive posted, 0 to 6; 7 retries without limit. Default 7.
     pub rnr_retry: u8,
 }
 
@@ -45,42 +55,70 @@ impl Default for QueuePairOptions {
             recv_depth: 128,
             max_sge: 4,
             rd_atomic: 16,
-            timeout: 14,
-            retry_count: 7,
+            // Long enough for a peer that serves 16 others on a loaded machine.
+            timeout: 17,
+            retry_count: 6,
             rnr_retry: 7,
         }
     }
 }
 
-/// An RC queue pair: made, [connected](Self::connect) to a peer's, then posted to.
+setters!(QueuePairOptions {
+    port: u8,
+    gid_index: Option<u8>,
+    send_depth: u32,
+    recv_depth: u32,
+    max_sge: u32,
+    rd_atomic: u8,
+    timeout: u8,
+    retry_count: u8,
+    rnr_retry: u8,
+});
+
+/// A reliable connected (RC) queue pair: create it, [`connect`](Self::connect) it to the peer's, then
+/// [`post`](Self::post) work requests.
 ///
-/// It keeps its protection domain and completion queues alive. Dropping it discards what is under way.
+/// It holds its protection domain and completion queues. Dropping it discards work requests in flight without
+/// completions, except in a child of `fork`, where it does nothing.
+#[doc(alias = "ibv_qp")]
 pub struct QueuePair {
     raw: NonNull<ffi::ibv_qp>,
-    max_sge: u32,
-    // None for a foreign queue pair, which is its owner's to destroy. Dropped after it was destroyed.
+    /// `None` if the queue pair has no domain, as some kinds of other libraries.
+    pub(super) domain: Option<DomainId>,
+    pub(super) max_sge: u32,
+    pub(super) max_sge_read: u32,
+    remote_access: u32,
+    /// Most READs and atomics in flight. Before it is connected, what the device can do.
+    pub(super) initiator_depth: AtomicU8,
+    creator: Process,
+    /// `None` for a foreign queue pair, which its owner destroys.
     owned: Option<Owned>,
+    pub(super) context: Context,
 }
 
 struct Owned {
     options: QueuePairOptions,
     gid_index: u8,
     endpoint: Endpoint,
-    domain: ProtectionDomain,
+    depth: Depth,
+    _domain: ProtectionDomain,
     _queues: [CompletionQueue; 2],
 }
 
-// SAFETY: libibverbs queue pairs may be posted to from any thread; providers lock their queues.
+// SAFETY: libibverbs queue pairs may be posted to from any thread: the provider locks its queues, or the caller of
+// `from_raw` ensured one thread at a time.
 unsafe impl Send for QueuePair {}
 // SAFETY: as above.
 unsafe impl Sync for QueuePair {}
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        let Some(owned) = &self.owned else { return };
-        // SAFETY: the queue pair is ours and destroyed here only.
+        if self.owned.is_none() || !self.is_own() {
+            return;
+        }
+        // SAFETY: the queue pair is ours and is destroyed only here. Its domain and queues are still held.
         if let Err(error) = check(unsafe { ffi::ibv_destroy_qp(self.raw.as_ptr()) }) {
-            let device = owned.domain.context().device_name();
+            let device = self.context.device_name();
             tracing::warn!(device, %error, "cannot destroy a queue pair");
         }
     }
@@ -93,13 +131,15 @@ impl fmt::Debug for QueuePair {
 }
 
 impl QueuePair {
-    /// Creates a queue pair on a port. Requests complete in `send`, receives in `recv`, which may be
-    /// the same queue.
+    /// Creates a queue pair on a port and brings it to INIT, so that receives can be posted. Work requests
+    /// complete in `send` and receives in `recv`, which may be the same queue.
     ///
     /// # Errors
-    /// - [`Error::Verbs`]: `EINVAL` for a port or depths that the device does not have, `ENOMEM`.
-    /// - [`Error::NoGid`]: the port has no address to be reached by.
-    /// - [`Error::ContextMismatch`]: a completion queue of another context.
+    /// - [`Error::Device`]: `EINVAL` for a port or a depth beyond the device's limits, or an option beyond its range;
+    ///   `ENOMEM`.
+    /// - [`Error::Unavailable`] (`EOPNOTSUPP`): the device has no reliable connected queue pairs, such as efa.
+    /// - [`Error::NoGid`]: the port has no GID, or none at [`QueuePairOptions::gid_index`].
+    /// - [`Error::ContextMismatch`]: a completion queue belongs to another context than `domain`.
     #[doc(alias = "ibv_create_qp")]
     pub fn new(
         domain: &ProtectionDomain,
@@ -109,16 +149,26 @@ impl QueuePair {
     ) -> Result<Self> {
         let context = domain.context();
         for queue in [send, recv] {
-            // The kernel would look its number up in the wrong context.
+            // The kernel would look up the queue's handle in the wrong context.
             if queue.context().as_raw() != context.as_raw() {
-                let device = queue.context().device_name().into();
-                return Err(Error::ContextMismatch { object: "completion queue", device });
+                let (object, user) = ("completion queue", "protection domain");
+                let device = context.device_name().into();
+                return Err(Error::ContextMismatch { object, user, parent: "context", device });
             }
         }
+        let QueuePairOptions { timeout, retry_count, rnr_retry, .. } = options;
+        if timeout > 31 || retry_count > 7 || rnr_retry > 7 {
+            // The kernel passes them on, and drivers use the lower bits or shift by them.
+            let operation = format!(
+                "create a queue pair with timeout {timeout} (0 to 31), retry_count {retry_count} (0 to 7) and rnr_retry {rnr_retry} (0 to 7)"
+            );
+            return Err(context.failed(operation)(io::Error::from_raw_os_error(libc::EINVAL)));
+        }
         let port = context.port(options.port)?;
-        let rd_atomic = options.rd_atomic.min(context.limits()?.max_rd_atomic);
-        let (gid_index, gid) = match options.gid_index {
-            Some(index) => (index, gid(domain, options.port, index)?),
+        let limits = context.limits()?;
+        let depth = Depth::new(options.rd_atomic, &limits);
+        let GidEntry { index: gid_index, gid, roce_version, .. } = match options.gid_index {
+            Some(index) => context.gid(options.port, index)?,
             None => context.best_gid(options.port)?,
         };
         let mut init = ffi::ibv_qp_init_attr {
@@ -134,226 +184,250 @@ impl QueuePair {
             },
             ..Default::default()
         };
-        // SAFETY: domain and queues are live and will be held; the attributes are filled in.
+        // SAFETY: the domain and the queues are live, and the new queue pair holds them.
         let raw = unsafe { ffi::ibv_create_qp(domain.as_raw().as_ptr(), &mut init) };
         let Some(raw) = NonNull::new(raw) else {
-            let QueuePairOptions { send_depth, recv_depth, max_sge, .. } = options;
-            let operation = format!(
-                "create a queue pair (send depth {send_depth}, receive depth {recv_depth}, {max_sge} elements)"
-            );
-            return Err(context.failed(operation)(io::Error::last_os_error()));
+            return Err(not_created(context, &options, io::Error::last_os_error()));
         };
-        // SAFETY: just created.
+        // SAFETY: the queue pair was just created.
         let qp_num = unsafe { (*raw.as_ptr()).qp_num };
-        let endpoint = Endpoint { qp_num, psn: next_psn(), lid: port.lid, gid, mtu: port.mtu, rd_atomic };
+        let (psn, lid, mtu) = (next_psn(), port.lid, port.mtu);
+        let endpoint = Endpoint { qp_num, psn, lid, gid, mtu, rd_atomic: depth.responder, roce_version };
         let queues = [send.clone(), recv.clone()];
-        let owned = Owned { options, gid_index, endpoint, domain: domain.clone(), _queues: queues };
-        let pair = Self { raw, max_sge: options.max_sge, owned: Some(owned) };
-        pair.initialise(options.port)?;
+        let owned = Owned { options, gid_index, endpoint, depth, _domain: domain.clone(), _queues: queues };
+        let pair = Self {
+            raw,
+            domain: Some(domain.id()),
+            max_sge: options.max_sge,
+            max_sge_read: options.max_sge.min(limits.max_sge_read),
+            remote_access: transition::remote_access(&limits),
+            initiator_depth: depth.initiator.into(),
+            creator: Process::current(),
+            owned: Some(owned),
+            context: context.clone(),
+        };
+        let (attr, mask) = transition::init(options.port, pair.remote_access);
+        pair.modify(attr, mask, "to INIT")?;
         Ok(pair)
     }
 
     /// Wraps a queue pair that another library created and connected. It is never destroyed here, and
-    /// [`connect`](Self::connect) is its owner's to do.
+    /// [`connect`](Self::connect) refuses it.
     ///
     /// # Errors
-    /// [`Error::Verbs`]: it cannot be queried.
+    /// [`Error::Device`]: the queue pair cannot be queried.
     ///
     /// # Safety
-    /// `raw` is a live `ibv_qp` and stays so as long as the result lives.
+    /// `raw` points to a live `ibv_qp` of an open context. Both stay so while the result lives. Its
+    /// provider [locks](super#providers-without-locks), or one thread at a time uses it.
     pub unsafe fn from_raw(raw: NonNull<ffi::ibv_qp>) -> Result<Self> {
+        // SAFETY: the caller guarantees a live queue pair, which points to its open context and its live domain.
+        let (context, domain) = unsafe {
+            let ffi::ibv_qp { context, pd, .. } = *raw.as_ptr();
+            let context = Context::from_raw(NonNull::new(context).expect("an ibv_qp has a context"));
+            (context, NonNull::new(pd).map(|pd| DomainId::of(pd)))
+        };
+        let limits = context.limits()?;
         let (mut attr, mut init) = (ffi::ibv_qp_attr::default(), ffi::ibv_qp_init_attr::default());
         let mask = ffi::ibv_qp_attr_mask::IBV_QP_CAP.0 as i32;
-        // SAFETY: the queue pair is live, says the caller; the others are places for the answer.
-        check(unsafe { ffi::ibv_query_qp(raw.as_ptr(), &mut attr, mask, &mut init) }).map_err(|source| {
-            Error::Verbs { device: "foreign queue pair".into(), operation: "query it".into(), source }
-        })?;
-        Ok(Self { raw, max_sge: init.cap.max_send_sge, owned: None })
+        // SAFETY: the caller guarantees a live queue pair; the other pointers are local variables.
+        check(unsafe { ffi::ibv_query_qp(raw.as_ptr(), &mut attr, mask, &mut init) })
+            .map_err(context.failed("query a queue pair of another library"))?;
+        let max_sge = init.cap.max_send_sge;
+        Ok(Self {
+            raw,
+            domain,
+            max_sge,
+            max_sge_read: max_sge.min(limits.max_sge_read),
+            remote_access: transition::remote_access(&limits),
+            // Its owner may connect it later.
+            initiator_depth: u8::MAX.into(),
+            creator: Process::current(),
+            owned: None,
+            context,
+        })
     }
 
-    /// The libibverbs object, for use with other libraries. It stays this object's to destroy.
+    /// The libibverbs object, for calls that this crate lacks. Do not destroy it.
     pub fn as_raw(&self) -> NonNull<ffi::ibv_qp> {
         self.raw
     }
 
-    /// The queue pair's number, as completions name it.
+    /// Whether this is the process that created or wrapped the queue pair, and no child of it. A child must neither
+    /// change the queue pair nor poll its queues, which it may share with its parent.
+    pub(crate) fn is_own(&self) -> bool {
+        self.creator.is_current()
+    }
+
+    /// The number of the queue pair, as in [`Completion::qp_num`](super::Completion::qp_num).
     pub fn number(&self) -> u32 {
-        // SAFETY: the queue pair is live as long as `self` is.
+        // SAFETY: the queue pair is live while `self` is.
         unsafe { (*self.raw.as_ptr()).qp_num }
     }
 
-    /// What the peer must know to connect; `None` for a foreign queue pair.
+    /// The description that the peer needs to connect; `None` for a foreign queue pair.
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.owned.as_ref().map(|owned| owned.endpoint)
     }
 
-    /// Connects to the peer's queue pair, which must connect to this one too. Receives may be posted
-    /// before.
+    /// The index of its GID; `None` for a foreign queue pair.
+    pub(crate) fn gid_index(&self) -> Option<u8> {
+        self.owned.as_ref().map(|owned| owned.gid_index)
+    }
+
+    /// Queries the state: a value of `ibv_qp_state`.
+    pub(crate) fn state(&self) -> Result<u32> {
+        let (mut attr, mut init) = (ffi::ibv_qp_attr::default(), ffi::ibv_qp_init_attr::default());
+        let mask = ffi::ibv_qp_attr_mask::IBV_QP_STATE.0 as i32;
+        // SAFETY: the queue pair is live; the other pointers are local variables.
+        check(unsafe { ffi::ibv_query_qp(self.raw.as_ptr(), &mut attr, mask, &mut init) })
+            .map_err(self.failed(format!("query queue pair {}", self.number())))?;
+        Ok(attr.qp_state)
+    }
+
+    /// Connects to the peer's queue pair, and brings this one to RTR and RTS. The peer must connect to this one
+    /// too. Receives may be posted before.
     ///
     /// # Errors
-    /// - [`Error::InvalidEndpoint`]: the description cannot be a queue pair's.
-    /// - [`Error::ForeignQueuePair`]: this one is its owner's to connect.
-    /// - [`Error::Verbs`]: no route to the peer's GID, or connected already (`EINVAL`).
+    /// - [`Error::InvalidEndpoint`]: no queue pair can have this description, or this one can never reach it: the GIDs
+    ///   are of different RoCE versions or IP families.
+    /// - [`Error::ForeignQueuePair`]: another library created this queue pair.
+    /// - [`Error::Device`]: `EINVAL` if it is connected or stopped already; `ENETUNREACH` or `ETIMEDOUT` if the
+    ///   kernel finds no route to the peer's GID.
     #[doc(alias = "ibv_modify_qp")]
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
-        use ffi::ibv_qp_attr_mask as Mask;
         peer.check()?;
         let Some(owned) = &self.owned else {
             return Err(Error::ForeignQueuePair { qp_num: self.number() });
         };
         let (ours, options) = (owned.endpoint, owned.options);
-        let rd_atomic = ours.rd_atomic.min(peer.rd_atomic);
-        let mut attr = ffi::ibv_qp_attr {
-            qp_state: ffi::ibv_qp_state::IBV_QPS_RTR,
-            // IBV_MTU_256 is 1, each next one twice as large.
-            path_mtu: ours.mtu.min(peer.mtu).ilog2() - 7,
-            dest_qp_num: peer.qp_num,
-            rq_psn: peer.psn,
-            max_dest_rd_atomic: rd_atomic,
-            min_rnr_timer: 12, // 0.64 ms
-            ..Default::default()
-        };
-        attr.ah_attr.port_num = options.port;
-        attr.ah_attr.dlid = peer.lid;
-        attr.ah_attr.is_global = 1;
-        attr.ah_attr.grh.dgid.raw = peer.gid;
-        attr.ah_attr.grh.sgid_index = owned.gid_index;
-        attr.ah_attr.grh.hop_limit = 64;
-        let mask = Mask::IBV_QP_STATE
-            | Mask::IBV_QP_AV
-            | Mask::IBV_QP_PATH_MTU
-            | Mask::IBV_QP_DEST_QPN
-            | Mask::IBV_QP_RQ_PSN
-            | Mask::IBV_QP_MAX_DEST_RD_ATOMIC
-            | Mask::IBV_QP_MIN_RNR_TIMER;
-        self.modify(attr, mask, "to ready to receive (is there a route to the peer's address?)")?;
+        if let Some(reason) = gid::mismatch(&ours, peer) {
+            return Err(Error::InvalidEndpoint { reason });
+        }
+        let (attr, mask) = transition::rtr(&ours, peer, options.port, owned.gid_index);
+        self.modify(attr, mask, "to RTR").map_err(|error| match error {
+            Error::Device { device, operation, source } => {
+                let reason = gid::unreachable(&ours, peer, source.raw_os_error());
+                Error::Device { device, operation: format!("{operation}: {reason}"), source }
+            }
+            other => other,
+        })?;
 
-        let attr = ffi::ibv_qp_attr {
-            qp_state: ffi::ibv_qp_state::IBV_QPS_RTS,
-            sq_psn: ours.psn,
-            timeout: options.timeout,
-            retry_cnt: options.retry_count,
-            rnr_retry: options.rnr_retry,
-            max_rd_atomic: rd_atomic,
-            ..Default::default()
-        };
-        let mask = Mask::IBV_QP_STATE
-            | Mask::IBV_QP_SQ_PSN
-            | Mask::IBV_QP_TIMEOUT
-            | Mask::IBV_QP_RETRY_CNT
-            | Mask::IBV_QP_RNR_RETRY
-            | Mask::IBV_QP_MAX_QP_RD_ATOMIC;
-        self.modify(attr, mask, "to ready to send")
+        let initiator = owned.depth.initiator.min(peer.rd_atomic);
+        let (attr, mask) = transition::rts(ours.psn, &options, initiator);
+        self.modify(attr, mask, "to RTS")?;
+        self.set_initiator_depth(initiator);
+        Ok(())
     }
 
-    /// Stops the queue pair: what is under way or posted completes with WR_FLUSH_ERR, and so does all that
-    /// is posted later. It cannot be started again.
+    /// What the connection may use, of the two figures that both sides exchanged.
+    pub(crate) fn set_initiator_depth(&self, depth: u8) {
+        self.initiator_depth.store(depth, Ordering::Relaxed);
+    }
+
+    /// The READs and atomics of a connection that another party sets up; `None` for a foreign queue pair.
+    pub(crate) fn depth(&self) -> Option<Depth> {
+        self.owned.as_ref().map(|owned| owned.depth)
+    }
+
+    /// What a peer may do, as `ibv_access_flags`.
+    pub(crate) fn remote_access(&self) -> u32 {
+        self.remote_access
+    }
+
+    /// Brings the queue pair to the error state for good: work requests and receives in flight, and all posted
+    /// later, complete with WR_FLUSH_ERR.
     ///
     /// # Errors
-    /// [`Error::Verbs`]: the device failed.
+    /// [`Error::Device`], with the errno of the kernel or the provider.
     #[doc(alias = "IBV_QPS_ERR")]
     pub fn stop(&self) -> Result<()> {
         let attr = ffi::ibv_qp_attr { qp_state: ffi::ibv_qp_state::IBV_QPS_ERR, ..Default::default() };
-        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to a stop")
+        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to the error state")
     }
 
-    /// Forgets all that is posted, without completions: when this returns, the device is done with it.
+    /// Discards everything posted, without completions. When this returns, the device is done with it.
     pub(crate) fn reset(&self) -> Result<()> {
         let attr = ffi::ibv_qp_attr { qp_state: ffi::ibv_qp_state::IBV_QPS_RESET, ..Default::default() };
-        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to reset")
+        self.modify(attr, ffi::ibv_qp_attr_mask::IBV_QP_STATE, "to RESET")
     }
 
-    /// Queues a request. Its completion bears `wr_id`; a request that is not `signaled` completes
-    /// silently, with the next one that is, unless it fails.
-    ///
-    /// # Errors
-    /// - [`Error::TooManySge`], [`Error::InvalidAtomic`]: found before the provider sees it.
-    /// - [`Error::Post`]: `ENOMEM` when the queue is full, `EINVAL` when it is not connected.
-    #[doc(alias = "ibv_post_send")]
-    pub fn post(&self, wr_id: u64, operation: Operation, elements: &[Sge<'_>], signaled: bool) -> Result<()> {
-        let mut wr = operation.request(elements)?;
-        (wr.sg_list, wr.num_sge) = self.list(elements)?;
-        wr.wr_id = wr_id;
-        if signaled {
-            wr.send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-        let mut bad = null_mut();
-        // SAFETY: the queue pair is live; the request and the list it points to are read during the
-        // call only. What the device may do with memory is bounded by the regions behind the elements.
-        check(unsafe { inline::post_send(self.raw.as_ptr(), &mut wr, &mut bad) })
-            .map_err(|source| Error::Post { opcode: operation.opcode(), source })
-    }
-
-    /// Queues a receive: the next SEND's bytes go to these elements. No elements take a message of no
-    /// bytes, or the number of a WRITE with one.
-    ///
-    /// # Errors
-    /// - [`Error::TooManySge`]: found before the provider sees it.
-    /// - [`Error::Post`]: `ENOMEM` when the queue is full.
-    #[doc(alias = "ibv_post_recv")]
-    pub fn post_recv(&self, wr_id: u64, elements: &[Sge<'_>]) -> Result<()> {
-        let mut wr = ffi::ibv_recv_wr { wr_id, ..Default::default() };
-        (wr.sg_list, wr.num_sge) = self.list(elements)?;
-        let mut bad = null_mut();
-        // SAFETY: as in `post`.
-        check(unsafe { inline::post_recv(self.raw.as_ptr(), &mut wr, &mut bad) })
-            .map_err(|source| Error::Post { opcode: Opcode::Recv, source })
-    }
-
-    /// The elements as the C list: `Sge` is transparent over `ibv_sge`, and the list is only read.
-    fn list(&self, elements: &[Sge<'_>]) -> Result<(*mut ffi::ibv_sge, i32)> {
-        if elements.len() > self.max_sge as usize {
-            return Err(Error::TooManySge { count: elements.len(), limit: self.max_sge });
-        }
-        Ok((elements.as_ptr().cast_mut().cast(), elements.len() as i32))
-    }
-
-    fn initialise(&self, port: u8) -> Result<()> {
-        use ffi::{ibv_access_flags as Access, ibv_qp_attr_mask as Mask};
-        // What a peer may do is for each region to say.
-        let access = Access::IBV_ACCESS_REMOTE_WRITE
-            | Access::IBV_ACCESS_REMOTE_READ
-            | Access::IBV_ACCESS_REMOTE_ATOMIC;
-        let attr = ffi::ibv_qp_attr {
-            qp_state: ffi::ibv_qp_state::IBV_QPS_INIT,
-            port_num: port,
-            qp_access_flags: access.0,
-            ..Default::default()
-        };
-        let mask =
-            Mask::IBV_QP_STATE | Mask::IBV_QP_PKEY_INDEX | Mask::IBV_QP_PORT | Mask::IBV_QP_ACCESS_FLAGS;
-        self.modify(attr, mask, "to initialised")
-    }
-
+    /// Modifies the queue pair. `transition` completes "cannot bring queue pair 17 …".
     pub(crate) fn modify(
         &self,
         mut attr: ffi::ibv_qp_attr,
         mask: ffi::ibv_qp_attr_mask,
-        what: &str,
+        transition: &str,
     ) -> Result<()> {
-        // SAFETY: the queue pair is live, and the attributes that the mask names are filled in.
-        check(unsafe { ffi::ibv_modify_qp(self.raw.as_ptr(), &mut attr, mask.0 as i32) }).map_err(|source| {
-            let device = self.owned.as_ref().map_or("", |owned| owned.domain.context().device_name());
-            let operation = format!("bring queue pair {} {what}", self.number());
-            Error::Verbs { device: device.into(), operation, source }
-        })
+        // SAFETY: the queue pair is live, and the attributes named by the mask are filled in.
+        check(unsafe { ffi::ibv_modify_qp(self.raw.as_ptr(), &mut attr, mask.0 as i32) })
+            .map_err(self.failed(format!("bring queue pair {} {transition}", self.number())))
+    }
+
+    fn failed(&self, operation: String) -> impl FnOnce(io::Error) -> Error {
+        self.context.failed(operation)
     }
 }
 
-fn gid(domain: &ProtectionDomain, port: u8, index: u8) -> Result<[u8; 16]> {
-    let context = domain.context();
-    let mut gid = ffi::ibv_gid::default();
-    // SAFETY: the context is open and `gid` is a valid place for the answer.
-    check(unsafe { ffi::ibv_query_gid(context.as_raw().as_ptr(), port, index.into(), &mut gid) })
-        .map_err(context.failed(format!("read GID {index} of port {port}")))?;
-    // SAFETY: `raw` is the view of the union that any 16 bytes are valid for.
-    Ok(unsafe { gid.raw })
+/// The error for a queue pair that was not created.
+fn not_created(context: &Context, options: &QueuePairOptions, source: io::Error) -> Error {
+    if source.raw_os_error() == Some(libc::EOPNOTSUPP) {
+        return Error::Unavailable {
+            device: context.device_name().into(),
+            operation: "reliable connected (RC) queue pairs",
+            needs: "a NIC and a driver with the RC transport (efa has only SRD and UD)",
+            source: Some(source.into()),
+        };
+    }
+    let QueuePairOptions { send_depth, recv_depth, max_sge, .. } = options;
+    let operation = format!(
+        "create a queue pair with send depth {send_depth}, receive depth {recv_depth} and {max_sge} elements a request"
+    );
+    context.failed(operation)(source)
 }
 
-/// A first packet sequence number. Each connection takes another, so that a late packet of an earlier
-/// one on the same numbers is not taken for one of this.
+/// The first packet sequence number of a new queue pair. Each one gets another number, so that a late packet
+/// of an earlier connection with the same queue pair numbers is not accepted.
 fn next_psn() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let seed = std::process::id().wrapping_mul(0x9e37_79b9);
     (seed ^ NEXT.fetch_add(0x1_0001, Ordering::Relaxed)) & 0xff_ffff
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::kind::ErrorKind;
+    use crate::mr::tests::domain;
+
+    /// A queue pair that no device has. libibverbs must not see it.
+    pub(crate) fn fake(domain: &ProtectionDomain) -> QueuePair {
+        QueuePair {
+            raw: NonNull::from(Box::leak(Box::new(ffi::ibv_qp::default()))),
+            domain: Some(domain.id()),
+            max_sge: 40,
+            max_sge_read: 40,
+            remote_access: 0,
+            initiator_depth: 16.into(),
+            creator: Process::current(),
+            owned: None,
+            context: domain.context().clone(),
+        }
+    }
+
+    #[test]
+    fn a_device_without_rc_is_named() {
+        let domain = domain();
+        let error = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            not_created(domain.context(), &QueuePairOptions::default(), source)
+        };
+        let refused = error(libc::EOPNOTSUPP);
+        assert_eq!((refused.kind(), refused.errno()), (ErrorKind::Unsupported, Some(libc::EOPNOTSUPP)));
+        assert!(
+            refused.to_string().starts_with("stub0 has no reliable connected (RC) queue pairs"),
+            "{refused}"
+        );
+        assert!(matches!(error(libc::EINVAL), Error::Device { .. }));
+    }
 }

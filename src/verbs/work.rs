@@ -1,22 +1,57 @@
-//! What can be posted to a queue pair.
+//! Work requests: keys, scatter/gather elements and operations.
 
+use std::fmt;
 use std::marker::PhantomData;
 
 use ibverbs_sys as ffi;
 
-use crate::mr::{Lkey, Rkey};
-use crate::transfer::RemoteAddr;
-use crate::{Error, Result};
+use super::error::{Error, Result};
+use super::{DomainId, ProtectionDomain};
 
-/// A scatter/gather element: up to 4 GiB less one byte of a registered region, made by
-/// [`MemoryRegion::sge`](crate::MemoryRegion::sge).
+/// The local key: names a region in work requests of this side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lkey(pub u32);
+
+/// The remote key: names a region in a peer's work requests.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Rkey(pub u32);
+
+impl fmt::Debug for Lkey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lkey({:#x})", self.0)
+    }
+}
+
+impl fmt::Debug for Rkey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rkey({:#x})", self.0)
+    }
+}
+
+/// An address in a peer's memory with the key for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteAddr {
+    /// Address at the peer: the iova that the peer registered.
+    pub addr: u64,
+    /// Key of the peer's region.
+    pub rkey: Rkey,
+}
+
+/// A scatter/gather element: 1 byte to 4 GiB less 4 KiB of a registered region. Use
+/// [`MemoryRegion::sge`](crate::MemoryRegion::sge) to get one.
 ///
-/// It borrows its region, so that a request cannot be posted for one that is gone. One that goes while
-/// the request is under way fails the request; the device never reaches memory without a region.
-#[repr(transparent)]
+/// An element borrows its region, so posting it needs a live region. If the region is deregistered while the
+/// work request is in flight, the request fails: a device accesses no memory without a registration.
+///
+/// The key of an element names its region in one protection domain only. A queue pair refuses the elements of
+/// another domain, where the same key may name other memory.
 #[derive(Clone, Copy)]
+#[doc(alias = "ibv_sge")]
 pub struct Sge<'mr> {
     raw: ffi::ibv_sge,
+    /// The domain of its region; `None` for memory that another library registered.
+    domain: Option<DomainId>,
     region: PhantomData<&'mr ()>,
 }
 
@@ -28,98 +63,116 @@ impl std::fmt::Debug for Sge<'_> {
 }
 
 impl Sge<'_> {
-    /// An element for addresses that the region of `lkey` covers; the caller chooses what it borrows.
-    pub(crate) fn new(addr: u64, length: u32, lkey: Lkey) -> Self {
-        Self { raw: ffi::ibv_sge { addr, length, lkey: lkey.0 }, region: PhantomData }
+    /// An element for addresses that the region of `lkey` in `domain` covers. The caller chooses the lifetime.
+    pub(crate) fn new(domain: &ProtectionDomain, addr: u64, length: u32, lkey: Lkey) -> Self {
+        let raw = ffi::ibv_sge { addr, length, lkey: lkey.0 };
+        Self { raw, domain: Some(domain.id()), region: PhantomData }
     }
 
     /// Wraps an element for memory that another library registered.
     ///
     /// # Safety
-    /// The device will read or write these bytes when a request with this element is posted: they are
-    /// registered under the element's key until it completes, and nobody holds a reference to them
-    /// that the device's access would break.
+    /// The device reads or writes these bytes once a work request with this element is posted. They must stay
+    /// registered under the element's key until the request completes, in the protection domain of the queue pair,
+    /// which is not compared. No reference may exist that the device's access would violate.
     pub unsafe fn from_raw(raw: ffi::ibv_sge) -> Self {
-        Self { raw, region: PhantomData }
+        Self { raw, domain: None, region: PhantomData }
+    }
+
+    /// The element as libibverbs reads it.
+    pub(super) fn raw(&self) -> ffi::ibv_sge {
+        self.raw
+    }
+
+    /// Whether the element may be posted to a queue pair in `domain`.
+    pub(super) fn fits(&self, domain: DomainId) -> bool {
+        self.domain.is_none_or(|own| own == domain)
     }
 
     /// Length in bytes.
-    #[allow(clippy::len_without_is_empty)] // made for at least one byte
+    #[allow(clippy::len_without_is_empty)] // an element has at least one byte
     pub fn len(&self) -> u32 {
         self.raw.length
     }
 }
 
-/// What a posted request does.
+/// The operation of a work request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
-    /// Local bytes are written at the peer.
+    /// Writes local bytes into the peer's memory.
     #[doc(alias = "IBV_WR_RDMA_WRITE")]
     Write {
-        /// Where at the peer.
+        /// Target address at the peer.
         remote: RemoteAddr,
     },
-    /// As `Write`, and the peer's next receive completes with a number.
+    /// Like `Write`; the peer's next receive completes with the immediate data.
     #[doc(alias = "IBV_WR_RDMA_WRITE_WITH_IMM")]
     WriteWithImm {
-        /// Where at the peer.
+        /// Target address at the peer.
         remote: RemoteAddr,
-        /// The number.
+        /// Immediate data.
         imm: u32,
     },
-    /// The peer's bytes are read into local ones.
+    /// Reads the peer's bytes into local memory.
     #[doc(alias = "IBV_WR_RDMA_READ")]
     Read {
-        /// Where at the peer.
+        /// Source address at the peer.
         remote: RemoteAddr,
     },
-    /// Local bytes go to the peer's next receive.
+    /// Sends local bytes into the peer's next receive.
     #[doc(alias = "IBV_WR_SEND")]
     Send,
-    /// As `Send`, with a number beside.
+    /// Like `Send`, with immediate data.
     #[doc(alias = "IBV_WR_SEND_WITH_IMM")]
     SendWithImm {
-        /// The number.
+        /// Immediate data.
         imm: u32,
     },
-    /// Adds to the peer's u64 and returns what it was into 8 local bytes.
+    /// Adds to a u64 of the peer, and returns its previous value in 8 local bytes.
     #[doc(alias = "IBV_WR_ATOMIC_FETCH_AND_ADD")]
     FetchAdd {
-        /// Where at the peer; a multiple of 8.
+        /// Address of the u64 at the peer, a multiple of 8.
         remote: RemoteAddr,
-        /// What is added.
+        /// The value to add; the sum wraps.
         add: u64,
     },
-    /// Replaces the peer's u64 if it is `compare`, and returns what it was into 8 local bytes.
+    /// Replaces a u64 of the peer if it equals `compare`, and returns its previous value in 8 local bytes.
     #[doc(alias = "IBV_WR_ATOMIC_CMP_AND_SWP")]
     CompareSwap {
-        /// Where at the peer; a multiple of 8.
+        /// Address of the u64 at the peer, a multiple of 8.
         remote: RemoteAddr,
-        /// What it must be.
+        /// The value to compare with.
         compare: u64,
-        /// What it becomes.
+        /// The new value.
         swap: u64,
     },
 }
 
-/// The kind of an [`Operation`], for messages.
+/// An [`Operation`] without its arguments, for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the names are those of the operations
 pub enum Opcode {
+    /// [`Operation::Write`].
     Write,
+    /// [`Operation::WriteWithImm`].
     WriteWithImm,
+    /// [`Operation::Read`].
     Read,
+    /// [`Operation::Send`].
     Send,
+    /// [`Operation::SendWithImm`].
     SendWithImm,
+    /// [`Operation::FetchAdd`].
     FetchAdd,
+    /// [`Operation::CompareSwap`].
     CompareSwap,
+    /// A receive.
     Recv,
 }
 
 impl Operation {
-    /// Its kind.
+    /// The operation without its arguments.
     pub fn opcode(&self) -> Opcode {
         match self {
             Self::Write { .. } => Opcode::Write,
@@ -132,15 +185,30 @@ impl Operation {
         }
     }
 
-    /// The libibverbs request for it; `next` and the list are null and 0, for the caller to fill in.
+    /// The operation for one message of a longer transfer, at this address of the peer. Immediate data goes with
+    /// the last message.
+    pub(crate) fn message(self, remote: RemoteAddr, last: bool) -> Self {
+        match self {
+            Self::Write { .. } => Self::Write { remote },
+            Self::WriteWithImm { imm, .. } if last => Self::WriteWithImm { remote, imm },
+            Self::WriteWithImm { .. } => Self::Write { remote },
+            Self::Read { .. } => Self::Read { remote },
+            Self::SendWithImm { .. } if !last => Self::Send,
+            Self::Send | Self::SendWithImm { .. } => self,
+            Self::FetchAdd { add, .. } => Self::FetchAdd { remote, add },
+            Self::CompareSwap { compare, swap, .. } => Self::CompareSwap { remote, compare, swap },
+        }
+    }
+
+    /// The work request for this operation, without its elements: `next` and the list are null, for the caller to
+    /// fill in.
     pub(super) fn request(&self, elements: &[Sge<'_>]) -> Result<ffi::ibv_send_wr> {
         let mut wr = ffi::ibv_send_wr::default();
         self.fill(&mut wr, elements.iter().map(|sge| u64::from(sge.len())).sum())?;
         Ok(wr)
     }
 
-    /// What it sets in a request of elements of so many bytes, which may have been another one before.
-    #[inline(always)]
+    /// Sets the operation in a work request with elements of `bytes` bytes. The request may hold an earlier one.
     pub(crate) fn fill(&self, wr: &mut ffi::ibv_send_wr, bytes: u64) -> Result<()> {
         use ffi::ibv_wr_opcode::*;
         wr.send_flags = 0;
@@ -191,10 +259,15 @@ impl Operation {
 mod tests {
     use super::*;
 
+    fn element(length: u32) -> Sge<'static> {
+        // SAFETY: it is not posted.
+        unsafe { Sge::from_raw(ffi::ibv_sge { addr: 64, length, lkey: 1 }) }
+    }
+
     #[test]
     fn requests_carry_their_arguments() {
         let remote = RemoteAddr { addr: 0x1_2345_6780, rkey: Rkey(0x77) };
-        let eight = [Sge::new(64, 8, Lkey(1))];
+        let eight = [element(8)];
         let wr = Operation::Write { remote }.request(&eight).unwrap();
         // SAFETY: `rdma` is what a WRITE fills in; every bit pattern is valid for it.
         let rdma = unsafe { wr.wr.rdma };
@@ -217,7 +290,7 @@ mod tests {
         let refused = |operation: Operation, elements: &[Sge<'_>]| {
             matches!(operation.request(elements), Err(Error::InvalidAtomic { .. }))
         };
-        let (four, eight) = ([Sge::new(0, 4, Lkey(1))], [Sge::new(0, 8, Lkey(1))]);
+        let (four, eight) = ([element(4)], [element(8)]);
         assert!(refused(add(4), &eight) && refused(add(8), &four) && refused(add(8), &[]));
         assert!(!refused(add(8), &eight));
     }

@@ -1,16 +1,16 @@
-//! The numbers and structs of the uverbs ioctl: `rdma/rdma_user_ioctl_cmds.h` and
+//! Constants and structs of the uverbs ioctl: `rdma/rdma_user_ioctl_cmds.h` and
 //! `rdma/ib_user_ioctl_cmds.h`.
 
-/// The opcode of every uverbs command. Its size is that of the header alone.
+/// The opcode of every uverbs command. The size in it is that of the header alone.
 #[doc(alias = "RDMA_VERBS_IOCTL")]
 pub const IOCTL: libc::Ioctl = libc::_IOWR::<Header>(0x1b, 1);
 
-/// What every command starts with; `num_attrs` [`Attribute`]s follow it.
+/// The start of every command; `num_attrs` [`Attribute`]s follow it.
 #[doc(alias = "ib_uverbs_ioctl_hdr")]
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
-    /// Bytes of the command, attributes included; at most a page.
+    /// Bytes of the command including its attributes, at most one page.
     pub length: u16,
     /// Object type: [`OBJECT_MR`].
     pub object_id: u16,
@@ -20,7 +20,7 @@ pub struct Header {
     pub num_attrs: u16,
     /// Zero, else EPROTONOSUPPORT.
     pub reserved1: u64,
-    /// Number of the device's driver (`enum rdma_driver_id`), else EINVAL.
+    /// Id of the device's driver (`enum rdma_driver_id`), else EINVAL.
     pub driver_id: u32,
     /// Zero, else EPROTONOSUPPORT.
     pub reserved2: u32,
@@ -31,7 +31,7 @@ pub struct Header {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attribute {
-    /// Which attribute of the method.
+    /// Id of the attribute within the method.
     pub attr_id: u16,
     /// Bytes of the value; 0 for a handle.
     pub len: u16,
@@ -39,19 +39,19 @@ pub struct Attribute {
     pub flags: u16,
     /// Element of an enumerated attribute; zero for all others.
     pub attr_data: u16,
-    /// The handle, the value itself where it has at most 8 bytes, else its address; the address of
-    /// the answer for an attribute that the kernel fills in.
+    /// Input: the handle, or the value if it has at most 8 bytes, else its address. Output: the address
+    /// where the kernel writes the answer.
     pub data: u64,
 }
 
-/// A kernel that does not know the attribute must refuse the command.
+/// A kernel that does not know the attribute refuses the command.
 #[doc(alias = "UVERBS_ATTR_F_MANDATORY")]
 pub const ATTR_F_MANDATORY: u16 = 1 << 0;
 /// Set by the kernel: it has written the answer.
 #[doc(alias = "UVERBS_ATTR_F_VALID_OUTPUT")]
 pub const ATTR_F_VALID_OUTPUT: u16 = 1 << 1;
 
-/// An object type that no kernel has.
+/// An object type that exists in no kernel.
 pub const OBJECT_NONE: u16 = 0xffff;
 /// Memory regions.
 #[doc(alias = "UVERBS_OBJECT_MR")]
@@ -74,16 +74,16 @@ pub const REG_DMABUF_MR_HANDLE: u16 = 0;
 /// [`MR_REG_DMABUF`], in: the protection domain.
 #[doc(alias = "UVERBS_ATTR_REG_DMABUF_MR_PD_HANDLE")]
 pub const REG_DMABUF_MR_PD_HANDLE: u16 = 1;
-/// [`MR_REG_DMABUF`], in, 64 bits: first byte of the range in the dma-buf.
+/// [`MR_REG_DMABUF`], in, 64 bits: offset of the range in the dma-buf, in bytes.
 #[doc(alias = "UVERBS_ATTR_REG_DMABUF_MR_OFFSET")]
 pub const REG_DMABUF_MR_OFFSET: u16 = 2;
-/// [`MR_REG_DMABUF`], in, 64 bits: bytes.
+/// [`MR_REG_DMABUF`], in, 64 bits: length of the range in bytes.
 #[doc(alias = "UVERBS_ATTR_REG_DMABUF_MR_LENGTH")]
 pub const REG_DMABUF_MR_LENGTH: u16 = 3;
-/// [`MR_REG_DMABUF`], in, 64 bits: the address of the first byte on the wire.
+/// [`MR_REG_DMABUF`], in, 64 bits: the iova, which is the address of the first byte on the wire.
 #[doc(alias = "UVERBS_ATTR_REG_DMABUF_MR_IOVA")]
 pub const REG_DMABUF_MR_IOVA: u16 = 4;
-/// [`MR_REG_DMABUF`], in, 32 bits (not the 64 of other descriptors in this interface): the dma-buf.
+/// [`MR_REG_DMABUF`], in, 32 bits (other descriptors in this interface have 64): the dma-buf.
 #[doc(alias = "UVERBS_ATTR_REG_DMABUF_MR_FD")]
 pub const REG_DMABUF_MR_FD: u16 = 5;
 /// [`MR_REG_DMABUF`], in, 32 bits: `ibv_access_flags`.

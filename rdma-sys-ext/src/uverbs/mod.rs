@@ -1,19 +1,20 @@
 //! The ioctl interface of `/dev/infiniband/uverbsN`, below libibverbs and its providers.
 //!
-//! A verbs context is a `cmd_fd`; every object on it (protection domain, memory region, queue pair)
-//! has a 32-bit handle that libibverbs keeps in the object's `handle` field. A command names an
-//! object type, a method and a list of attributes; all of them share the opcode [`IOCTL`]. The
-//! numbers are in [`abi`], one submodule here per object type has the calls.
+//! A verbs context is a `cmd_fd`. Every object on it (protection domain, memory region, queue pair) has
+//! a 32-bit handle, which libibverbs keeps in the object's `handle` field. A command names an object
+//! type, a method and a list of attributes; all commands share the opcode [`IOCTL`]. [`abi`] has the
+//! constants, and each object type has a submodule with its calls.
 //!
 //! | module | object | calls |
 //! |---|---|---|
 //! | [`mr`] | memory region | [`reg_dmabuf_mr`](mr::reg_dmabuf_mr), [`destroy`](mr::destroy) |
 //!
 //! # Errors
-//! What any command may return, as the kernel's `uverbs_ioctl.c` has it:
+//! Any command may return these errnos of the kernel's `uverbs_ioctl.c`:
 //! - EPROTONOSUPPORT: the kernel has no such object, method or mandatory attribute.
 //! - EOPNOTSUPP: the device's driver lacks the operation.
-//! - ENOENT: a handle that does not exist on this `cmd_fd`; EINVAL: one of another type of object.
+//! - ENOENT: the handle does not exist on this `cmd_fd`.
+//! - EINVAL: the handle belongs to another type of object.
 //! - EIO: the device is gone.
 //! - ENOTTY: not a uverbs descriptor.
 
@@ -28,10 +29,10 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The driver that the last command was for.
+/// The driver id that the kernel accepted last.
 static LAST_DRIVER: AtomicU32 = AtomicU32::new(0);
 
-/// One attribute of a command, with the borrow of the memory that the kernel may write for it.
+/// One attribute of a command, with a borrow of the memory that the kernel may write for it.
 #[repr(transparent)]
 #[derive(Debug)]
 struct Attr<'a>(abi::Attribute, PhantomData<&'a mut u32>);
@@ -40,7 +41,7 @@ impl<'a> Attr<'a> {
     fn new(attr_id: u16, len: usize, data: u64) -> Self {
         let attribute = abi::Attribute {
             attr_id,
-            // All lengths here are those of integers.
+            // Every value here is an integer of at most 8 bytes.
             len: len as u16,
             flags: abi::ATTR_F_MANDATORY,
             attr_data: 0,
@@ -49,17 +50,17 @@ impl<'a> Attr<'a> {
         Attr(attribute, PhantomData)
     }
 
-    /// The handle of an existing object, or of one to be created: then 0, and the kernel fills it in.
+    /// The handle of an existing object, or 0 for an object to create: the kernel fills it in.
     fn object(attr_id: u16, handle: u32) -> Self {
         Attr::new(attr_id, 0, handle.into())
     }
 
-    /// A 64-bit value; the kernel takes what fits into 8 bytes from the attribute itself.
+    /// A 64-bit value. The kernel reads a value of at most 8 bytes from the attribute itself.
     fn u64(attr_id: u16, value: u64) -> Self {
         Attr::new(attr_id, size_of::<u64>(), value)
     }
 
-    /// A 32-bit value, in the first four of the eight bytes.
+    /// A 32-bit value, in the first four of the eight bytes of `data`.
     #[inline]
     fn u32(attr_id: u16, value: u32) -> Self {
         let mut bytes = [0; 8];
@@ -67,13 +68,13 @@ impl<'a> Attr<'a> {
         Attr::new(attr_id, size_of::<u32>(), u64::from_ne_bytes(bytes))
     }
 
-    /// Where the kernel writes a 32-bit answer.
+    /// The address where the kernel writes a 32-bit answer.
     fn out_u32(attr_id: u16, answer: &'a mut u32) -> Self {
         let address = (&raw mut *answer).expose_provenance();
         Attr::new(attr_id, size_of::<u32>(), address as u64)
     }
 
-    /// The handle in this attribute, for reading back what the kernel filled in.
+    /// The handle in this attribute, filled in by the kernel for a new object.
     fn handle(&self) -> u32 {
         self.0.data as u32
     }
@@ -99,12 +100,12 @@ impl<'a, const N: usize> Command<'a, N> {
         Command { header, attributes }
     }
 
-    /// Runs the command; afterwards handles can be read from its attributes.
+    /// Runs the command and fills in the handles of new objects.
     ///
-    /// The kernel wants the number of the driver behind the descriptor in the header and answers
-    /// EINVAL, before it looks at anything else, when it is wrong. libibverbs has that number in a
-    /// private struct. Here the last right one is tried first, and only an EINVAL leads to asking
-    /// which is right: a second device of another driver costs a few refused calls at each change.
+    /// The kernel first compares the driver id in the header with that of the device and returns EINVAL if they
+    /// differ. libibverbs keeps the id in a private struct, so this tries the last accepted id and probes for the
+    /// right one only after an EINVAL. Alternating between devices of two drivers costs a few refused calls each
+    /// time.
     fn run(&mut self, cmd_fd: BorrowedFd<'_>) -> io::Result<()> {
         self.header.driver_id = LAST_DRIVER.load(Ordering::Relaxed);
         match self.ioctl(cmd_fd) {
@@ -129,18 +130,17 @@ impl<'a, const N: usize> Command<'a, N> {
     }
 
     fn ioctl(&mut self, cmd_fd: BorrowedFd<'_>) -> io::Result<()> {
-        // SAFETY: the kernel reads the header and the `num_attrs` attributes behind it, which
-        // `new` counted, and writes back into attributes and through the addresses in them. Those
-        // come from `out_u32` only, whose exclusive borrow lasts as long as this command.
+        // SAFETY: the kernel reads the header and `num_attrs` attributes, which `new` counted. It writes
+        // into the attributes and through the addresses in them; those come only from `out_u32`, whose
+        // exclusive borrow lasts as long as this command.
         unsafe { ioctl(cmd_fd, IOCTL, &raw mut *self) }.map(drop)
     }
 }
 
-/// The number of the driver behind a uverbs descriptor (`enum rdma_driver_id`), found without side
-/// effects: for an object that does not exist the kernel says EPROTONOSUPPORT, but only after it has
-/// accepted the driver's number.
+/// Finds the driver id of a uverbs descriptor (`enum rdma_driver_id`) without side effects: the kernel returns
+/// EPROTONOSUPPORT for an unknown object type, but only after it has accepted the driver id.
 fn driver_id(cmd_fd: BorrowedFd<'_>) -> Option<u32> {
-    // The headers of rdma-core 65 end at 21; each new driver gets the next number.
+    // The headers of rdma-core 65 end at 21, and each new driver gets the next id.
     const END: u32 = 256;
     let mut nothing = Command::new(abi::OBJECT_NONE, 0, []);
     (0..END).find(|&driver_id| {

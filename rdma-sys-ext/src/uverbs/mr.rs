@@ -1,40 +1,40 @@
-//! Memory regions: registering a dma-buf's range without a provider, and destroying.
+//! Memory regions: registers a range of a dma-buf without a provider, and destroys it.
 //!
-//! A provider (the user-space half of a driver) is not needed for this: where it lacks
-//! `reg_dmabuf_mr`, as soft-RoCE's does, the kernel may still have it. The memory region exists in
-//! the kernel only; libibverbs has no `ibv_mr` for it, and its keys are used in work requests like
-//! any others. It goes away with [`destroy`] or when the context is closed.
+//! A provider is the user-space half of a driver. Where it lacks `reg_dmabuf_mr`, as soft-RoCE's does,
+//! the kernel may still have the operation. The memory region exists only in the kernel: libibverbs has
+//! no `ibv_mr` for it. Its keys work in work requests like any others. It ends with [`destroy`] or when
+//! the context is closed.
 
 use super::{Attr, Command, abi};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 
-/// What [`reg_dmabuf_mr`] registers.
+/// Arguments of [`reg_dmabuf_mr`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegDmabufMr {
     /// The protection domain's handle on the same `cmd_fd`: `ibv_pd::handle`.
     pub pd_handle: u32,
-    /// The dma-buf; -1 to ask whether the device can import at all.
+    /// The dma-buf; -1 probes whether the device can import one.
     pub fd: RawFd,
-    /// First byte of the range in the dma-buf.
+    /// Offset of the range in the dma-buf, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length of the range in bytes.
     pub length: u64,
-    /// The address of that byte in work requests and on the wire, equal to `offset` modulo the page
-    /// size. Nothing is mapped there.
+    /// Address of the first byte in work requests and on the wire, equal to `offset` modulo the page
+    /// size. The process has nothing mapped there.
     pub iova: u64,
-    /// `ibv_access_flags`, of which only LOCAL_WRITE, REMOTE_READ, REMOTE_WRITE, REMOTE_ATOMIC and
-    /// RELAXED_ORDERING are permitted. The kernel does not compare them with the mode in which the
-    /// dma-buf was opened: a read-only descriptor gets write access.
+    /// `ibv_access_flags`: any of LOCAL_WRITE, REMOTE_READ, REMOTE_WRITE, REMOTE_ATOMIC and
+    /// RELAXED_ORDERING. The kernel does not compare them with the access mode of the descriptor: a
+    /// read-only descriptor gets write access.
     pub access: u32,
 }
 
-/// A memory region as the kernel names it.
+/// The handle and keys of a new memory region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegisteredMr {
-    /// For [`destroy`].
+    /// The kernel's handle, for [`destroy`].
     pub handle: u32,
-    /// Local key, for scatter-gather entries.
+    /// Local key, for scatter-gather elements.
     pub lkey: u32,
     /// Remote key, for the peer.
     pub rkey: u32,
@@ -42,29 +42,29 @@ pub struct RegisteredMr {
 
 /// Registers a range of a dma-buf.
 ///
-/// The kernel maps the whole buffer for the device, takes the range out of it and holds a reference:
-/// the descriptor may be closed afterwards. Nothing is charged to `RLIMIT_MEMLOCK`.
+/// The kernel maps the whole buffer for the device, keeps the range and holds a reference to the
+/// buffer, so you may close the descriptor afterwards. Nothing is charged to `RLIMIT_MEMLOCK`.
 ///
-/// With `fd` = -1 it is a probe that registers nothing: EBADF says that the kernel, the driver and
-/// the arguments before the descriptor are all right, EOPNOTSUPP or EPROTONOSUPPORT that there is no
-/// dma-buf import here.
+/// With `fd` = -1 the call is a probe that registers nothing. EBADF means that the kernel and the driver
+/// support the import and accept the other arguments. EOPNOTSUPP or EPROTONOSUPPORT means that they do
+/// not support it.
 ///
 /// # Errors
 /// - EPROTONOSUPPORT: a kernel before 5.12.
 /// - EOPNOTSUPP: the driver cannot import a dma-buf, or not this one (memory without struct pages).
-/// - EINVAL: `offset` and `iova` differ modulo the page size; a flag that is not permitted, or
-///   REMOTE_WRITE or REMOTE_ATOMIC without LOCAL_WRITE; the range is empty, overflows or passes the
-///   end; `fd` is not a dma-buf.
+/// - EINVAL: `offset` and `iova` differ modulo the page size; a flag is not permitted; REMOTE_WRITE or
+///   REMOTE_ATOMIC is set without LOCAL_WRITE; the range is empty, overflows or passes the end; or `fd`
+///   is not a dma-buf.
 /// - ENOENT: no such protection domain on this `cmd_fd`.
 /// - EBADF: `fd` is not open.
-/// - ENOMEM, and whatever the exporter returns for attaching or mapping.
-/// - 524 (ENOTSUPP, a number of the kernel's own): leaked by some drivers, means EOPNOTSUPP.
+/// - ENOMEM.
+/// - Any errno of the exporter's attach or map.
+/// - 524 (ENOTSUPP, internal to the kernel): some drivers leak it; it means EOPNOTSUPP.
 ///
 /// # Safety
-/// `request.fd` must be -1 or borrowed by the caller: open, and allowed to be used, until this
-/// returns. The registration lets the device and, with a REMOTE flag, everyone who holds `rkey` use
-/// that buffer's memory, so another owner's descriptor must not be named here by its number. All
-/// other arguments are harmless; the kernel refuses what is wrong.
+/// `request.fd` must be -1 or a descriptor that the caller borrows until this returns. The registration
+/// gives the device access to the buffer's memory, and with a REMOTE flag also every peer that has
+/// `rkey`, so `fd` must not be a descriptor of another owner. The kernel checks all other arguments.
 ///
 /// Kernel: `UVERBS_METHOD_REG_DMABUF_MR` in `drivers/infiniband/core/uverbs_std_types_mr.c`;
 /// rdma-core: `ibv_cmd_reg_dmabuf_mr` in `libibverbs/cmd_mr.c`.
@@ -93,18 +93,18 @@ pub unsafe fn reg_dmabuf_mr(cmd_fd: BorrowedFd<'_>, request: &RegDmabufMr) -> io
     Ok(RegisteredMr { handle, lkey, rkey })
 }
 
-/// Deregisters a memory region; its keys are dead and its memory is released when this returns.
+/// Deregisters a memory region. When this returns, its keys are invalid and its memory is released.
 ///
 /// # Errors
-/// - ENOENT: no such memory region on this `cmd_fd`, or no longer.
-/// - EINVAL: the handle of an object of another type.
-/// - EBUSY: a memory window is bound to it; it stays registered.
+/// - ENOENT: this `cmd_fd` has no such memory region (any more).
+/// - EINVAL: the handle belongs to another type of object.
+/// - EBUSY: a memory window is bound to the region, which stays registered.
 /// - EIO: the device is gone, and the memory region with it.
 ///
 /// # Safety
-/// `handle` must come from [`reg_dmabuf_mr`] on the same `cmd_fd`, be used by nobody else and not
-/// have been destroyed yet. The kernel would as well destroy a memory region of libibverbs' on the
-/// same descriptor, under an `ibv_mr` that is still in use, and it reuses numbers.
+/// `handle` must come from [`reg_dmabuf_mr`] on the same `cmd_fd`, must not be in use elsewhere and must
+/// not have been destroyed. The kernel reuses handles, and would also destroy a memory region of
+/// libibverbs on the same descriptor while its `ibv_mr` is in use.
 ///
 /// Kernel: `UVERBS_METHOD_MR_DESTROY` in `drivers/infiniband/core/uverbs_std_types_mr.c`;
 /// rdma-core: `ibv_cmd_dereg_mr` in `libibverbs/cmd_mr.c`.

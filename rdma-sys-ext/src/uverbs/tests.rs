@@ -1,4 +1,4 @@
-//! What goes to the kernel, byte by byte, and what comes back; with a fake kernel, see `ioctl::fake`.
+//! Compares the bytes of each command and its answer, with the fake kernel of `ioctl::fake`.
 
 use super::{Attr, Command, abi, mr};
 use crate::ioctl::fake::{self, errno, null};
@@ -56,9 +56,9 @@ fn another_descriptor_is_enotty() {
     assert_eq!(errno(destroyed), Some(libc::ENOTTY));
 }
 
-/// A kernel whose device is of driver `driver`: it refuses the wrong number with EINVAL and an
-/// unknown object with EPROTONOSUPPORT, in that order, counts the commands that get past both, and
-/// gives them to `method`.
+/// A kernel with one device, of driver `driver`. It refuses another driver id with EINVAL, then an
+/// unknown object type with EPROTONOSUPPORT. It counts all other commands in `accepted` and passes them
+/// to `method`.
 fn kernel(
     driver: u32,
     accepted: Rc<Cell<usize>>,
@@ -107,7 +107,7 @@ fn registering_sends_the_request_and_reads_the_answer() {
         for (answer, key) in attributes[7..].iter().zip([0xaaaa, 0xbbbb]) {
             assert_eq!(answer.len, 4);
             let key_out = ptr::with_exposed_provenance_mut::<u32>(answer.data as usize);
-            // SAFETY: the address is that of a u32 of the caller's, exposed for this.
+            // SAFETY: the address is that of the caller's u32, exposed for this.
             unsafe { key_out.write(key) };
         }
         Ok(0)
@@ -122,7 +122,7 @@ fn registering_sends_the_request_and_reads_the_answer() {
 }
 
 #[test]
-fn the_driver_is_found_and_a_true_einval_is_kept() {
+fn the_driver_id_is_found_and_a_real_einval_is_kept() {
     for driver in [1, 14, 22, 14] {
         let accepted = Rc::new(Cell::new(0));
         let mut answers = [Ok(0), Ok(0), Err(libc::EINVAL), Err(libc::ENOENT)].into_iter();
@@ -140,13 +140,13 @@ fn the_driver_is_found_and_a_true_einval_is_kept() {
             assert_eq!(errno(destroy()), Some(libc::EINVAL));
             assert_eq!(errno(destroy()), Some(libc::ENOENT));
         });
-        // A command that the kernel refused on its merits is not sent twice.
+        // A command that the kernel refused for another reason than the driver id is not sent twice.
         assert_eq!(accepted.get(), 4);
     }
 }
 
 #[test]
-fn a_driver_that_is_not_found_leaves_the_refusal() {
+fn an_unknown_driver_id_keeps_the_first_error() {
     let accepted = Rc::new(Cell::new(0));
     let method = |_: &abi::Header, _: &mut [abi::Attribute]| Ok(0);
     // SAFETY: there are no memory regions in the fake kernel.

@@ -1,4 +1,4 @@
-/* The exporters' part of layout.c. ROCm's and oneAPI's headers are looked for, and seldom there. */
+/* The exporters' part of layout.c. Most machines lack the headers of ROCm and oneAPI. */
 #include <linux/videodev2.h>
 #if __has_include(<hsa/hsa_ext_amd.h>)
 #include <hsa/hsa_ext_amd.h>
@@ -7,7 +7,7 @@
 #include <level_zero/ze_api.h>
 #endif
 
-/* Of types that C names without `struct`. */
+/* For types that C names without `struct`. */
 #define TYPE_SIZE(type) NAMED("struct " #type, sizeof(type))
 #define TYPE_FIELD_AS(type, field, rust)                                                           \
 	do {                                                                                       \

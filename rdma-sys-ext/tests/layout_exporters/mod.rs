@@ -1,4 +1,4 @@
-//! What the exporters' modules write by hand; the C is in `exporters.c`.
+//! The hand-written layouts of the exporter modules; `exporters.c` has the C side.
 
 use super::{Facts, size_of_field};
 use rdma_sys_ext::{hsa, level_zero, v4l2};

@@ -1,11 +1,11 @@
-//! The driver's functions, one private one here for each call.
+//! The functions of libcuda, with one method for each call.
 //!
-//! `unsafe` is here for calling into libcuda. `cudarc` finds the library and has the types; the
-//! functions are declared here, since a newer driver may answer with a code that `cudarc`'s enum of
-//! results lacks, and since `cudarc` panics where a driver lacks a function.
+//! `unsafe` is here for calling into libcuda. `cudarc` has the types. The functions are declared here for
+//! three reasons: a newer driver may return a code that `cudarc`'s enum of results lacks, `cudarc` panics if
+//! the driver lacks a function, and it loads a libcuda.so before libcuda.so.1.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::RawFd;
 
 use cudarc::driver::sys;
 use sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE;
@@ -14,12 +14,11 @@ use sys::CUpointer_attribute_enum as Attribute;
 pub(super) use sys::{CUcontext as Context, CUdeviceptr as Address};
 
 use super::LIBRARY;
-use crate::Result;
-use crate::error::ExporterError;
-use crate::exporter::library::answered;
+use crate::exporter::PointerError;
 pub(super) use crate::exporter::library::{Answer, Refused};
+use crate::exporter::library::{answered, functions};
 
-/// The codes that become errors of their own.
+/// The codes that this module handles.
 pub(super) mod code {
     use super::sys::cudaError_enum as C;
 
@@ -31,33 +30,6 @@ pub(super) mod code {
     pub(crate) const INVALID_CONTEXT: u32 = C::CUDA_ERROR_INVALID_CONTEXT as u32;
     pub(crate) const NOT_FOUND: u32 = C::CUDA_ERROR_NOT_FOUND as u32;
     pub(crate) const NOT_SUPPORTED: u32 = C::CUDA_ERROR_NOT_SUPPORTED as u32;
-}
-
-/// Declares the functions with their C types, and finds them all.
-macro_rules! functions {
-    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
-        /// The functions of libcuda that are used here.
-        #[derive(Debug, Clone, Copy)]
-        pub(super) struct Api {
-            $($name: unsafe extern "C" fn($($argument),*) -> c_uint,)*
-        }
-
-        impl Api {
-            /// Loads the library and finds all of it.
-            pub(super) fn load() -> Result<Self> {
-                // SAFETY: only loads the library, whose constructors run as for any program.
-                if !unsafe { sys::is_culib_present() } {
-                    return Err(LIBRARY.missing().into());
-                }
-                // SAFETY: it was there a moment ago; cudarc keeps it loaded for good.
-                let library = unsafe { sys::culib() };
-                // SAFETY: the types are those of cuda.h; the library is never unloaded.
-                Ok(unsafe { Self { $($name: *library
-                    .get::<unsafe extern "C" fn($($argument),*) -> c_uint>($symbol.as_bytes())
-                    .map_err(|_| LIBRARY.lacks($symbol, $since))?,)* } })
-            }
-        }
-    };
 }
 
 functions! {
@@ -82,7 +54,7 @@ functions! {
     synchronize: "cuCtxSynchronize", "CUDA 4", ();
 }
 
-/// What the driver says of a pointer; all zero for one that it does not know.
+/// What the driver reports about a pointer; all zero for one that it does not know.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Attributes {
     pub(super) context: usize,
@@ -101,7 +73,7 @@ impl Attributes {
 
 impl Api {
     pub(super) fn init(&self) -> Answer {
-        // SAFETY: takes flags, which have to be 0.
+        // SAFETY: takes flags, which must be 0.
         answered("cuInit", unsafe { (self.init)(0) })
     }
 
@@ -112,13 +84,13 @@ impl Api {
         Ok(count)
     }
 
-    /// The device of that ordinal and its PCI address as text.
+    /// The device of an ordinal, and its PCI address as text.
     pub(super) fn device(&self, ordinal: c_int) -> Answer<(c_int, String)> {
         let mut device = 0;
         // SAFETY: writes one int.
         answered("cuDeviceGet", unsafe { (self.device_get)(&raw mut device, ordinal) })?;
         let mut text = [0_u8; 32];
-        // SAFETY: writes a string of at most the length passed, its NUL included.
+        // SAFETY: writes a string of at most the length passed, including its NUL.
         let code = unsafe { (self.pci_bus_id)(text.as_mut_ptr().cast(), text.len() as c_int, device) };
         answered("cuDeviceGetPCIBusId", code)?;
         let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
@@ -134,16 +106,16 @@ impl Api {
     }
 
     pub(super) fn release(&self, device: c_int) -> Answer {
-        // SAFETY: takes a number. The caller retained the context once.
+        // SAFETY: takes a number. The caller retained the context once for each release.
         answered("cuDevicePrimaryCtxRelease", unsafe { (self.release)(device) })
     }
 
-    /// Makes a context this thread's, until the guard is dropped.
+    /// Makes a context current for this thread until the guard is dropped.
     ///
     /// # Safety
     /// The context is alive until then.
     pub(super) unsafe fn enter(&self, context: Context) -> Answer<Entered<'_>> {
-        // SAFETY: alive, says the caller.
+        // SAFETY: the caller's promise.
         answered("cuCtxPushCurrent", unsafe { (self.push)(context) })?;
         Ok(Entered { api: self })
     }
@@ -168,36 +140,35 @@ impl Api {
             (&raw mut found.base).cast(),
             (&raw mut found.size).cast(),
         ];
-        // SAFETY: there are as many places as names, each at least of the size that cuda.h gives the
-        // attribute, and zeroed. Nothing is read at the address.
+        // SAFETY: there is one place for each name, zeroed and at least as large as cuda.h says of the
+        // attribute. Nothing is read at the address.
         let code =
             unsafe { (self.attributes)(names.len() as c_uint, names.as_ptr(), places.as_ptr(), address) };
         answered("cuPointerGetAttributes", code)?;
         Ok(found)
     }
 
-    /// Base and size of the allocation around an address. Wants a current context.
+    /// Base and size of the allocation around an address. A context must be current.
     pub(super) fn address_range(&self, address: Address) -> Answer<(Address, u64)> {
         let (mut base, mut size) = (0, 0);
-        // SAFETY: writes the two; nothing is read at the address.
+        // SAFETY: writes the two values; nothing is read at the address.
         let code = unsafe { (self.address_range)(&raw mut base, &raw mut size, address) };
         answered("cuMemGetAddressRange", code)?;
         Ok((base, size as u64))
     }
 
-    /// A dma-buf of whole pages. Wants the memory's context to be current.
-    pub(super) fn export(&self, address: Address, length: u64, pcie: bool) -> Answer<OwnedFd> {
+    /// A dma-buf of whole pages, which the caller owns. The memory's context must be current.
+    pub(super) fn export(&self, address: Address, length: u64, pcie: bool) -> Answer<RawFd> {
         let mut fd: c_int = -1;
         let kind = CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD as c_uint;
         let flags = if pcie { CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE as c_ulonglong } else { 0 };
         // SAFETY: a handle of this type is one int. The driver checks address and length.
         let code = unsafe { (self.handle)((&raw mut fd).cast(), address, length as usize, kind, flags) };
         answered("cuMemGetHandleForAddressRange", code)?;
-        // SAFETY: a descriptor that the driver has just made for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        Ok(fd)
     }
 
-    /// Memory of the current context's device.
+    /// Allocates memory of the current context's device.
     pub(super) fn alloc(&self, size: u64) -> Answer<Address> {
         let mut address = 0;
         // SAFETY: writes one address.
@@ -206,47 +177,47 @@ impl Api {
     }
 
     /// # Safety
-    /// The address is one that `alloc` returned and nobody has freed.
+    /// `alloc` returned the address, and it has not been freed.
     pub(super) unsafe fn free(&self, address: Address) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("cuMemFree", unsafe { (self.free)(address) })
     }
 
-    /// Bytes free in the current context's device.
+    /// Free bytes of the current context's device.
     pub(super) fn available(&self) -> Answer<u64> {
         let (mut free, mut total) = (0, 0);
-        // SAFETY: writes the two.
+        // SAFETY: writes the two values.
         answered("cuMemGetInfo", unsafe { (self.info)(&raw mut free, &raw mut total) })?;
         Ok(free as u64)
     }
 
-    /// Sets words and waits until that is done.
+    /// Sets words and waits for the device to finish.
     ///
     /// # Safety
-    /// The words are in an allocation of the current context that nobody else relies on.
+    /// The caller owns the words, which are in an allocation of the current context.
     pub(super) unsafe fn fill(&self, address: Address, word: u32, count: usize) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("cuMemsetD32", unsafe { (self.set)(address, word, count) })?;
         // SAFETY: takes nothing.
         answered("cuCtxSynchronize", unsafe { (self.synchronize)() })
     }
 
-    /// As an error of the library, by the driver's own name.
-    pub(super) fn error(&self, refused: Refused) -> ExporterError {
+    /// The error for a code, with the driver's name for it.
+    pub(super) fn error(&self, refused: Refused) -> PointerError {
         let mut name = std::ptr::null();
-        // SAFETY: writes a pointer to a static string, or null for a code that it does not know.
+        // SAFETY: writes a pointer to a static string, or null for an unknown code.
         let known = unsafe { (self.error_name)(refused.code, &raw mut name) } == 0 && !name.is_null();
         let name = match known {
-            // SAFETY: a static, NUL-terminated string, says cuda.h.
+            // SAFETY: a static, NUL-terminated string according to cuda.h.
             true => unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned(),
             false => "an unknown error".into(),
         };
         let (call, code) = (refused.call, i64::from(refused.code));
-        ExporterError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
+        PointerError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
     }
 }
 
-/// A context is current; the one before is again when this is dropped.
+/// Keeps a context current; dropping this restores the previous one.
 #[derive(Debug)]
 pub(super) struct Entered<'a> {
     api: &'a Api,
@@ -255,7 +226,7 @@ pub(super) struct Entered<'a> {
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
-        // SAFETY: takes back what `enter` pushed on this thread; guards nest, being borrowed values.
+        // SAFETY: pops what `enter` pushed on this thread; guards nest, because each borrows the `Api`.
         if let Err(refused) = answered("cuCtxPopCurrent", unsafe { (self.api.pop)(&raw mut popped) }) {
             tracing::warn!(error = %self.api.error(refused), "cannot leave a CUDA context");
         }

@@ -1,64 +1,51 @@
-//! CUDA: dma-bufs of the memory of NVIDIA GPUs, through the driver API.
+//! CUDA: dma-bufs of NVIDIA GPU memory, through the driver API.
 //!
-//! libcuda is found at run time; nothing of CUDA is needed to build. The kernel modules have to be
-//! the open ones, and the driver of CUDA 11.7 or later.
+//! libcuda is loaded at run time, so building needs nothing of CUDA. The export takes NVIDIA's open kernel
+//! modules and the driver of CUDA 11.7 or later.
 //!
-//! `unsafe` is here for what the calls in `api.rs` ask of their callers.
+//! `unsafe` is here for the functions in `api.rs` that require something of their caller.
 //!
 //! Source: cuda.h, "Virtual Memory Management" and "Unified Addressing" of the driver API's manual.
 
 mod api;
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use dma_sg::page_size;
+use dma_sg::pci::PciAddress;
+
 use super::device_memory::{DeviceMemory, Heap};
-use super::library::{Named, forbidden_node, out_of_descriptors};
-use super::runtime::{
-    Exported, Found, MemoryKind, Piece, Route, Runtime, foreign, host_pages_around, not_null,
-};
-use super::{Allocation, Exporter, whole_pages};
+use super::library::{Named, check_descriptor, out_of_descriptors};
+use super::runtime::{ExportedRange, MemoryKind, PointerInfo, Runtime, foreign, not_null, pages_around};
+use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
 use crate::dmabuf::DmaBuf;
-use crate::error::ExporterError;
-use crate::pci::PciAddress;
-use crate::{Error, Result};
+use crate::observe::Process;
 use api::{Answer, Api, Attributes, Context, Refused, code};
 
 const LIBRARY: Named = Named {
     runtime: "CUDA",
     library: "libcuda.so.1",
-    remedy: "install NVIDIA's driver (Debian: libcuda1); in a container, have it passed in",
+    remedy: "install NVIDIA's driver (Debian: libcuda1); pass it into a container",
 };
 const NODES: &[&str] = &["/dev/nvidiactl", "/dev/nvidia0"];
 const FORBIDDEN: &str =
     "join the group that owns it (video under Debian's udev), or pass it to the container";
-const NO_DEVICE: &str = "nvidia-smi lists those that the driver sees; CUDA_VISIBLE_DEVICES may hide them";
-const UNSUPPORTED: &str = "it takes the open kernel modules of NVIDIA's driver, a GPU of Turing or later, and memory of cuMemAlloc or cuMemCreate; Tegra and WSL have none";
+const NO_DEVICE: &str = "nvidia-smi lists the GPUs that the driver sees; CUDA_VISIBLE_DEVICES may hide some";
+const UNSUPPORTED: &str = "this needs the open kernel modules of NVIDIA's driver, a GPU of Turing or later, and memory of cuMemAlloc or cuMemCreate; Tegra and WSL do not export";
 
-/// Allocations begin at multiples of this from this size on, so that they share no page with others.
+/// From this size on, allocations begin at multiples of it, so they share no page with others.
 const GRANULE: u64 = 2 << 20;
 
-/// When to ask for the mapping through the GPU's BAR, where there is a nearer way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PcieMapping {
-    /// Never: as the driver chooses. Right on any machine whose GPUs hang on PCIe.
-    #[default]
-    Never,
-    /// Ask for it, and take the default where the driver refuses it. [`Piece::route`] says which it was.
-    /// For a GPU that is linked to the processor beside PCIe (GB200), and a NIC that reaches it by PCIe.
-    Prefer,
-    /// Ask for it, and fail where the driver refuses it.
-    Require,
-}
-
-/// The CUDA driver, with the GPUs that it shows this process.
+/// The CUDA driver, with the GPUs that this process may see.
 ///
-/// Any thread may use it: the context of the memory is made current for a call and the one before is
-/// put back.
+/// Any thread may use it. A call makes the memory's context current and then restores the previous one.
 #[derive(Debug, Clone)]
 pub struct Cuda {
     driver: Arc<Driver>,
     device: usize,
-    pcie: PcieMapping,
+    /// Whether exports request the mapping through the PCIe BAR.
+    pcie: bool,
 }
 
 #[derive(Debug)]
@@ -74,20 +61,21 @@ struct Device {
 }
 
 impl Cuda {
-    /// Loads the driver and initialises it. [`allocate`](Exporter::allocate) takes memory of the first GPU.
+    /// Loads and initializes the driver. [`allocate`](Exporter::allocate) takes memory of the first GPU.
     ///
     /// # Errors
-    /// - [`ExporterError::RuntimeMissing`], [`ExporterError::RuntimeTooOld`]: the library.
-    /// - [`ExporterError::NoDevice`]: no GPU, or none that is visible.
-    /// - [`Error::ExporterNotPermitted`]: the GPU's node is not for this user.
-    /// - [`ExporterError::RuntimeCall`]: the driver failed otherwise.
+    /// - [`PointerError::RuntimeMissing`], [`PointerError::RuntimeTooOld`]: the library.
+    /// - [`PointerError::NoDevice`]: there is no GPU, or none is visible.
+    /// - [`PointerError::OutOfDescriptors`] (`EMFILE`, `ENFILE`).
+    /// - [`Error::NotPermitted`]: this user may not open the GPU's node.
+    /// - [`PointerError::RuntimeCall`]: the driver failed otherwise.
     #[doc(alias = "cuInit")]
     pub fn load() -> Result<Self> {
         let api = Api::load()?;
         let error = |refused: Refused| {
-            forbidden_node(NODES, FORBIDDEN).unwrap_or_else(|| match refused.code {
+            LIBRARY.not_started(NODES, FORBIDDEN, || match refused.code {
                 code::NO_DEVICE => no_device(),
-                _ => api.error(refused).into(),
+                _ => api.error(refused),
             })
         };
         api.init().map_err(error)?;
@@ -100,12 +88,12 @@ impl Cuda {
             .collect();
         let devices = devices.map_err(error)?;
         if devices.is_empty() {
-            return Err(no_device());
+            return Err(out_of_descriptors(LIBRARY.runtime).unwrap_or_else(no_device).into());
         }
-        Ok(Self { driver: Arc::new(Driver { api, devices }), device: 0, pcie: PcieMapping::default() })
+        Ok(Self { driver: Arc::new(Driver { api, devices }), device: 0, pcie: false })
     }
 
-    /// The driver if this process has loaded it already.
+    /// As [`load`](Self::load), but only if this process has already loaded the library.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -113,34 +101,38 @@ impl Cuda {
         LIBRARY.is_loaded().then(Self::load).transpose()
     }
 
-    /// PCI addresses of the GPUs, by CUDA's ordinals.
+    /// PCI addresses of the GPUs, in the order of CUDA's ordinals.
     pub fn devices(&self) -> impl ExactSizeIterator<Item = Option<PciAddress>> {
         self.driver.devices.iter().map(|device| device.address)
     }
 
-    /// Whether exports ask for the mapping through the BAR.
+    /// Sets whether exports request the mapping through the GPU's PCIe BAR; by default, the driver chooses.
+    ///
+    /// Request it for a GPU that NVLink also connects to the CPU (GB200) and a NIC that accesses it over PCIe. If
+    /// the driver refuses, the export has the driver's own mapping; [`ExportedRange::pcie`] says which.
     #[must_use]
-    pub fn with_pcie_mapping(self, pcie: PcieMapping) -> Self {
+    #[doc(alias = "CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE")]
+    pub fn with_pcie_mapping(self, pcie: bool) -> Self {
         Self { pcie, ..self }
     }
 
-    /// Takes memory of the GPU of that ordinal.
+    /// Selects the GPU that [`allocate`](Exporter::allocate) takes memory of, by CUDA's ordinal.
     ///
     /// # Errors
-    /// [`ExporterError::NoDevice`]: there is none.
+    /// [`PointerError::NoDevice`]: no GPU has that ordinal.
     pub fn with_device(self, ordinal: usize) -> Result<Self> {
         if ordinal >= self.driver.devices.len() {
-            return Err(no_device());
+            return Err(no_device().into());
         }
         Ok(Self { device: ordinal, ..self })
     }
 
-    /// Allocates at least `size` bytes of the GPU's memory, in whole 2 MiB.
+    /// Allocates at least `size` bytes of GPU memory, rounded up to 2 MiB.
     ///
     /// # Errors
-    /// - [`Error::ZeroLength`], [`Error::SizeTooLarge`].
+    /// - [`Error::Range`]: a size of 0. [`Error::SizeTooLarge`].
     /// - [`Error::OutOfMemory`]: more than the GPU has free.
-    /// - [`ExporterError::RuntimeCall`].
+    /// - [`PointerError::RuntimeCall`].
     #[doc(alias = "cuMemAlloc")]
     pub fn device_memory(&self, size: u64) -> Result<DeviceMemory> {
         let size = whole_pages(size, GRANULE)?;
@@ -153,27 +145,28 @@ impl Cuda {
         match allocated {
             Ok(address) => Ok(DeviceMemory::new(address, size, Arc::new(primary))),
             Err(available) => {
-                Err(Error::OutOfMemory { exporter: Exporter::name(self), requested: size, available })
+                let (exporter, available) = (Exporter::name(self), Some(available));
+                Err(Error::OutOfMemory { exporter, requested: size, available, limit: None })
             }
         }
     }
 
-    fn attributes(&self, address: u64) -> Result<Option<Attributes>> {
+    fn attributes(&self, address: u64) -> Result<Option<Attributes>, PointerError> {
         not_null(address)?;
         match self.driver.api.attributes(address) {
             Ok(found) if matches!(found.memory_type, Attributes::HOST | Attributes::DEVICE) => {
                 Ok(Some(found))
             }
             Ok(_) => Ok(None),
-            // Some drivers say so of a pointer that they do not know.
+            // Some drivers return this for a pointer that they do not know.
             Err(Refused { code: code::INVALID_VALUE | code::INVALID_CONTEXT, .. }) => Ok(None),
-            // Before cuInit and at the end of the process there is no memory.
+            // Before cuInit, and while the process exits, there is no memory.
             Err(Refused { code: code::NOT_INITIALIZED | code::DEINITIALIZED, .. }) => Ok(None),
-            Err(refused) => Err(self.driver.api.error(refused).into()),
+            Err(refused) => Err(self.driver.api.error(refused)),
         }
     }
 
-    fn describe(&self, address: u64, attributes: &Attributes) -> Found {
+    fn describe(&self, address: u64, attributes: &Attributes) -> PointerInfo {
         let device = usize::try_from(attributes.ordinal).ok();
         let kind = match attributes.memory_type {
             _ if attributes.managed != 0 => MemoryKind::Managed,
@@ -181,7 +174,7 @@ impl Cuda {
             _ => MemoryKind::Host,
         };
         let device = device.and_then(|ordinal| self.driver.devices.get(ordinal)?.address);
-        Found {
+        PointerInfo {
             runtime: LIBRARY.runtime,
             address,
             base: attributes.base,
@@ -192,69 +185,74 @@ impl Cuda {
         }
     }
 
-    /// Exports what is there, with its context or the primary one current.
-    fn export_found(&self, found: &Found, attributes: &Attributes, length: u64) -> Result<Exported> {
+    /// Exports memory that was looked up, with its own context or the primary one current.
+    fn export_found(
+        &self,
+        info: &PointerInfo,
+        attributes: &Attributes,
+        length: u64,
+    ) -> Result<Vec<ExportedRange>, PointerError> {
         let _span = crate::observe::exporting(|| Exporter::name(self), length);
         let context = attributes.context as Context;
-        let pieces = if context.is_null() {
-            // Memory of cuMemCreate belongs to a device and to no context.
+        if context.is_null() {
+            // Memory of cuMemCreate belongs to a device but to no context.
             let ordinal = usize::try_from(attributes.ordinal).map_err(|_| no_device())?;
-            Primary::retain(&self.driver, ordinal)?.inside(|| Ok(self.pieces(found, length)))??
-        } else {
-            let api = &self.driver.api;
-            // SAFETY: the memory was there a moment ago, so its context was; who frees the two while
-            // they are exported breaks the contract of whoever allocated, and the driver checks the handle.
-            let _entered =
-                unsafe { api.enter(context) }.map_err(|refused| Error::from(api.error(refused)))?;
-            self.pieces(found, length)?
-        };
-        Ok(Exported::new(found, pieces))
+            return Primary::retain(&self.driver, ordinal)?.inside(|| Ok(self.ranges(info, length)))?;
+        }
+        let api = &self.driver.api;
+        // SAFETY: the memory was alive a moment ago, and so was its context. The owner must not free either
+        // during the export, and the driver checks the handle.
+        let _entered = unsafe { api.enter(context) }.map_err(|refused| api.error(refused))?;
+        self.ranges(info, length)
     }
 
-    /// The allocations that the range is in, one after the other.
-    fn pieces(&self, found: &Found, length: u64) -> Result<Vec<Piece>> {
-        let end = found.address + length;
-        let mut at = found.address;
-        let mut pieces = Vec::with_capacity(1);
+    /// Exports the allocations that the range lies in, one after the other.
+    fn ranges(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        let end = info.address + length;
+        let mut at = info.address;
+        let mut ranges = Vec::with_capacity(1);
         while at < end {
             let (base, size) = match self.driver.api.address_range(at) {
                 Ok((base, size)) if base <= at && at - base < size => (base, size),
-                // A hole between what is mapped into one reservation.
+                // A hole between the mappings of one reserved range.
                 Ok(_) | Err(Refused { code: code::NOT_FOUND | code::INVALID_VALUE, .. }) => {
-                    return Err(found.past(length, found.base, at - found.base));
+                    return Err(info.past(length, info.base, at - info.base));
                 }
-                Err(refused) => return Err(self.driver.api.error(refused).into()),
+                Err(refused) => return Err(self.driver.api.error(refused)),
             };
             let (start, pages) =
-                host_pages_around(base, size).ok_or_else(|| found.past(length, base, size))?;
-            let (dmabuf, route) = self.dmabuf(start, pages)?;
+                pages_around(base, size, page_size()).ok_or_else(|| info.past(length, base, size))?;
+            let (dmabuf, pcie) = self.dmabuf(start, pages)?;
             let until = end.min(base + size);
-            pieces.push(Piece::new(dmabuf, at - start, until - at, route)?);
+            let mut range = ExportedRange::new(dmabuf, at - start..until - start)?;
+            range.pcie = pcie;
+            ranges.push(range);
             at = until;
         }
-        Ok(pieces)
+        Ok(ranges)
     }
 
-    fn dmabuf(&self, start: u64, length: u64) -> Result<(DmaBuf, Route)> {
+    /// A dma-buf of whole pages, and whether it is mapped through the PCIe BAR.
+    fn dmabuf(&self, start: u64, length: u64) -> Result<(DmaBuf, bool), PointerError> {
         let api = &self.driver.api;
-        let exported = match self.pcie {
-            PcieMapping::Never => api.export(start, length, false).map(|fd| (fd, Route::Default)),
-            PcieMapping::Require => api.export(start, length, true).map(|fd| (fd, Route::Pcie)),
-            PcieMapping::Prefer => match api.export(start, length, true) {
-                // An older driver does not know the flag; a GPU without a second way refuses it.
-                Err(Refused { code: code::NOT_SUPPORTED | code::INVALID_VALUE, .. }) => {
-                    api.export(start, length, false).map(|fd| (fd, Route::Default))
-                }
-                answer => answer.map(|fd| (fd, Route::Pcie)),
-            },
+        let export = |pcie| api.export(start, length, pcie).map(|fd| (fd, pcie));
+        let exported = match export(self.pcie) {
+            // An older driver does not know the flag, and a GPU with PCIe as its only path refuses it.
+            Err(Refused { code: code::NOT_SUPPORTED | code::INVALID_VALUE, .. }) if self.pcie => {
+                export(false)
+            }
+            answer => answer,
         };
-        let (fd, route) = exported.map_err(|refused| match refused.code {
+        let (fd, pcie) = exported.map_err(|refused| match refused.code {
             code::NOT_SUPPORTED => {
-                ExporterError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
+                PointerError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
             }
             _ => out_of_descriptors(LIBRARY.runtime).unwrap_or_else(|| api.error(refused)),
         })?;
-        Ok((DmaBuf::from_fd(fd)?, route))
+        check_descriptor(fd, LIBRARY.runtime, UNSUPPORTED)?;
+        // SAFETY: the driver has just made this descriptor for the caller.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok((DmaBuf::from_fd(fd)?, pcie))
     }
 }
 
@@ -264,25 +262,25 @@ impl Runtime for Cuda {
     }
 
     #[doc(alias = "cuPointerGetAttributes")]
-    fn find(&self, address: u64) -> Result<Option<Found>> {
+    fn find(&self, address: u64) -> Result<Option<PointerInfo>, PointerError> {
         Ok(self.attributes(address)?.map(|attributes| self.describe(address, &attributes)))
     }
 
     /// # Errors
-    /// [`ExporterError::NotExportable`]: `CUDA_ERROR_NOT_SUPPORTED` (801).
+    /// [`PointerError::NotExportable`]: `CUDA_ERROR_NOT_SUPPORTED` (801).
     #[doc(alias = "cuMemGetHandleForAddressRange")]
-    fn export(&self, found: &Found, length: u64) -> Result<Exported> {
-        found.check(length)?;
-        let now = self.attributes(found.address)?;
-        found.check_alive(now.map(|now| self.describe(found.address, &now)))?;
-        self.export_found(found, &now.unwrap_or_default(), length)
+    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        info.check(length)?;
+        let now = self.attributes(info.address)?;
+        info.check_alive(now.map(|now| self.describe(info.address, &now)))?;
+        self.export_found(info, &now.unwrap_or_default(), length)
     }
 
-    fn export_at(&self, address: u64, length: u64) -> Result<Exported> {
+    fn export_at(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
         let attributes = self.attributes(address)?.ok_or_else(|| foreign(LIBRARY.runtime, address))?;
-        let found = self.describe(address, &attributes);
-        found.check(length)?;
-        self.export_found(&found, &attributes, length)
+        let info = self.describe(address, &attributes);
+        info.check(length)?;
+        self.export_found(&info, &attributes, length)
     }
 }
 
@@ -291,39 +289,38 @@ impl Exporter for Cuda {
         format!("CUDA device {}", self.device)
     }
 
-    /// Memory of the GPU, zeroed by it.
+    /// Allocates GPU memory, which the GPU zeroes.
     ///
     /// # Errors
     /// As [`device_memory`](Cuda::device_memory) and [`export`](Runtime::export).
     fn allocate(&self, size: u64) -> Result<Allocation> {
-        let memory = self.device_memory(size)?;
-        memory.fill(0, memory.size(), 0)?;
-        // The dma-buf holds the memory when the pointer goes.
-        self.export_at(memory.address(), memory.size())?.into_allocation()
+        self.device_memory(size)?.into_allocation(self)
     }
 }
 
-/// The primary context of a GPU, retained: its memory goes with the last who retains it.
+/// A retained primary context of a GPU. CUDA frees the context's memory when its last user releases it.
 #[derive(Debug)]
 struct Primary {
     driver: Arc<Driver>,
     device: i32,
-    /// A `CUcontext`, as a number that any thread may hold.
+    /// A `CUcontext` as an integer, which is `Send`.
     context: usize,
+    creator: Process,
 }
 
 impl Primary {
-    fn retain(driver: &Arc<Driver>, ordinal: usize) -> Result<Self> {
+    fn retain(driver: &Arc<Driver>, ordinal: usize) -> Result<Self, PointerError> {
         let device = driver.devices.get(ordinal).ok_or_else(no_device)?.handle;
         let context = driver.api.retain(device).map_err(|refused| driver.api.error(refused))?;
-        Ok(Self { driver: Arc::clone(driver), device, context: context as usize })
+        let (context, creator) = (context as usize, Process::current());
+        Ok(Self { driver: Arc::clone(driver), device, context, creator })
     }
 
-    /// Runs something with the context current.
-    fn inside<T>(&self, run: impl FnOnce() -> Answer<T>) -> Result<T> {
+    /// Runs a closure with the context current.
+    fn inside<T>(&self, run: impl FnOnce() -> Answer<T>) -> Result<T, PointerError> {
         let api = &self.driver.api;
-        let error = |refused| Error::from(api.error(refused));
-        // SAFETY: retained until this is dropped, which the guard does not outlive.
+        let error = |refused| api.error(refused);
+        // SAFETY: `self` retains the context and outlives the guard.
         let _entered = unsafe { api.enter(self.context as Context) }.map_err(error)?;
         run().map_err(error)
     }
@@ -331,26 +328,29 @@ impl Primary {
 
 impl Heap for Primary {
     fn free(&self, address: u64) {
-        // SAFETY: called once, by the one owner of the memory that `device_memory` took.
+        // SAFETY: `DeviceMemory`, the only owner of this allocation, calls this once.
         if let Err(error) = self.inside(|| unsafe { self.driver.api.free(address) }) {
-            tracing::warn!(%error, "cannot free memory of a GPU");
+            tracing::warn!(%error, "cannot free GPU memory");
         }
     }
 
-    fn fill(&self, address: u64, word: u32, count: usize) -> Result<()> {
-        // SAFETY: inside of the memory that its owner holds; it checked the range.
+    fn fill(&self, address: u64, word: u32, count: usize) -> Result<(), PointerError> {
+        // SAFETY: `DeviceMemory` owns the words and checked the range.
         self.inside(|| unsafe { self.driver.api.fill(address, word, count) })
     }
 }
 
 impl Drop for Primary {
     fn drop(&mut self) {
+        if !self.creator.is_current() {
+            return;
+        }
         if let Err(refused) = self.driver.api.release(self.device) {
             tracing::warn!(error = %self.driver.api.error(refused), "cannot release a CUDA context");
         }
     }
 }
 
-fn no_device() -> Error {
-    ExporterError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }.into()
+fn no_device() -> PointerError {
+    PointerError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }
 }

@@ -1,16 +1,16 @@
-//! The functions of libhsa-runtime64, one private one here for each call.
+//! The functions of libhsa-runtime64, with one method for each call.
 //!
-//! `unsafe` is here for calling into the library. There are no kept bindings; the layouts are those of
-//! `hsa.h` and `hsa_ext_amd.h`, compared with them where they are installed.
+//! `unsafe` is here for calling into the library. No maintained bindings exist; the layouts are those of
+//! `hsa.h` and `hsa_ext_amd.h`, and a test compares them where these headers are installed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 
 use rdma_sys_ext::hsa::{self as sys};
-pub(super) use rdma_sys_ext::hsa::{Agent, PointerInfo, Pool, Status};
+pub(super) use rdma_sys_ext::hsa::{Agent, PointerInfo as HsaPointerInfo, Pool, Status};
 
 use super::LIBRARY;
-use crate::error::ExporterError;
+use crate::exporter::PointerError;
 pub(super) use crate::exporter::library::{Answer, Refused};
 use crate::exporter::library::{answered, functions};
 
@@ -28,32 +28,32 @@ functions! {
     free: "hsa_amd_memory_pool_free", "ROCm 1", (*mut c_void);
     fill: "hsa_amd_memory_fill", "ROCm 1", (*mut c_void, u32, usize);
     pointer_info: "hsa_amd_pointer_info", "ROCm 1.8",
-        (*const c_void, *mut PointerInfo, *mut c_void, *mut u32, *mut *mut Agent);
+        (*const c_void, *mut HsaPointerInfo, *mut c_void, *mut u32, *mut *mut Agent);
     export: "hsa_amd_portable_export_dmabuf", "ROCm 5.6", (*const c_void, usize, *mut c_int, *mut u64);
     close: "hsa_amd_portable_close_dmabuf", "ROCm 5.6", (c_int);
 }
 
-/// Adds what it is called with to the vector behind `list`.
+/// A callback that appends its value to the vector behind `list`.
 extern "C" fn collect<T>(value: T, list: *mut c_void) -> Status {
-    // SAFETY: `gather` passes its own vector, of this type, which nothing else touches meanwhile.
+    // SAFETY: the caller passes a vector of this type, which nothing else accesses during the call.
     unsafe { &mut *list.cast::<Vec<T>>() }.push(value);
     sys::SUCCESS
 }
 
 impl Api {
     pub(super) fn init(&self) -> Answer {
-        // SAFETY: takes nothing; counted by the library.
+        // SAFETY: takes nothing; the library counts the calls.
         answered("hsa_init", unsafe { (self.init)() })
     }
 
     pub(super) fn shut_down(&self) -> Answer {
-        // SAFETY: once for each `init`, by its caller.
+        // SAFETY: the caller calls this once for each `init`.
         answered("hsa_shut_down", unsafe { (self.shut_down)() })
     }
 
     pub(super) fn agents(&self) -> Answer<Vec<Agent>> {
         let mut list = Vec::new();
-        // SAFETY: the callback adds to the vector and is not called after the return.
+        // SAFETY: the callback appends to this vector and is not called after the return.
         let code = unsafe { (self.iterate_agents)(collect, (&raw mut list).cast()) };
         answered("hsa_iterate_agents", code)?;
         Ok(list)
@@ -67,19 +67,19 @@ impl Api {
         Ok(list)
     }
 
-    /// A property of an agent that is a `uint32_t`.
+    /// An attribute of an agent that is a `uint32_t`.
     pub(super) fn agent_info(&self, agent: Agent, attribute: u32) -> Answer<u32> {
         let mut value = 0_u32;
-        // SAFETY: every attribute that is asked for here is of this type.
+        // SAFETY: every attribute that this crate reads is of this type.
         let code = unsafe { (self.agent_info)(agent, attribute, (&raw mut value).cast()) };
         answered("hsa_agent_get_info", code)?;
         Ok(value)
     }
 
-    /// A property of a pool: a `uint32_t`, a `size_t` or a bool, in a zeroed word.
+    /// An attribute of a pool: a `uint32_t`, a `size_t` or a bool, in a zeroed word.
     pub(super) fn pool_info(&self, pool: Pool, attribute: u32) -> Answer<u64> {
         let mut value = [0_u8; 8];
-        // SAFETY: no attribute that is asked for here is larger.
+        // SAFETY: no attribute that this crate reads is larger.
         let code = unsafe { (self.pool_info)(pool, attribute, value.as_mut_ptr().cast()) };
         answered("hsa_amd_memory_pool_get_info", code)?;
         Ok(u64::from_le_bytes(value))
@@ -87,30 +87,32 @@ impl Api {
 
     pub(super) fn allocate(&self, pool: Pool, size: u64) -> Answer<u64> {
         let mut address = std::ptr::null_mut();
-        // SAFETY: writes one address; no flags.
+        // SAFETY: writes one address; the flags are 0.
         let code = unsafe { (self.allocate)(pool, size as usize, 0, &raw mut address) };
         answered("hsa_amd_memory_pool_allocate", code)?;
         Ok(address as u64)
     }
 
     /// # Safety
-    /// The address is one that `allocate` returned and nobody has freed.
+    /// `allocate` returned the address, and it has not been freed.
     pub(super) unsafe fn free(&self, address: u64) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("hsa_amd_memory_pool_free", unsafe { (self.free)(address as *mut c_void) })
     }
 
+    /// Sets words and waits for the device to finish.
+    ///
     /// # Safety
-    /// The words are in an allocation that nobody else relies on.
+    /// The caller owns the words.
     pub(super) unsafe fn fill(&self, address: u64, word: u32, count: usize) -> Answer {
-        // SAFETY: passed on. It returns when the words are set.
+        // SAFETY: the caller's promise. The function returns when the words are set.
         answered("hsa_amd_memory_fill", unsafe { (self.fill)(address as *mut c_void, word, count) })
     }
 
-    pub(super) fn pointer_info(&self, address: u64) -> Answer<PointerInfo> {
-        let mut info = MaybeUninit::<PointerInfo>::zeroed();
-        let (size, none) = (size_of::<PointerInfo>() as u32, std::ptr::null_mut());
-        // SAFETY: the struct is zeroed, and the library writes as much as its first word says, or less.
+    pub(super) fn pointer_info(&self, address: u64) -> Answer<HsaPointerInfo> {
+        let mut info = MaybeUninit::<HsaPointerInfo>::zeroed();
+        let (size, none) = (size_of::<HsaPointerInfo>() as u32, std::ptr::null_mut());
+        // SAFETY: the struct is zeroed, and the library writes at most as much as its first word says.
         // Without an allocator it returns no list. Nothing is read at the address.
         let (code, info) = unsafe {
             (*info.as_mut_ptr()).size = size;
@@ -127,11 +129,10 @@ impl Api {
         Ok(info)
     }
 
-    /// A dma-buf of the allocation, and where in it the address is. The descriptor has to go back to
-    /// `close`.
+    /// A dma-buf of the allocation, and the address's offset in it. `close` must take the descriptor back.
     pub(super) fn export(&self, address: u64, length: u64) -> Answer<(c_int, u64)> {
         let (mut fd, mut offset) = (-1, 0);
-        // SAFETY: writes the two; the library checks the range.
+        // SAFETY: writes the two values; the library checks the range.
         let code =
             unsafe { (self.export)(address as *const c_void, length as usize, &raw mut fd, &raw mut offset) };
         answered("hsa_amd_portable_export_dmabuf", code)?;
@@ -139,24 +140,24 @@ impl Api {
     }
 
     /// # Safety
-    /// The descriptor is one that `export` returned and nobody has closed.
+    /// `export` returned the descriptor, and it has not been closed.
     pub(super) unsafe fn close(&self, fd: c_int) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("hsa_amd_portable_close_dmabuf", unsafe { (self.close)(fd) })
     }
 
-    /// As an error of the library, with the first line of the runtime's own text.
-    pub(super) fn error(&self, refused: Refused) -> ExporterError {
+    /// The error for a code, with the runtime's text for it.
+    pub(super) fn error(&self, refused: Refused) -> PointerError {
         let mut text = std::ptr::null();
-        // SAFETY: writes a pointer to a static string, unless it does not know the code.
+        // SAFETY: writes a pointer to a static string, or nothing for an unknown code.
         let known = unsafe { (self.status_string)(refused.code, &raw mut text) } == sys::SUCCESS;
         let name = if known && !text.is_null() {
-            // SAFETY: a static, NUL-terminated string, says hsa.h.
+            // SAFETY: a static, NUL-terminated string according to hsa.h.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         } else {
             "an unknown status".into()
         };
         let (call, code) = (refused.call, i64::from(refused.code));
-        ExporterError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
+        PointerError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name }
     }
 }

@@ -1,9 +1,9 @@
-//! ROCm: dma-bufs of the memory of AMD GPUs, through libhsa-runtime64.
+//! ROCm: dma-bufs of AMD GPU memory, through libhsa-runtime64.
 //!
-//! A pointer of hipMalloc is one of HSA's. HIP has an export of its own, which does not tell where in
-//! the buffer the pointer is; HSA's does.
+//! HSA knows the pointers of hipMalloc. It also reports the pointer's offset in the dma-buf, which HIP's own
+//! export function does not.
 //!
-//! `unsafe` is here for what the calls in `api.rs` ask of their callers.
+//! `unsafe` is here for the functions in `api.rs` that require something of their caller.
 //!
 //! Source: `hsa.h` and `hsa_ext_amd.h` of ROCR-Runtime.
 
@@ -11,18 +11,17 @@ mod api;
 
 use std::sync::Arc;
 
+use dma_sg::page_size;
+use dma_sg::pci::PciAddress;
 use rdma_sys_ext::hsa as sys;
 
 use super::device_memory::{DeviceMemory, Heap};
-use super::library::{Named, duplicate, forbidden_node, out_of_descriptors};
-use super::runtime::{Exported, Found, MemoryKind, Piece, Route, Runtime, foreign, not_null};
-use super::{Allocation, Exporter, whole_pages};
+use super::library::{Named, duplicate, out_of_descriptors};
+use super::runtime::{ExportFound, ExportedRange, MemoryKind, PointerInfo, Runtime, not_null};
+use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
 use crate::dmabuf::DmaBuf;
-use crate::error::ExporterError;
-use crate::pci::PciAddress;
-use crate::umem::page_size;
-use crate::{Error, Result};
-use api::{Agent, Answer, Api, PointerInfo, Pool, Refused};
+use crate::observe::Process;
+use api::{Agent, Answer, Api, HsaPointerInfo, Pool, Refused};
 
 const LIBRARY: Named = Named {
     runtime: "ROCm",
@@ -31,11 +30,11 @@ const LIBRARY: Named = Named {
 };
 const NODES: &[&str] = &["/dev/kfd"];
 const FORBIDDEN: &str = "join the group render (and video), or pass the node to the container";
-const NO_DEVICE: &str = "rocminfo lists those that the driver sees; ROCR_VISIBLE_DEVICES may hide them, and /dev/kfd has to be there";
+const NO_DEVICE: &str = "rocminfo lists the GPUs that the driver sees; ROCR_VISIBLE_DEVICES may hide some, and /dev/kfd must exist";
 const UNSUPPORTED: &str =
-    "only memory of a GPU's own pool is exported, by a kernel from 6.2 on (CONFIG_HSA_AMD_P2P for NICs)";
+    "Linux 6.2 and later exports memory of a GPU's own pool only (with CONFIG_HSA_AMD_P2P for NICs)";
 
-/// The HSA runtime, with the GPUs that it shows this process.
+/// The HSA runtime, with the GPUs that this process may see.
 #[derive(Debug, Clone)]
 pub struct Hsa {
     runtime: Arc<Initialised>,
@@ -46,18 +45,22 @@ pub struct Hsa {
 struct Initialised {
     api: Api,
     gpus: Vec<Gpu>,
+    creator: Process,
 }
 
 #[derive(Debug)]
 struct Gpu {
     agent: Agent,
     address: Option<PciAddress>,
-    /// Its own memory, and how much of it there is.
+    /// The pool of its own memory, and the pool's size in bytes.
     pool: Option<(Pool, u64)>,
 }
 
 impl Drop for Initialised {
     fn drop(&mut self) {
+        if !self.creator.is_current() {
+            return;
+        }
         if let Err(refused) = self.api.shut_down() {
             tracing::warn!(error = %self.api.error(refused), "cannot shut HSA down");
         }
@@ -65,8 +68,8 @@ impl Drop for Initialised {
 }
 
 impl Initialised {
-    fn refused(&self, refused: Refused) -> Error {
-        self.api.error(refused).into()
+    fn refused(&self, refused: Refused) -> PointerError {
+        self.api.error(refused)
     }
 
     fn gpu(&self, agent: Agent) -> Answer<Option<Gpu>> {
@@ -85,7 +88,7 @@ impl Initialised {
         for candidate in self.api.pools(agent)? {
             let is = |attribute| self.api.pool_info(candidate, attribute);
             let global = is(sys::POOL_INFO_SEGMENT)? == u64::from(sys::SEGMENT_GLOBAL);
-            // The flags are of global pools only.
+            // Only global pools have flags.
             if global
                 && is(sys::POOL_INFO_ALLOC_ALLOWED)? != 0
                 && is(sys::POOL_INFO_GLOBAL_FLAGS)? & u64::from(sys::POOL_FLAG_COARSE_GRAINED) != 0
@@ -99,36 +102,36 @@ impl Initialised {
 }
 
 impl Hsa {
-    /// Loads the runtime and initialises it. [`allocate`](Exporter::allocate) takes memory of the first GPU.
+    /// Loads and initializes the runtime. [`allocate`](Exporter::allocate) takes memory of the first GPU.
     ///
     /// # Errors
-    /// - [`ExporterError::RuntimeMissing`], [`ExporterError::RuntimeTooOld`]: the library.
-    /// - [`ExporterError::NoDevice`]: no GPU, or none that is visible.
-    /// - [`Error::ExporterNotPermitted`]: `/dev/kfd` is not for this user.
-    /// - [`ExporterError::RuntimeCall`]: the runtime failed otherwise.
+    /// - [`PointerError::RuntimeMissing`], [`PointerError::RuntimeTooOld`]: the library.
+    /// - [`PointerError::NoDevice`]: there is no GPU, or none is visible.
+    /// - [`PointerError::OutOfDescriptors`] (`EMFILE`, `ENFILE`).
+    /// - [`Error::NotPermitted`]: this user may not open `/dev/kfd`.
+    /// - [`PointerError::RuntimeCall`]: the runtime failed otherwise.
     #[doc(alias = "hsa_init")]
     pub fn load() -> Result<Self> {
         let api = Api::load()?;
         api.init().map_err(|refused| {
-            let forbidden = forbidden_node(NODES, FORBIDDEN);
-            forbidden.unwrap_or_else(|| match refused.code {
-                // What it answers without /dev/kfd.
+            LIBRARY.not_started(NODES, FORBIDDEN, || match refused.code {
+                // The status if /dev/kfd does not exist.
                 sys::ERROR_OUT_OF_RESOURCES => no_device(),
-                _ => api.error(refused).into(),
+                _ => api.error(refused),
             })
         })?;
-        // From here on dropping it shuts HSA down again.
-        let mut runtime = Initialised { api, gpus: Vec::new() };
+        // From here on, dropping `runtime` shuts HSA down again.
+        let mut runtime = Initialised { api, gpus: Vec::new(), creator: Process::current() };
         let gpus: Answer<Vec<_>> =
             runtime.api.agents().and_then(|all| all.into_iter().map(|agent| runtime.gpu(agent)).collect());
         runtime.gpus = gpus.map_err(|refused| runtime.refused(refused))?.into_iter().flatten().collect();
         if runtime.gpus.is_empty() {
-            return Err(no_device());
+            return Err(out_of_descriptors(LIBRARY.runtime).unwrap_or_else(no_device).into());
         }
         Ok(Self { runtime: Arc::new(runtime), gpu: 0 })
     }
 
-    /// The runtime if this process has loaded it already.
+    /// As [`load`](Self::load), but only if this process has already loaded the library.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -141,24 +144,25 @@ impl Hsa {
         self.runtime.gpus.iter().map(|gpu| gpu.address)
     }
 
-    /// Takes memory of another GPU, by its place in [`devices`](Self::devices).
+    /// Selects the GPU that [`allocate`](Exporter::allocate) takes memory of, by its index in
+    /// [`devices`](Self::devices).
     ///
     /// # Errors
-    /// [`ExporterError::NoDevice`]: there is none.
-    pub fn with_device(self, number: usize) -> Result<Self> {
-        if number >= self.runtime.gpus.len() {
-            return Err(no_device());
+    /// [`PointerError::NoDevice`]: no GPU has that index.
+    pub fn with_device(self, index: usize) -> Result<Self> {
+        if index >= self.runtime.gpus.len() {
+            return Err(no_device().into());
         }
-        Ok(Self { gpu: number, ..self })
+        Ok(Self { gpu: index, ..self })
     }
 
-    /// Allocates at least `size` bytes of the GPU's own memory, in whole pages.
+    /// Allocates at least `size` bytes of the GPU's own memory, rounded up to whole pages.
     ///
     /// # Errors
-    /// - [`Error::ZeroLength`], [`Error::SizeTooLarge`].
-    /// - [`Error::OutOfMemory`]: more than its pool gives.
-    /// - [`ExporterError::NoDevice`]: the GPU has no pool of its own.
-    /// - [`ExporterError::RuntimeCall`].
+    /// - [`Error::Range`]: a size of 0. [`Error::SizeTooLarge`].
+    /// - [`Error::OutOfMemory`]: more than the GPU's pool has.
+    /// - [`PointerError::NoDevice`]: the GPU has no memory of its own.
+    /// - [`PointerError::RuntimeCall`].
     #[doc(alias = "hsa_amd_memory_pool_allocate")]
     pub fn device_memory(&self, size: u64) -> Result<DeviceMemory> {
         let size = whole_pages(size, page_size())?;
@@ -166,54 +170,31 @@ impl Hsa {
         let heap: Arc<Initialised> = Arc::clone(&self.runtime);
         match self.runtime.api.allocate(pool, size) {
             Ok(address) => Ok(DeviceMemory::new(address, size, heap)),
-            // Either, for what is larger than the pool.
+            // HSA returns either for more than the pool has.
             Err(Refused { code: sys::ERROR_OUT_OF_RESOURCES | sys::ERROR_INVALID_ALLOCATION, .. }) => {
-                Err(Error::OutOfMemory { exporter: Exporter::name(self), requested: size, available })
+                let (exporter, available) = (Exporter::name(self), Some(available));
+                Err(Error::OutOfMemory { exporter, requested: size, available, limit: None })
             }
-            Err(refused) => Err(self.runtime.refused(refused)),
+            Err(refused) => Err(self.runtime.refused(refused).into()),
         }
     }
 
-    /// Exports what was found a moment ago.
-    fn export_found(&self, found: &Found, length: u64) -> Result<Exported> {
-        let _span = crate::observe::exporting(|| Exporter::name(self), length);
-        let runtime = &self.runtime;
-        let (fd, offset) =
-            runtime.api.export(found.address, length).map_err(|refused| match refused.code {
-                sys::ERROR_INVALID_ALLOCATION => found.past(length, found.base, found.size),
-                sys::ERROR_INVALID_AGENT => {
-                    ExporterError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }.into()
-                }
-                _ => {
-                    out_of_descriptors(LIBRARY.runtime).map_or_else(|| runtime.refused(refused), Error::from)
-                }
-            })?;
-        // Ours is close-on-exec and closed by close(2); the runtime gets back its own at once.
-        let guard = Guard { runtime, fd };
-        // SAFETY: open until the guard is dropped.
-        let ours = unsafe { duplicate(fd) }
-            .map_err(|source| ExporterError::OutOfDescriptors { exporter: LIBRARY.runtime, source })?;
-        drop(guard);
-        let piece = Piece::new(DmaBuf::from_fd(ours)?, offset, length, Route::Default)?;
-        Ok(Exported::new(found, vec![piece]))
-    }
-
-    fn describe(&self, address: u64, info: &PointerInfo) -> Found {
+    fn describe(&self, address: u64, info: &HsaPointerInfo) -> PointerInfo {
         let owner = self.runtime.gpus.iter().find(|gpu| gpu.agent == info.agent_owner);
-        // What belongs to no GPU is a processor's.
+        // Memory of no GPU is the host's.
         let kind = match owner {
             Some(_) if info.pointer_type != sys::POINTER_TYPE_LOCKED => MemoryKind::Device,
             _ => MemoryKind::Host,
         };
         let base = match kind {
             MemoryKind::Device => info.agent_base_address,
-            // A locked buffer may have an address of its own in the GPU; the caller may have asked for either.
+            // A locked buffer has a host address and a GPU address, and the caller may pass either.
             _ if address.wrapping_sub(info.host_base_address as u64) < info.size_in_bytes as u64 => {
                 info.host_base_address
             }
             _ => info.agent_base_address,
         };
-        Found {
+        PointerInfo {
             runtime: LIBRARY.runtime,
             address,
             base: base as u64,
@@ -231,25 +212,42 @@ impl Runtime for Hsa {
     }
 
     #[doc(alias = "hsa_amd_pointer_info")]
-    fn find(&self, address: u64) -> Result<Option<Found>> {
+    fn find(&self, address: u64) -> Result<Option<PointerInfo>, PointerError> {
         not_null(address)?;
         let info = self.runtime.api.pointer_info(address).map_err(|refused| self.runtime.refused(refused))?;
         let known = info.pointer_type != sys::POINTER_TYPE_UNKNOWN;
         Ok(known.then(|| self.describe(address, &info)))
     }
 
-    /// One piece: HSA exports ranges of one allocation.
+    /// Exports one range: HSA exports ranges of one allocation.
     #[doc(alias = "hsa_amd_portable_export_dmabuf")]
-    fn export(&self, found: &Found, length: u64) -> Result<Exported> {
-        found.check(length)?;
-        found.check_alive(self.find(found.address)?)?;
-        self.export_found(found, length)
+    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        self.export_checked(info, length)
     }
 
-    fn export_at(&self, address: u64, length: u64) -> Result<Exported> {
-        let found = self.find(address)?.ok_or_else(|| foreign(LIBRARY.runtime, address))?;
-        found.check(length)?;
-        self.export_found(&found, length)
+    fn export_at(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        self.find_and_export(address, length)
+    }
+}
+
+impl ExportFound for Hsa {
+    fn export_found(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        let _span = crate::observe::exporting(|| Exporter::name(self), length);
+        let runtime = &self.runtime;
+        let exported = runtime.api.export(info.address, length);
+        let (fd, offset) = exported.map_err(|refused| match refused.code {
+            sys::ERROR_INVALID_ALLOCATION => info.past(length, info.base, info.size),
+            sys::ERROR_INVALID_AGENT => {
+                PointerError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
+            }
+            _ => out_of_descriptors(LIBRARY.runtime).unwrap_or_else(|| runtime.refused(refused)),
+        })?;
+        // The copy is close-on-exec and closed by close(2). The runtime takes its own descriptor back.
+        let guard = Guard { runtime, fd };
+        // SAFETY: open until the guard is dropped, or negative.
+        let copy = unsafe { duplicate(fd, LIBRARY.runtime, UNSUPPORTED) }?;
+        drop(guard);
+        Ok(vec![ExportedRange::new(DmaBuf::from_fd(copy)?, offset..offset.saturating_add(length))?])
     }
 }
 
@@ -258,33 +256,30 @@ impl Exporter for Hsa {
         format!("ROCm device {}", self.gpu)
     }
 
-    /// Memory of the GPU, zeroed by it.
+    /// Allocates GPU memory, which the GPU zeroes.
     ///
     /// # Errors
     /// As [`device_memory`](Hsa::device_memory) and [`export`](Runtime::export).
     fn allocate(&self, size: u64) -> Result<Allocation> {
-        let memory = self.device_memory(size)?;
-        memory.fill(0, memory.size(), 0)?;
-        // The dma-buf holds the memory when the pointer goes.
-        self.export_at(memory.address(), memory.size())?.into_allocation()
+        self.device_memory(size)?.into_allocation(self)
     }
 }
 
 impl Heap for Initialised {
     fn free(&self, address: u64) {
-        // SAFETY: called once, by the one owner of the memory that `device_memory` took.
+        // SAFETY: `DeviceMemory`, the only owner of this allocation, calls this once.
         if let Err(refused) = unsafe { self.api.free(address) } {
-            tracing::warn!(error = %self.api.error(refused), "cannot free memory of a GPU");
+            tracing::warn!(error = %self.api.error(refused), "cannot free GPU memory");
         }
     }
 
-    fn fill(&self, address: u64, word: u32, count: usize) -> Result<()> {
-        // SAFETY: inside of the memory that its owner holds; it checked the range.
+    fn fill(&self, address: u64, word: u32, count: usize) -> Result<(), PointerError> {
+        // SAFETY: `DeviceMemory` owns the words and checked the range.
         unsafe { self.api.fill(address, word, count) }.map_err(|refused| self.refused(refused))
     }
 }
 
-/// A descriptor that goes back to the runtime.
+/// Returns a descriptor to the runtime when dropped.
 struct Guard<'a> {
     runtime: &'a Initialised,
     fd: i32,
@@ -292,13 +287,16 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        // SAFETY: from `export`, and closed here only.
+        if self.fd < 0 {
+            return;
+        }
+        // SAFETY: `export` returned the descriptor, and only this closes it.
         if let Err(refused) = unsafe { self.runtime.api.close(self.fd) } {
             tracing::warn!(error = %self.runtime.api.error(refused), "cannot close a dma-buf of HSA");
         }
     }
 }
 
-fn no_device() -> Error {
-    ExporterError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }.into()
+fn no_device() -> PointerError {
+    PointerError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }
 }

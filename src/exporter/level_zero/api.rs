@@ -1,7 +1,7 @@
-//! The functions of libze_loader, one private one here for each call.
+//! The functions of libze_loader, with one method for each call.
 //!
-//! `unsafe` is here for calling into the library. There are no kept bindings; the layouts are those of
-//! `ze_api.h`, compared with it where it is installed.
+//! `unsafe` is here for calling into the library. No maintained bindings exist; the layouts are those of
+//! `ze_api.h`, and a test compares them where this header is installed.
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -10,7 +10,7 @@ use rdma_sys_ext::level_zero::{self as sys, AllocDesc, ContextDesc, ExportDesc, 
 pub(super) use rdma_sys_ext::level_zero::{AllocProperties, Handle, PciProperties, Status};
 
 use super::LIBRARY;
-use crate::error::ExporterError;
+use crate::exporter::PointerError;
 pub(super) use crate::exporter::library::{Answer, Refused};
 use crate::exporter::library::{answered, functions};
 
@@ -36,19 +36,19 @@ functions! {
 
 impl Api {
     pub(super) fn init(&self) -> Answer {
-        // SAFETY: takes flags, 0 for all kinds of devices.
+        // SAFETY: takes flags; 0 means all kinds of devices.
         answered("zeInit", unsafe { (self.init)(0) })
     }
 
     pub(super) fn drivers(&self) -> Answer<Vec<Handle>> {
-        // SAFETY: a list of as many handles as the count says.
+        // SAFETY: the list has as many handles as the count says.
         listed("zeDriverGet", |count, list| unsafe { (self.drivers)(count, list) })
     }
 
     /// # Safety
     /// The handle is a driver's.
     pub(super) unsafe fn devices(&self, driver: Handle) -> Answer<Vec<Handle>> {
-        // SAFETY: a list of as many handles as the count says; the driver is one, says the caller.
+        // SAFETY: the list has as many handles as the count says; the driver is the caller's promise.
         listed("zeDeviceGet", |count, list| unsafe { (self.devices)(driver, count, list) })
     }
 
@@ -59,7 +59,7 @@ impl Api {
         let max_speed = sys::PciSpeed { generation: 0, width: 0, max_bandwidth: 0 };
         let stype = sys::STYPE_PCI_PROPERTIES;
         let mut found = PciProperties { stype, next: null_mut(), address, max_speed };
-        // SAFETY: the struct says what it is; the device is one, says the caller.
+        // SAFETY: the struct carries its type; the device is the caller's promise.
         answered("zeDevicePciGetPropertiesExt", unsafe { (self.pci)(device, &raw mut found) })?;
         Ok(found)
     }
@@ -69,20 +69,20 @@ impl Api {
     pub(super) unsafe fn create_context(&self, driver: Handle) -> Answer<Handle> {
         let desc = ContextDesc { stype: sys::STYPE_CONTEXT_DESC, next: null(), flags: 0 };
         let mut context = null_mut();
-        // SAFETY: the struct says what it is; the driver is one, says the caller.
+        // SAFETY: the struct carries its type; the driver is the caller's promise.
         let code = unsafe { (self.create_context)(driver, &raw const desc, &raw mut context) };
         answered("zeContextCreate", code)?;
         Ok(context)
     }
 
     /// # Safety
-    /// The context is one of `create_context`, and nothing is left in it.
+    /// `create_context` returned the context, and nothing is allocated in it.
     pub(super) unsafe fn destroy_context(&self, context: Handle) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("zeContextDestroy", unsafe { (self.destroy_context)(context) })
     }
 
-    /// Memory that can be exported.
+    /// Allocates memory that can be exported.
     ///
     /// # Safety
     /// Context and device are alive and of one driver.
@@ -97,7 +97,7 @@ impl Api {
         let next = (&raw const export).cast();
         let desc = AllocDesc { stype: sys::STYPE_ALLOC_DESC, next, flags: 0, ordinal: 0 };
         let mut address = null_mut();
-        // SAFETY: the structs say what they are and outlive the call; the handles are alive.
+        // SAFETY: the structs carry their types and outlive the call; the handles are the caller's promise.
         let code = unsafe {
             let (size, alignment) = (size as usize, alignment as usize);
             (self.allocate)(context, &raw const desc, size, alignment, device, &raw mut address)
@@ -107,13 +107,13 @@ impl Api {
     }
 
     /// # Safety
-    /// The address is one that `allocate` returned for this context and nobody has freed.
+    /// `allocate` returned the address for this context, and it has not been freed.
     pub(super) unsafe fn free(&self, context: Handle, address: u64) -> Answer {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise.
         answered("zeMemFree", unsafe { (self.free)(context, address as *mut c_void) })
     }
 
-    /// What is at the address, and the device that it belongs to.
+    /// The kind of memory at an address, and the device that it belongs to.
     ///
     /// # Safety
     /// The context is alive.
@@ -124,15 +124,15 @@ impl Api {
     ) -> Answer<(AllocProperties, Handle)> {
         let mut found = properties(null_mut());
         let mut device = null_mut();
-        // SAFETY: the struct says what it is. Nothing is read at the address.
+        // SAFETY: the struct carries its type. Nothing is read at the address.
         let code =
             unsafe { (self.properties)(context, address as *const c_void, &raw mut found, &raw mut device) };
         answered("zeMemGetAllocProperties", code)?;
         Ok((found, device))
     }
 
-    /// A descriptor of the allocation's dma-buf, which stays the runtime's: it gives the same one each
-    /// time and closes it with the allocation.
+    /// A descriptor of the allocation's dma-buf. The runtime keeps it: each call returns the same one, and
+    /// freeing the allocation closes it.
     ///
     /// # Safety
     /// The context is alive.
@@ -140,7 +140,7 @@ impl Api {
         let mut export =
             ExportFd { stype: sys::STYPE_EXPORT_FD, next: null(), flags: sys::EXTERNAL_DMA_BUF, fd: -1 };
         let mut found = properties((&raw mut export).cast());
-        // SAFETY: the structs say what they are and outlive the call. No device is asked for.
+        // SAFETY: the structs carry their types and outlive the call. No device is requested.
         let code =
             unsafe { (self.properties)(context, address as *const c_void, &raw mut found, null_mut()) };
         answered("zeMemGetAllocProperties", code)?;
@@ -153,16 +153,16 @@ impl Api {
     /// The context is alive.
     pub(super) unsafe fn range(&self, context: Handle, address: u64) -> Answer<(u64, u64)> {
         let (mut base, mut size) = (null_mut(), 0);
-        // SAFETY: writes the two; nothing is read at the address.
+        // SAFETY: writes the two values; nothing is read at the address.
         let code = unsafe { (self.range)(context, address as *const c_void, &raw mut base, &raw mut size) };
         answered("zeMemGetAddressRange", code)?;
         Ok((base as u64, size as u64))
     }
 
-    /// Sets words and waits until that is done.
+    /// Sets words and waits for the device to finish.
     ///
     /// # Safety
-    /// Context and device are alive, and the words in an allocation of theirs that nobody else relies on.
+    /// Context and device are alive. The caller owns the words, which are in an allocation of theirs.
     pub(super) unsafe fn fill(
         &self,
         context: Handle,
@@ -181,22 +181,22 @@ impl Api {
             priority: 0,
         };
         let mut list = null_mut();
-        // SAFETY: the struct says what it is; the handles are alive.
+        // SAFETY: the struct carries its type; the handles are the caller's promise.
         let code = unsafe { (self.create_list)(context, device, &raw const desc, &raw mut list) };
         answered("zeCommandListCreateImmediate", code)?;
-        // SAFETY: the pattern is one word, which outlives the call; the memory is the caller's.
+        // SAFETY: the pattern is one word, which outlives the call; the memory is the caller's promise.
         let filled = answered("zeCommandListAppendMemoryFill", unsafe {
             let (pattern, size) = ((&raw const word).cast(), size_of::<u32>());
             let address = address as *mut c_void;
             (self.append_fill)(list, address, pattern, size, 4 * count, null_mut(), 0, null_mut())
         });
-        // SAFETY: made above, and its commands are done, since it is a synchronous one.
+        // SAFETY: the list was made above, and its commands are done, because it is synchronous.
         let destroyed = answered("zeCommandListDestroy", unsafe { (self.destroy_list)(list) });
         filled.and(destroyed)
     }
 
-    /// As an error of the library. Level Zero has no function for the names.
-    pub(super) fn error(&self, refused: Refused) -> ExporterError {
+    /// The error for a code. Level Zero has no function that names it.
+    pub(super) fn error(&self, refused: Refused) -> PointerError {
         let name = match refused.code {
             sys::ERROR_OUT_OF_HOST_MEMORY => "ZE_RESULT_ERROR_OUT_OF_HOST_MEMORY",
             sys::ERROR_OUT_OF_DEVICE_MEMORY => "ZE_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
@@ -206,10 +206,10 @@ impl Api {
             0x7000_0001 => "ZE_RESULT_ERROR_DEVICE_LOST",
             0x7800_0005 => "ZE_RESULT_ERROR_INVALID_NULL_HANDLE",
             0x7800_0007 => "ZE_RESULT_ERROR_INVALID_NULL_POINTER",
-            _ => "an error that ze_result_t in ze_api.h names",
+            _ => "a code of ze_result_t in ze_api.h",
         };
         let (call, code) = (refused.call, i64::from(refused.code));
-        ExporterError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name: name.into() }
+        PointerError::RuntimeCall { runtime: LIBRARY.runtime, call, code, name: name.into() }
     }
 }
 
@@ -223,10 +223,15 @@ fn properties(next: *mut c_void) -> AllocProperties {
     }
 }
 
-/// Asks for the number of handles, and then for them.
+/// Most drivers or devices that are asked for, so that a wrong number takes no memory.
+const MOST: u32 = 1024;
+
+/// Gets the number of handles, then the handles.
 fn listed(call: &'static str, get: impl Fn(*mut u32, *mut Handle) -> Status) -> Answer<Vec<Handle>> {
     let mut count = 0;
     answered(call, get(&raw mut count, null_mut()))?;
+    // The runtime returns as many as there is room for.
+    count = count.min(MOST);
     let mut list = vec![null_mut(); count as usize];
     answered(call, get(&raw mut count, list.as_mut_ptr()))?;
     list.truncate(count as usize);

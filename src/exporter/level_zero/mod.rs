@@ -1,8 +1,8 @@
-//! Level Zero: dma-bufs of the memory of Intel GPUs, through libze_loader.
+//! Level Zero: dma-bufs of Intel GPU memory, through libze_loader.
 //!
-//! A pointer of SYCL's `malloc_device` is one of Level Zero's.
+//! Level Zero knows the pointers of SYCL's `malloc_device`.
 //!
-//! `unsafe` is here for what the calls in `api.rs` ask of their callers.
+//! `unsafe` is here for the functions in `api.rs` that require something of their caller.
 //!
 //! Source: `ze_api.h`, "External Memory Import and Export" of the Level Zero specification.
 
@@ -10,17 +10,16 @@ mod api;
 
 use std::sync::Arc;
 
+use dma_sg::page_size;
+use dma_sg::pci::PciAddress;
 use rdma_sys_ext::level_zero as sys;
 
 use super::device_memory::{DeviceMemory, Heap};
-use super::library::{Named, duplicate, forbidden_node, out_of_descriptors};
-use super::runtime::{Exported, Found, MemoryKind, Piece, Route, Runtime, foreign, not_null};
-use super::{Allocation, Exporter, whole_pages};
+use super::library::{Named, duplicate, out_of_descriptors};
+use super::runtime::{ExportFound, ExportedRange, MemoryKind, PointerInfo, Runtime, not_null};
+use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
 use crate::dmabuf::DmaBuf;
-use crate::error::ExporterError;
-use crate::pci::PciAddress;
-use crate::umem::page_size;
-use crate::{Error, Result};
+use crate::observe::Process;
 use api::{Api, Handle, Refused};
 
 const LIBRARY: Named = Named {
@@ -30,10 +29,12 @@ const LIBRARY: Named = Named {
 };
 const NODES: &[&str] = &["/dev/dri/renderD128", "/dev/dri/renderD129"];
 const FORBIDDEN: &str = "join the group that owns it (render), or pass it to the container";
-const NO_DEVICE: &str = "no driver of it found a GPU; ZE_ENABLE_LOADER_DEBUG_TRACE=1 shows which it tried, ZE_AFFINITY_MASK may hide GPUs";
-const UNSUPPORTED: &str = "the driver exports device memory, of most drivers only what was allocated with ze_external_memory_export_desc_t";
+const NO_DEVICE: &str =
+    "ZE_ENABLE_LOADER_DEBUG_TRACE=1 shows which drivers the loader tried; ZE_AFFINITY_MASK may hide GPUs";
+const UNSUPPORTED: &str =
+    "most drivers export only device memory that was allocated with ze_external_memory_export_desc_t";
 
-/// The Level Zero loader with its first driver that has a device, and a context.
+/// The first Level Zero driver that has a device, and a context of it.
 #[derive(Debug, Clone)]
 pub struct LevelZero {
     driver: Arc<Driver>,
@@ -44,8 +45,8 @@ pub struct LevelZero {
 struct Driver {
     api: Api,
     context: Handle,
-    /// Whether the context is ours to destroy.
-    owned: bool,
+    /// The process that created the context; `None` for a context of the caller's.
+    creator: Option<Process>,
     devices: Vec<Device>,
 }
 
@@ -55,65 +56,65 @@ struct Device {
     address: Option<PciAddress>,
 }
 
-// SAFETY: handles are names of objects that any thread may use; the functions called here are free-threaded,
-// says the specification, apart from those on a command list, each of which has one user.
+// SAFETY: any thread may use the handles. The specification makes the functions called here thread-safe,
+// except those on a command list, and each command list has one user.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if !self.owned {
+        if !self.creator.is_some_and(Process::is_current) {
             return;
         }
-        // SAFETY: ours, and all memory that was allocated in it held this.
+        // SAFETY: this made the context, and memory that is allocated in it holds a reference to this.
         if let Err(refused) = unsafe { self.api.destroy_context(self.context) } {
-            tracing::warn!(error = %self.api.error(refused), "cannot destroy a context of Level Zero");
+            tracing::warn!(error = %self.api.error(refused), "cannot destroy a Level Zero context");
         }
     }
 }
 
 impl LevelZero {
-    /// Loads the loader, initialises it and makes a context. [`allocate`](Exporter::allocate) takes memory
-    /// of the first device.
+    /// Loads and initializes the library and creates a context. [`allocate`](Exporter::allocate) takes memory of
+    /// the first device.
     ///
-    /// Drivers find a pointer whichever context it was allocated in; one that does not wants
-    /// [`with_context`](Self::with_context).
+    /// Most drivers find a pointer whatever context it was allocated in. For one that does not, use
+    /// [`from_raw_context`](Self::from_raw_context).
     ///
     /// # Errors
-    /// - [`ExporterError::RuntimeMissing`], [`ExporterError::RuntimeTooOld`]: the loader.
-    /// - [`ExporterError::NoDevice`]: no driver, or none with a device.
-    /// - [`Error::ExporterNotPermitted`]: the render node is not for this user.
-    /// - [`ExporterError::RuntimeCall`]: the driver failed otherwise.
+    /// - [`PointerError::RuntimeMissing`], [`PointerError::RuntimeTooOld`]: the library.
+    /// - [`PointerError::NoDevice`]: no driver has a device.
+    /// - [`PointerError::OutOfDescriptors`] (`EMFILE`, `ENFILE`).
+    /// - [`Error::NotPermitted`]: this user may not open the render node.
+    /// - [`PointerError::RuntimeCall`]: the driver failed otherwise.
     #[doc(alias = "zeInit")]
     pub fn load() -> Result<Self> {
         Self::new(None)
     }
 
-    /// The same with a context of the caller's.
+    /// As [`load`](Self::load), with the caller's context, which this never destroys.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     ///
     /// # Safety
-    /// `context` is a `ze_context_handle_t` of the first driver that has a device, and outlives what is
-    /// made here.
-    pub unsafe fn with_context(context: *mut std::ffi::c_void) -> Result<Self> {
+    /// `context` is a `ze_context_handle_t` of the first driver that has a device. It outlives the returned
+    /// object, its clones and the [`DeviceMemory`] allocated from them.
+    pub unsafe fn from_raw_context(context: *mut std::ffi::c_void) -> Result<Self> {
         Self::new(Some(context))
     }
 
     fn new(context: Option<Handle>) -> Result<Self> {
         let api = Api::load()?;
         let error = |refused: Refused| {
-            let forbidden = forbidden_node(NODES, FORBIDDEN);
-            forbidden.unwrap_or_else(|| match refused.code {
+            LIBRARY.not_started(NODES, FORBIDDEN, || match refused.code {
                 sys::ERROR_UNINITIALIZED => no_device(),
-                _ => api.error(refused).into(),
+                _ => api.error(refused),
             })
         };
         api.init().map_err(error)?;
         for driver in api.drivers().map_err(error)? {
-            // SAFETY: the loader has just named the driver.
+            // SAFETY: the loader has just returned the driver's handle.
             let handles = unsafe { api.devices(driver) }.map_err(error)?;
             if handles.is_empty() {
                 continue;
@@ -122,14 +123,15 @@ impl LevelZero {
                 handles.into_iter().map(|handle| Device { handle, address: address(&api, handle) }).collect();
             // SAFETY: as above.
             let made = || unsafe { api.create_context(driver) };
-            let (owned, context) = (context.is_none(), context.map_or_else(made, Ok).map_err(error)?);
-            let driver = Driver { api, context, owned, devices };
+            let creator = context.is_none().then(Process::current);
+            let context = context.map_or_else(made, Ok).map_err(error)?;
+            let driver = Driver { api, context, creator, devices };
             return Ok(Self { driver: Arc::new(driver), device: 0 });
         }
-        Err(no_device())
+        Err(out_of_descriptors(LIBRARY.runtime).unwrap_or_else(no_device).into())
     }
 
-    /// The loader if this process has loaded it already.
+    /// As [`load`](Self::load), but only if this process has already loaded the library.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -142,61 +144,42 @@ impl LevelZero {
         self.driver.devices.iter().map(|device| device.address)
     }
 
-    /// Takes memory of another device, by its place in [`devices`](Self::devices).
+    /// Selects the device that [`allocate`](Exporter::allocate) takes memory of, by its index in
+    /// [`devices`](Self::devices).
     ///
     /// # Errors
-    /// [`ExporterError::NoDevice`]: there is none.
-    pub fn with_device(self, number: usize) -> Result<Self> {
-        if number >= self.driver.devices.len() {
-            return Err(no_device());
+    /// [`PointerError::NoDevice`]: no device has that index.
+    pub fn with_device(self, index: usize) -> Result<Self> {
+        if index >= self.driver.devices.len() {
+            return Err(no_device().into());
         }
-        Ok(Self { device: number, ..self })
+        Ok(Self { device: index, ..self })
     }
 
-    /// Allocates at least `size` bytes of the device's memory, in whole pages, for export.
+    /// Allocates at least `size` bytes of device memory for export, rounded up to whole pages.
     ///
     /// # Errors
-    /// - [`Error::ZeroLength`], [`Error::SizeTooLarge`].
-    /// - [`ExporterError::TooLarge`]: more than the device has, or allocates at once.
-    /// - [`ExporterError::RuntimeCall`].
+    /// - [`Error::Range`]: a size of 0. [`Error::SizeTooLarge`].
+    /// - [`Error::OutOfMemory`]: more than the device has free, or more than it allocates at once.
+    /// - [`PointerError::RuntimeCall`].
     #[doc(alias = "zeMemAllocDevice")]
     pub fn device_memory(&self, size: u64) -> Result<DeviceMemory> {
         let size = whole_pages(size, page_size())?;
         let heap = DeviceHeap { driver: Arc::clone(&self.driver), device: self.device };
         let (driver, device) = (&self.driver, heap.handle());
-        // SAFETY: the context is of the driver whose devices these are, and both live with it.
+        // SAFETY: context and device belong to one driver, which keeps both alive.
         match unsafe { driver.api.allocate(driver.context, device, size, page_size()) } {
             Ok(address) => Ok(DeviceMemory::new(address, size, Arc::new(heap))),
             Err(Refused { code: sys::ERROR_OUT_OF_DEVICE_MEMORY | sys::ERROR_UNSUPPORTED_SIZE, .. }) => {
-                Err(ExporterError::TooLarge { runtime: LIBRARY.runtime, size }.into())
+                let exporter = Exporter::name(self);
+                Err(Error::OutOfMemory { exporter, requested: size, available: None, limit: None })
             }
             Err(refused) => Err(driver.api.error(refused).into()),
         }
     }
 
-    /// Exports what was found a moment ago.
-    fn export_found(&self, found: &Found, length: u64) -> Result<Exported> {
-        let _span = crate::observe::exporting(|| Exporter::name(self), length);
-        let driver = &self.driver;
-        let refused = |refused: Refused| match refused.code {
-            sys::ERROR_UNSUPPORTED_FEATURE | sys::ERROR_UNSUPPORTED_ENUMERATION => {
-                ExporterError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
-            }
-            _ => out_of_descriptors(LIBRARY.runtime).unwrap_or_else(|| driver.api.error(refused)),
-        };
-        // The base: some drivers know allocations by it alone.
-        // SAFETY: the context lives as long as the driver.
-        let fd = unsafe { driver.api.export(driver.context, found.base) }.map_err(refused)?;
-        // SAFETY: the allocation was there a moment ago, and keeps its descriptor open.
-        let ours = unsafe { duplicate(fd) }
-            .map_err(|source| ExporterError::OutOfDescriptors { exporter: LIBRARY.runtime, source })?;
-        let offset = found.address - found.base;
-        let piece = Piece::new(DmaBuf::from_fd(ours)?, offset, length, Route::Default)?;
-        Ok(Exported::new(found, vec![piece]))
-    }
-
-    fn refused(&self, refused: Refused) -> Error {
-        self.driver.api.error(refused).into()
+    fn refused(&self, refused: Refused) -> PointerError {
+        self.driver.api.error(refused)
     }
 }
 
@@ -206,7 +189,7 @@ impl Runtime for LevelZero {
     }
 
     #[doc(alias = "zeMemGetAllocProperties")]
-    fn find(&self, address: u64) -> Result<Option<Found>> {
+    fn find(&self, address: u64) -> Result<Option<PointerInfo>, PointerError> {
         not_null(address)?;
         let driver = &self.driver;
         // SAFETY: the context lives as long as the driver.
@@ -222,7 +205,7 @@ impl Runtime for LevelZero {
         let range = unsafe { driver.api.range(driver.context, address) };
         let (base, size) = range.map_err(|refused| self.refused(refused))?;
         let owner = driver.devices.iter().find(|known| known.handle == device);
-        Ok(Some(Found {
+        Ok(Some(PointerInfo {
             runtime: LIBRARY.runtime,
             address,
             base,
@@ -233,21 +216,37 @@ impl Runtime for LevelZero {
         }))
     }
 
-    /// One piece, of the whole allocation.
+    /// Exports one range, of the dma-buf of the whole allocation.
     ///
     /// # Errors
-    /// [`ExporterError::NotExportable`]: `ZE_RESULT_ERROR_UNSUPPORTED_FEATURE`.
+    /// [`PointerError::NotExportable`]: `ZE_RESULT_ERROR_UNSUPPORTED_FEATURE`.
     #[doc(alias = "ze_external_memory_export_fd_t")]
-    fn export(&self, found: &Found, length: u64) -> Result<Exported> {
-        found.check(length)?;
-        found.check_alive(self.find(found.address)?)?;
-        self.export_found(found, length)
+    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        self.export_checked(info, length)
     }
 
-    fn export_at(&self, address: u64, length: u64) -> Result<Exported> {
-        let found = self.find(address)?.ok_or_else(|| foreign(LIBRARY.runtime, address))?;
-        found.check(length)?;
-        self.export_found(&found, length)
+    fn export_at(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        self.find_and_export(address, length)
+    }
+}
+
+impl ExportFound for LevelZero {
+    fn export_found(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+        let _span = crate::observe::exporting(|| Exporter::name(self), length);
+        let driver = &self.driver;
+        let refused = |refused: Refused| match refused.code {
+            sys::ERROR_UNSUPPORTED_FEATURE | sys::ERROR_UNSUPPORTED_ENUMERATION => {
+                PointerError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
+            }
+            _ => out_of_descriptors(LIBRARY.runtime).unwrap_or_else(|| self.refused(refused)),
+        };
+        // Some drivers know an allocation only by its base.
+        // SAFETY: the context lives as long as the driver.
+        let fd = unsafe { driver.api.export(driver.context, info.base) }.map_err(refused)?;
+        // SAFETY: the allocation was alive a moment ago and keeps its descriptor, if any, open.
+        let copy = unsafe { duplicate(fd, LIBRARY.runtime, UNSUPPORTED) }?;
+        let offset = info.address - info.base;
+        Ok(vec![ExportedRange::new(DmaBuf::from_fd(copy)?, offset..offset + length)?])
     }
 }
 
@@ -256,15 +255,12 @@ impl Exporter for LevelZero {
         format!("Level Zero device {}", self.device)
     }
 
-    /// Memory of the device, zeroed by it.
+    /// Allocates device memory, which the device zeroes.
     ///
     /// # Errors
     /// As [`device_memory`](LevelZero::device_memory) and [`export`](Runtime::export).
     fn allocate(&self, size: u64) -> Result<Allocation> {
-        let memory = self.device_memory(size)?;
-        memory.fill(0, memory.size(), 0)?;
-        // The dma-buf holds the memory when the pointer goes.
-        self.export_at(memory.address(), memory.size())?.into_allocation()
+        self.device_memory(size)?.into_allocation(self)
     }
 }
 
@@ -284,23 +280,23 @@ impl DeviceHeap {
 impl Heap for DeviceHeap {
     fn free(&self, address: u64) {
         let driver = &self.driver;
-        // SAFETY: called once, by the one owner of the memory that `device_memory` took.
+        // SAFETY: `DeviceMemory`, the only owner of this allocation, calls this once.
         if let Err(refused) = unsafe { driver.api.free(driver.context, address) } {
-            tracing::warn!(error = %driver.api.error(refused), "cannot free memory of a GPU");
+            tracing::warn!(error = %driver.api.error(refused), "cannot free GPU memory");
         }
     }
 
-    fn fill(&self, address: u64, word: u32, count: usize) -> Result<()> {
+    fn fill(&self, address: u64, word: u32, count: usize) -> Result<(), PointerError> {
         let driver = &self.driver;
-        // SAFETY: inside of the memory that its owner holds; it checked the range.
+        // SAFETY: `DeviceMemory` owns the words and checked the range.
         let filled = unsafe { driver.api.fill(driver.context, self.handle(), address, word, count) };
-        filled.map_err(|refused| driver.api.error(refused).into())
+        filled.map_err(|refused| driver.api.error(refused))
     }
 }
 
-/// Where a device is, if its driver tells.
+/// The PCI address of a device, if its driver reports it.
 fn address(api: &Api, device: Handle) -> Option<PciAddress> {
-    // SAFETY: the driver has just named the device.
+    // SAFETY: the driver has just returned the device's handle.
     let place = unsafe { api.pci(device) }.ok()?.address;
     Some(PciAddress {
         domain: place.domain,
@@ -310,6 +306,6 @@ fn address(api: &Api, device: Handle) -> Option<PciAddress> {
     })
 }
 
-fn no_device() -> Error {
-    ExporterError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }.into()
+fn no_device() -> PointerError {
+    PointerError::NoDevice { runtime: LIBRARY.runtime, remedy: NO_DEVICE }
 }

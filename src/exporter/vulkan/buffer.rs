@@ -1,31 +1,30 @@
-//! Buffers of a Vulkan device, and what the device does with them.
+//! Buffers of a Vulkan device, and the device's commands on them.
 //!
-//! `unsafe` is here for calling into the driver; every handle is this file's own and destroyed once.
+//! `unsafe` is here for calling into the driver. This file makes every handle and destroys it once.
 
+use std::ops::{Range, RangeBounds};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 
 use ash::vk;
+use dma_sg::{check_range, page_size, resolve_range};
 
-use super::{DMA_BUF, Device, MemoryChoice, RUNTIME, UNSUPPORTED, USAGE, export, refused};
+use super::{DMA_BUF, Device, RUNTIME, UNSUPPORTED, USAGE, export, refused};
 use crate::dmabuf::DmaBuf;
-use crate::error::ExporterError;
-use crate::exporter::whole_pages;
-use crate::umem::{check_range, page_size};
-use crate::{Error, Result};
+use crate::exporter::{Error, PointerError, Result, whole_pages, whole_words};
 
-/// Longest that a command may take: a processor fills gigabytes in that.
-const LIMIT_NS: u64 = 60_000_000_000;
+/// Timeout of one submission, in which even a CPU device fills gigabytes.
+const TIMEOUT_NS: u64 = 60_000_000_000;
 
-/// A buffer of a Vulkan device, and its memory. Dropping it destroys both; dma-bufs of it live on.
+/// A buffer of a Vulkan device, and its memory. Dropping it destroys both; its dma-bufs stay valid.
 pub struct VulkanBuffer {
     buffer: vk::Buffer,
     memory: vk::DeviceMemory,
-    /// Of the buffer.
+    /// Size of the buffer in bytes.
     size: u64,
-    /// The type of memory that was chosen.
+    /// Flags of the memory's type.
     flags: vk::MemoryPropertyFlags,
-    // Its device outlives the two.
+    // Keeps the device alive until both are destroyed.
     device: Arc<Device>,
 }
 
@@ -36,13 +35,13 @@ impl std::fmt::Debug for VulkanBuffer {
 }
 
 impl VulkanBuffer {
-    pub(super) fn exportable(device: &Arc<Device>, size: u64, choice: MemoryChoice) -> Result<Self> {
+    pub(super) fn exportable(device: &Arc<Device>, size: u64, host_visible: bool) -> Result<Self> {
         let size = whole_pages(size, page_size())?;
         let mut new = Self::unbound(device, size)?;
         let needed = new.requirements();
-        let wanted = match choice {
-            MemoryChoice::Device => vk::MemoryPropertyFlags::DEVICE_LOCAL,
-            MemoryChoice::HostVisible => vk::MemoryPropertyFlags::HOST_VISIBLE,
+        let wanted = match host_visible {
+            false => vk::MemoryPropertyFlags::DEVICE_LOCAL,
+            true => vk::MemoryPropertyFlags::HOST_VISIBLE,
         };
         let (index, flags) = device.memory_type(needed.memory_type_bits, wanted)?;
         new.flags = flags;
@@ -54,20 +53,20 @@ impl VulkanBuffer {
             .push_next(&mut export)
             .push_next(&mut dedicated);
         new.allocate(&info, size)?;
+        new.bind()?;
         Ok(new)
     }
 
     pub(super) fn imported(device: &Arc<Device>, dmabuf: &DmaBuf) -> Result<Self> {
-        let unsupported =
-            || Error::from(ExporterError::NotExportable { runtime: RUNTIME, remedy: UNSUPPORTED });
+        let unsupported = || PointerError::NotExportable { runtime: RUNTIME, remedy: UNSUPPORTED };
         if !device.importable {
-            return Err(unsupported());
+            return Err(unsupported().into());
         }
         let mut new = Self::unbound(device, dmabuf.size())?;
         let needed = new.requirements();
         let fd: OwnedFd = dmabuf.try_clone()?.into();
         let mut possible = vk::MemoryFdPropertiesKHR::default();
-        // SAFETY: the descriptor is open; drivers take any and say which memory types go with it.
+        // SAFETY: the descriptor is open. Drivers accept any and report the memory types that fit it.
         unsafe { device.fd.get_memory_fd_properties(DMA_BUF, fd.as_raw_fd(), &mut possible) }
             .map_err(|code| refused("vkGetMemoryFdPropertiesKHR", code))?;
         let bits = needed.memory_type_bits & possible.memory_type_bits;
@@ -82,12 +81,13 @@ impl VulkanBuffer {
             .push_next(&mut import)
             .push_next(&mut dedicated);
         new.allocate(&info, dmabuf.size())?;
-        // It became the driver's when the import succeeded.
+        // The driver owns the descriptor after a successful import, whatever fails later.
         let _ = fd.into_raw_fd();
+        new.bind()?;
         Ok(new)
     }
 
-    /// A buffer that memory is to be bound to.
+    /// A buffer that no memory is bound to yet.
     fn unbound(device: &Arc<Device>, size: u64) -> Result<Self> {
         let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(DMA_BUF);
         let info = vk::BufferCreateInfo::default().size(size).usage(USAGE).push_next(&mut external);
@@ -99,79 +99,94 @@ impl VulkanBuffer {
     }
 
     fn requirements(&self) -> vk::MemoryRequirements {
-        // SAFETY: ours and alive.
+        // SAFETY: this made the buffer, which is alive.
         unsafe { self.device.device.get_buffer_memory_requirements(self.buffer) }
     }
 
     fn allocate(&mut self, info: &vk::MemoryAllocateInfo<'_>, size: u64) -> Result<()> {
-        // SAFETY: the structs are ash's own and what they name is alive.
+        // SAFETY: the structs are ash's own, and the handles in them are alive.
         self.memory = unsafe { self.device.device.allocate_memory(info, None) }
             .map_err(|code| self.device.refused("vkAllocateMemory", code, size))?;
-        // SAFETY: both are ours, the memory was chosen by the buffer's requirements, and is bound once.
-        unsafe { self.device.device.bind_buffer_memory(self.buffer, self.memory, 0) }
-            .map_err(|code| refused("vkBindBufferMemory", code))
+        Ok(())
     }
 
-    /// Size in bytes, of whole pages.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: this made both. The memory fits the buffer's requirements and is bound once.
+        unsafe { self.device.device.bind_buffer_memory(self.buffer, self.memory, 0) }
+            .map_err(|code| refused("vkBindBufferMemory", code).into())
+    }
+
+    /// Size in bytes, a multiple of the page size.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether its memory is the device's own.
+    /// Whether the memory is local to the device.
     pub fn is_device_local(&self) -> bool {
         self.flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL)
     }
 
-    /// The buffer's dma-buf. Each call gives a descriptor of its own.
+    /// Exports the buffer's memory as a dma-buf. Each call makes a new descriptor.
     ///
     /// # Errors
-    /// [`ExporterError::OutOfDescriptors`], [`ExporterError::RuntimeCall`];
-    /// [`ExporterError::NotExportable`] for a buffer that was imported.
+    /// - [`PointerError::NotExportable`]: the buffer was imported.
+    /// - [`PointerError::OutOfDescriptors`], [`PointerError::RuntimeCall`].
     #[doc(alias = "vkGetMemoryFdKHR")]
     pub fn export(&self) -> Result<DmaBuf> {
         let _span = crate::observe::exporting(|| RUNTIME.into(), self.size);
-        // SAFETY: the memory is ours and alive.
-        unsafe { export(&self.device.fd, self.memory) }
+        // SAFETY: this allocated the memory, which is alive.
+        Ok(unsafe { export(&self.device.fd, self.memory) }?)
     }
 
-    /// Has the device set each 32-bit word of `length` bytes from `offset` on, and waits for it. Both are
-    /// multiples of 4; what is beyond a multiple is left out.
+    /// Has the device set every aligned 32-bit word inside the range, and waits for it.
     ///
     /// # Errors
-    /// [`Error::ZeroLength`], [`Error::OutOfRange`], [`ExporterError::RuntimeCall`].
+    /// - [`Error::Range`]: the range is empty, not inside the buffer, or contains no such word.
+    /// - [`PointerError::RuntimeCall`].
     #[doc(alias = "vkCmdFillBuffer")]
-    pub fn fill(&self, offset: u64, length: u64, word: u32) -> Result<()> {
-        self.fill_each([(offset, length, word)])
+    pub fn fill(&self, range: impl RangeBounds<u64>, word: u32) -> Result<()> {
+        self.fill_each([(range, word)])
     }
 
-    /// The same for several ranges, which the device works on together.
+    /// As [`fill`](Self::fill) for several ranges, each with its word, in one submission.
     ///
     /// # Errors
-    /// As [`fill`](Self::fill), before anything is filled.
-    pub fn fill_each(&self, ranges: impl IntoIterator<Item = (u64, u64, u32)>) -> Result<()> {
-        let ranges: Vec<_> = ranges.into_iter().collect();
-        for (offset, length, _) in &ranges {
-            check_range(*offset, *length, self.size)?;
-        }
+    /// As [`fill`](Self::fill). If a range is refused, nothing is filled.
+    pub fn fill_each<R: RangeBounds<u64>>(&self, fills: impl IntoIterator<Item = (R, u32)>) -> Result<()> {
+        let fills = fills.into_iter().map(|(range, word)| {
+            let range = resolve_range(range, self.size)?;
+            Ok((whole_words(range)?, word))
+        });
+        let fills: Vec<(Range<u64>, u32)> = fills.collect::<Result<_>>()?;
         self.device.run(|commands| {
-            for (offset, length, word) in &ranges {
-                let (offset, length) = (offset - offset % 4, length - length % 4);
-                // SAFETY: the commands are being recorded; the range is inside the buffer.
+            for (range, word) in &fills {
+                let (offset, length) = (range.start, range.end - range.start);
+                // SAFETY: the commands are being recorded, and the range is inside the buffer.
                 unsafe { self.device.device.cmd_fill_buffer(commands, self.buffer, offset, length, *word) };
             }
         })
     }
 
-    /// Has the device copy all of another buffer of the same device into the beginning of this one.
+    /// Has the device copy the whole of another buffer of the same device to the start of this one.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]: this one is smaller. [`ExporterError::RuntimeCall`].
+    /// - [`PointerError::CopySource`]: `source` belongs to another device, or is this buffer.
+    /// - [`Error::Range`]: this buffer is smaller.
+    /// - [`PointerError::RuntimeCall`].
     #[doc(alias = "vkCmdCopyBuffer")]
     pub fn copy_from(&self, source: &Self) -> Result<()> {
+        if !Arc::ptr_eq(&self.device, &source.device) {
+            let reason = "the source is a buffer of another device; export it and import it into this one";
+            return Err(PointerError::CopySource { reason }.into());
+        }
+        if std::ptr::eq(self, source) {
+            let reason = "the source is this buffer itself; copy from another one";
+            return Err(PointerError::CopySource { reason }.into());
+        }
         check_range(0, source.size, self.size)?;
         let region = [vk::BufferCopy::default().size(source.size)];
-        // SAFETY: the commands are being recorded; both buffers are alive and of one device, which holds
-        // for all buffers made by one `Vulkan` or its clones, and the range is inside both.
+        // SAFETY: the commands are being recorded, both buffers are alive and of this device, and the range is
+        // inside both.
         self.device.run(|commands| unsafe {
             self.device.device.cmd_copy_buffer(commands, source.buffer, self.buffer, &region);
         })
@@ -180,7 +195,11 @@ impl VulkanBuffer {
 
 impl Drop for VulkanBuffer {
     fn drop(&mut self) {
-        // SAFETY: ours, once; commands with the buffer waited for their end. Null memory is ignored.
+        if !self.device.creator.is_current() {
+            return;
+        }
+        // SAFETY: this made both and destroys them once, after all commands on them have ended. Null memory is
+        // permitted.
         unsafe {
             self.device.device.destroy_buffer(self.buffer, None);
             self.device.device.free_memory(self.memory, None);
@@ -189,7 +208,7 @@ impl Drop for VulkanBuffer {
 }
 
 impl Device {
-    /// A memory type out of those in `bits`, with the flags wanted if there is one.
+    /// Chooses a memory type of those in `bits`: one with the wanted flags, otherwise the first.
     fn memory_type(
         &self,
         bits: u32,
@@ -199,21 +218,21 @@ impl Device {
         let possible = || types.iter().zip(0_u32..).filter(|(_, index)| bits & (1 << index) != 0);
         let best = possible().find(|(kind, _)| kind.property_flags.contains(wanted));
         let chosen = best.or_else(|| possible().next());
-        let none = ExporterError::NotExportable { runtime: RUNTIME, remedy: UNSUPPORTED };
+        let none = PointerError::NotExportable { runtime: RUNTIME, remedy: UNSUPPORTED };
         chosen.map(|(kind, index)| (index, kind.property_flags)).ok_or_else(|| none.into())
     }
 
-    /// Records commands, and waits until the device has run them and host and others see what it wrote.
+    /// Records commands, submits them, and waits until their writes are visible to the host and to others.
     fn run(&self, record: impl FnOnce(vk::CommandBuffer)) -> Result<()> {
         let locked = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let (queue, pool) = *locked;
         let device = &self.device;
         let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
-        // SAFETY: the pool is ours, and locked.
+        // SAFETY: this device made the pool, and the mutex is locked.
         let buffers = unsafe { device.allocate_command_buffers(&info) }
             .map_err(|code| refused("vkAllocateCommandBuffers", code))?;
         let done = self.submit(queue, buffers[0], record);
-        // SAFETY: allocated above; the device has run it, or did not get it.
+        // SAFETY: allocated above, and the device has finished with it or never got it.
         unsafe { device.free_command_buffers(pool, &buffers) };
         done
     }
@@ -229,7 +248,7 @@ impl Device {
         let barrier = [vk::MemoryBarrier::default()
             .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
             .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::MEMORY_READ)];
-        // SAFETY: the commands are ours, begun once and ended before they are submitted.
+        // SAFETY: the command buffer is begun once here and ended before it is submitted.
         unsafe {
             device.begin_command_buffer(commands, &once).map_err(|c| refused("vkBeginCommandBuffer", c))?;
             record(commands);
@@ -246,32 +265,34 @@ impl Device {
             .map_err(|code| refused("vkCreateFence", code))?;
         let list = [commands];
         let work = [vk::SubmitInfo::default().command_buffers(&list)];
-        // SAFETY: commands and fence are ours and outlive the wait; should it end without them being done,
-        // the queue is waited for as well before they are destroyed.
+        // SAFETY: commands and fence outlive the wait. If the wait fails, they live until the queue is idle.
         unsafe {
             let done = device
                 .queue_submit(queue, &work, fence)
                 .map_err(|code| refused("vkQueueSubmit", code))
                 .and_then(|()| {
-                    let waited = device.wait_for_fences(&[fence], true, LIMIT_NS);
+                    let waited = device.wait_for_fences(&[fence], true, TIMEOUT_NS);
                     waited.map_err(|code| refused("vkWaitForFences", code))
                 });
             if done.is_err() {
                 let _ = device.queue_wait_idle(queue);
             }
             device.destroy_fence(fence, None);
-            done
+            Ok(done?)
         }
     }
 
     fn refused(&self, call: &'static str, code: vk::Result, size: u64) -> Error {
-        let too_large =
+        let out_of_memory =
             matches!(code, vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY);
         match refused(call, code) {
-            Error::Exporters(ExporterError::RuntimeCall { .. }) if too_large => {
-                ExporterError::TooLarge { runtime: RUNTIME, size }.into()
-            }
-            error => error,
+            PointerError::RuntimeCall { .. } if out_of_memory => Error::OutOfMemory {
+                exporter: self.exporter_name(),
+                requested: size,
+                available: None,
+                limit: None,
+            },
+            error => error.into(),
         }
     }
 }
