@@ -1,103 +1,155 @@
-//! From a dma-buf fd to verified bytes on the wire.
+//! Register dma-bufs with RDMA devices and transfer their bytes in place, without bounce buffers.
 //!
-//! A buffer that a GPU driver, a heap or a camera allocated is known to the kernel as a dma-buf fd.
-//! This crate takes such an fd, describes it, registers it with an RDMA device so that a NIC reads and
-//! writes it in place, and moves bytes; every refusal on the way is an error that says what refused
-//! and what to do.
+//! A dma-buf is a file descriptor for memory that a driver allocated: GPU memory, a kernel heap, a camera's
+//! frames. This crate registers that memory with an RDMA device (NIC), which then reads and writes it in place,
+//! and transfers ranges of any length over a reliable connection. Every error says what failed, why if that is
+//! known, and what to do next.
+//!
+//! # The path
 //!
 //! ```text
-//!  exporter ──fd──▶ DmaBuf ──range──▶ Umem ──pd,access──▶ MemoryRegion ──lkey/rkey──▶ the wire
-//!  (GPU, heap,      identity,         iova + DmaSg list    Verbs | Uverbs |           READ, WRITE,
-//!   udmabuf, DRM)   size, sync                             HostMapping                SEND, atomics
+//!  exporter ──fd──▶ DmaBuf ──range──▶ MemoryRegion ──slice──▶ Connection ──▶ the wire
+//!  GPU, heap,       identity,         lkey, rkey, iova        WRITE, READ, SEND,
+//!  udmabuf, DRM     size, CPU access  (RegionSet, RegionCache) atomics, any length
 //! ```
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`exporter`] | allocators of dma-bufs, and GPU runtimes that turn a pointer into one |
+//! | [`dmabuf`] | a dma-buf: identity, size, CPU access, fences |
+//! | [`verbs`] | devices, protection domains, completion queues, queue pairs |
+//! | [`mr`] | registration: regions, sets of regions, the cache, and descriptions for a peer |
+//! | [`transfer`] | connections that transfer ranges of any length |
+//! | [`cm`] | connections by IP address, through librdmacm |
+//! | [`observe`] | gauges and `tracing` spans |
+//! | [`dma_sg`] | address lists, PCI topology, and the addresses of a dma-buf as a device sees them |
 //!
 //! # Quick start
 //!
-//! 1. Take a dma-buf: [`DmaBuf::from_fd`] for an fd that you have, an [`exporter`] for a new one.
-//! 2. Open a device: [`verbs::Device::by_name`], and a [`verbs::ProtectionDomain`] in it.
-//!    [`mr::probe`] says beforehand whether the device imports dma-bufs.
-//! 3. Register: [`MemoryRegion::builder`].
-//! 4. Give the peer the region's [`remote`](MemoryRegion::remote) description, connect a
-//!    [`verbs::QueuePair`], and [`post`](verbs::QueuePair::post).
+//! 1. Get a [`DmaBuf`]: [`DmaBuf::from_fd`] for a descriptor that you have, an [`exporter`] for new memory.
+//! 2. Open a device ([`verbs::Device::by_name`]) and allocate a [`verbs::ProtectionDomain`] in it.
+//!    [`mr::probe`] tells whether the device imports dma-bufs.
+//! 3. Register the buffer: [`MemoryRegion::builder`].
+//! 4. Create a [`Connection`] in the same domain and connect it. The peers exchange their
+//!    [`endpoint`](Connection::endpoint)s and the target's [`remote`](MemoryRegion::remote) description by any
+//!    means; [`cm`] connects by IP address instead.
+//! 5. Slice both sides and transfer.
 //!
 //! ```no_run
 //! use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 //! use dmabuf_rdma::mr::{Access, MemoryRegion};
+//! use dmabuf_rdma::transfer::Connection;
 //! use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 //!
-//! # fn main() -> dmabuf_rdma::Result<()> {
-//! let buffer = DmaHeap::open("system")?.allocate(1 << 30)?.dmabuf;
-//! let domain = ProtectionDomain::new(&Device::by_name("rxe0")?.open()?)?;
-//! let region = MemoryRegion::builder(&domain, &buffer)
-//!     .access(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ)
-//!     .register()?;
-//! println!("{} bytes by {}, rkey {:?}", region.len(), region.path(), region.rkey());
-//! # Ok(())
-//! # }
+//! fn main() -> dmabuf_rdma::Result<()> {
+//!     // 1. Two dma-bufs of 1 MiB, from the kernel's system heap.
+//!     let heap = DmaHeap::open("system")?;
+//!     let (ours, theirs) = (heap.allocate(1 << 20)?.dmabuf, heap.allocate(1 << 20)?.dmabuf);
+//!
+//!     // 2. A device and a protection domain.
+//!     let domain = ProtectionDomain::new(&Device::by_name("rxe0")?.open()?)?;
+//!
+//!     // 3. The source needs no flags; the peer writes the target.
+//!     let source = MemoryRegion::builder(&domain, &ours).register()?;
+//!     let target = MemoryRegion::builder(&domain, &theirs)
+//!         .access(Access::LOCAL_WRITE | Access::REMOTE_WRITE)
+//!         .register()?;
+//!
+//!     // 4. To keep the example short, the connection is its own peer.
+//!     let mut connection = Connection::new(&domain, Default::default())?;
+//!     connection.connect(&connection.endpoint())?;
+//!
+//!     // 5. Write the first 64 KiB of the source to offset 4096 of the target.
+//!     let from = source.slice(..65536)?;
+//!     let to = target.remote().slice(4096..4096 + 65536)?;
+//!     let transferred = connection.write(from, to)?;
+//!     println!("{} bytes written through {}", transferred.bytes, source.path());
+//!     Ok(())
+//! }
 //! ```
 //!
-//! The example program `demo` is the whole path with both sides; `cargo xtask demo` runs it on a
-//! machine without a NIC.
+//! The example `demo` runs the whole path between two processes; `cargo xtask demo` runs it in a guest with a
+//! software RDMA device, on a machine without a NIC.
 //!
 //! # Linking
 //!
-//! The crate links the system's libibverbs (Debian: `libibverbs1`, and `libibverbs-dev` to build), and
-//! finds functions that an older one lacks at run time, so a program built here starts on any
-//! rdma-core from 32 on. Building takes cmake, clang and pkg-config, for the bindings of `ibverbs-sys`.
+//! The crate links the system's libibverbs (Debian: `libibverbs1`). A program runs with rdma-core 32 or later:
+//! functions of later releases, librdmacm and the GPU runtimes are looked up at run time. A build needs cmake,
+//! clang, pkg-config and `libibverbs-dev`, for the bindings of `ibverbs-sys`.
 //!
 //! # Threads
 //!
-//! All types are `Send` and `Sync`. libibverbs and the kernel lock what they must; two threads that
-//! post to one queue pair, or poll one completion queue, take turns.
+//! Every type is `Send`, and all but [`transfer::Transfer`] are `Sync`. Two threads may post to one queue pair or
+//! poll one completion queue: the provider serializes them, unless it is told not to (see
+//! [`verbs`](verbs#providers-without-locks)). A [`Connection`] transfers through `&mut self`;
+//! [`Connection::split`] gives its two directions to two threads.
 //!
-//! # Ownership and drop order
+//! # Ownership
 //!
-//! Children keep their parents: a region and a queue pair hold their protection domain, that its
-//! context. So values may be dropped in any order. Dropping never panics; where the kernel refuses, it
-//! is logged with `tracing` (the region's [`deregister`](MemoryRegion::deregister) reports instead).
+//! Regions, sets, slices, protection domains, contexts and completion queues are handles: cheap to clone, and the
+//! last clone releases the kernel's object. Whatever uses an object holds a handle to it: a region holds its
+//! protection domain, a slice its region, a transfer in flight its slices. Values may therefore be dropped in any
+//! order, and nothing frees memory that a device still uses.
 //!
-//! A region needs no fd: drop the [`DmaBuf`] once it is registered, the kernel holds the memory until
-//! the region goes. A [`dmabuf::Mapping`] holds an fd of its own.
+//! - A region needs no descriptor. Drop the [`DmaBuf`] after the registration: the kernel holds the memory until
+//!   the region is deregistered.
+//! - Drop never panics. If the kernel refuses to release an object, drop logs that with `tracing`;
+//!   [`MemoryRegion::deregister`] reports it.
+//! - In a child of `fork`, drop leaves the objects of the kernel and of GPU runtimes alone: they belong to the
+//!   parent. The child must neither register nor transfer with them; it may open the device anew.
+//! - A device may write a buffer at any time, so the crate lends no `&[u8]` into one. [`dmabuf::Mapping`] copies
+//!   bytes in and out.
 //!
-//! What a device may write is never borrowed: no `&[u8]` of a buffer exists, bytes are copied in and
-//! out.
+//! # Errors
+//!
+//! Each function returns the error of its own step: [`mr::RegisterError`], [`transfer::Error`], and so on.
+//! [`Error`] gathers all of them by `From`, so `?` works across steps. Match a variant to handle one cause, and
+//! [`kind`](Error::kind) for everything else: an [`ErrorKind`] says what a program can do and stays stable as
+//! variants change. [`errno`](Error::errno) is the errno, where a system call or a provider gave one. `Debug`
+//! prints the message with its causes, so `fn main() -> dmabuf_rdma::Result<()>` prints a readable error.
 //!
 //! # Features
 //!
-//! - `drm` (default): dumb buffers of DRM cards.
-//! - `metrics`: the gauges of [`observe`] through the `metrics` crate.
-//! - `cuda`, `hsa`, `level-zero`: from a pointer of such a runtime to a dma-buf. The libraries are found at
-//!   run time; nothing of them is needed to build.
-//! - `vulkan`: memory of Vulkan devices; the loader is found at run time.
-//! - `gbm`: linear images of DRM cards; links the system's libgbm.
-//! - `serde`: the descriptors that peers exchange can be serialised.
+//! | feature | what it adds |
+//! |---|---|
+//! | `drm` (default) | dumb buffers of DRM cards |
+//! | `cuda`, `hsa`, `level-zero` | GPU memory: from a pointer of the runtime to a dma-buf. Finds the library at run time |
+//! | `vulkan` | memory of Vulkan devices. Finds the loader at run time |
+//! | `gbm` | linear images of DRM cards. Links the system's libgbm |
+//! | `metrics` | the gauges of [`observe`] through the `metrics` crate |
+//! | `serde` | `Serialize` and `Deserialize` for what peers exchange |
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[macro_use]
+mod setters;
 
 pub mod cm;
 pub mod dmabuf;
-pub mod error;
+mod error;
 pub mod exporter;
+mod kind;
 pub mod mr;
 pub mod observe;
-pub mod pci;
-pub mod sg;
-mod tag;
 pub mod transfer;
-pub mod umem;
 pub mod verbs;
 
+pub use dma_sg::{self, DmaSg, DmaSgList, Iova};
 pub use dmabuf::DmaBuf;
 pub use error::{Error, Result};
-pub use mr::{MemoryRegion, RegionCache, RegionSet};
-pub use sg::DmaSg;
-pub use transfer::RemoteRegion;
-pub use umem::{Iova, Umem};
+pub use kind::ErrorKind;
+pub use mr::{Access, MemoryRegion, RegionCache, RegionSet, RegionSlice, RemoteRegion, RemoteSlice, Umem};
+pub use transfer::{Connection, Request};
+pub use verbs::{Device, Endpoint, ProtectionDomain};
 
-/// The README's example compiles.
+#[cfg(test)]
+mod tests;
+
+/// Compiles the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And that of the guide to exporters.
+/// Compiles the examples of the guide to exporters.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/exporters.md")]
 struct Exporters;

@@ -1,33 +1,36 @@
-//! What a region may be used for.
+//! Access flags of a region.
 
+use super::RegisterError;
 use crate::dmabuf::DmaBuf;
-use crate::{Error, Result};
+
+type Result<T, E = RegisterError> = std::result::Result<T, E>;
 
 bitflags::bitflags! {
-    /// Access flags of a memory region: those that the kernel permits for a dma-buf. READ by the
-    /// device itself is always permitted.
+    /// Access flags of a memory region. The constants are the flags that the kernel permits for a dma-buf;
+    /// the device may always read.
     ///
-    /// Source: `UVERBS_METHOD_REG_DMABUF_MR` in `drivers/infiniband/core/uverbs_std_types_mr.c`.
+    /// Source: `UVERBS_METHOD_REG_DMABUF_MR` in `drivers/infiniband/core/uverbs_std_types_mr.c`. The values are
+    /// those of `ibv_access_flags`.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     #[doc(alias = "ibv_access_flags")]
     pub struct Access: u32 {
-        /// The device may write: receives and READs may land here.
+        /// The device may write: the region can be the target of receives, READs and atomics' results.
         const LOCAL_WRITE = 1;
-        /// A peer may write. Needs `LOCAL_WRITE`.
+        /// A peer may WRITE. Needs `LOCAL_WRITE`.
         const REMOTE_WRITE = 1 << 1;
-        /// A peer may read.
+        /// A peer may READ.
         const REMOTE_READ = 1 << 2;
-        /// A peer may do atomics. Needs `LOCAL_WRITE`.
+        /// A peer may execute atomics. Needs `LOCAL_WRITE`.
         const REMOTE_ATOMIC = 1 << 3;
-        /// The device may reorder its PCIe writes; ignored where it cannot.
+        /// The device may reorder its PCIe writes; a device that cannot ignores the flag.
         const RELAXED_ORDERING = 1 << 20;
-        // Flags unknown here survive, to be refused by name.
+        // Unknown flags are kept, so that the error can name them.
         const _ = !0;
     }
 }
 
 impl Access {
-    /// Everything a peer may be allowed: LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ and REMOTE_ATOMIC.
+    /// All access of a peer: LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ and REMOTE_ATOMIC.
     pub const REMOTE: Self =
         Self::LOCAL_WRITE.union(Self::REMOTE_WRITE).union(Self::REMOTE_READ).union(Self::REMOTE_ATOMIC);
 
@@ -35,13 +38,11 @@ impl Access {
 
     const WRITES: Self = Self::LOCAL_WRITE.union(Self::REMOTE_WRITE).union(Self::REMOTE_ATOMIC);
 
-    /// Checks the flags by themselves and against the buffer's mode, which the kernel does not.
-    #[inline]
+    /// Checks the flags, and that the buffer's descriptor permits them, which the kernel does not check.
     pub(super) fn check(self, buffer: &DmaBuf) -> Result<()> {
         self.check_flags()?;
         if self.intersects(Self::WRITES) && !buffer.is_writable() {
-            let access = format!("{:?}", self.intersection(Self::WRITES));
-            return Err(Error::ReadOnlyBuffer { access });
+            return Err(RegisterError::ReadOnlyBuffer { access: self.intersection(Self::WRITES) });
         }
         Ok(())
     }
@@ -49,10 +50,10 @@ impl Access {
     fn check_flags(self) -> Result<()> {
         let flags = self.difference(Self::PERMITTED);
         if !flags.is_empty() {
-            return Err(Error::AccessNotPermitted { flags });
+            return Err(RegisterError::AccessNotPermitted { flags, device: None, source: None });
         }
         if self.intersects(Self::REMOTE_WRITE | Self::REMOTE_ATOMIC) && !self.contains(Self::LOCAL_WRITE) {
-            return Err(Error::LocalWriteMissing { flags: self });
+            return Err(RegisterError::LocalWriteMissing { flags: self });
         }
         Ok(())
     }
@@ -76,7 +77,9 @@ mod tests {
     fn flags_that_the_kernel_refuses_are_named() {
         let on_demand = Access::from_bits_retain(ibverbs_sys::ibv_access_flags::IBV_ACCESS_ON_DEMAND.0);
         match (Access::LOCAL_WRITE | on_demand).check_flags() {
-            Err(Error::AccessNotPermitted { flags }) => assert_eq!(flags, on_demand),
+            Err(RegisterError::AccessNotPermitted { flags, device: None, .. }) => {
+                assert_eq!(flags, on_demand)
+            }
             other => panic!("expected AccessNotPermitted, got {other:?}"),
         }
     }
@@ -85,7 +88,7 @@ mod tests {
     fn a_peer_may_write_only_where_the_owner_may() {
         for flags in [Access::REMOTE_WRITE, Access::REMOTE_ATOMIC, Access::REMOTE_WRITE | Access::REMOTE_READ]
         {
-            assert!(matches!(flags.check_flags(), Err(Error::LocalWriteMissing { .. })), "{flags:?}");
+            assert!(matches!(flags.check_flags(), Err(RegisterError::LocalWriteMissing { .. })), "{flags:?}");
             (flags | Access::LOCAL_WRITE).check_flags().unwrap();
         }
         Access::REMOTE_READ.check_flags().unwrap();

@@ -1,31 +1,32 @@
-//! Checking and carrying out a registration.
+//! Checks a registration and carries it out.
 
 use std::fs;
 use std::io;
+use std::ops::{Bound, RangeBounds};
 use std::os::fd::{AsFd, AsRawFd};
 
+use dma_sg::{Iova, page_size};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rdma_sys_ext::symbols;
 
 use super::path::{self, IMPORT, NEWER, Path, Registered, Request};
-use super::probe::{self, probe};
+use super::probe::{self, Cause};
 use super::region::Kept;
-use super::{Access, DmaHandle, MemoryRegion, Refusal, RefusalReason};
+use super::{Access, MemoryRegion, Refusal, RegisterError, Umem};
 use crate::dmabuf::DmaBuf;
-use crate::error::RegistrationError;
 use crate::exporter::Backing;
 use crate::observe;
-use crate::umem::{Iova, Umem, page_size};
-use crate::verbs::ProtectionDomain;
-use crate::{Error, Result};
+use crate::verbs::{self, DmaHandle, ProtectionDomain};
 
-/// A registration to be; see [`MemoryRegion::builder`].
+type Result<T, E = RegisterError> = std::result::Result<T, E>;
+
+/// Options of a registration; see [`MemoryRegion::builder`].
 #[derive(Debug, Clone, Copy)]
 #[must_use = "nothing is registered until `register` is called"]
 pub struct MemoryRegionBuilder<'a> {
     domain: &'a ProtectionDomain,
     buffer: &'a DmaBuf,
-    range: Option<(u64, u64)>,
+    range: (Bound<u64>, Bound<u64>),
     iova: Option<Iova>,
     access: Access,
     paths: &'a [Path],
@@ -38,7 +39,7 @@ impl<'a> MemoryRegionBuilder<'a> {
         Self {
             domain,
             buffer,
-            range: None,
+            range: (Bound::Unbounded, Bound::Unbounded),
             iova: None,
             access: Access::empty(),
             paths: IMPORT,
@@ -47,104 +48,107 @@ impl<'a> MemoryRegionBuilder<'a> {
         }
     }
 
-    /// Registers `length` bytes from `offset` of the buffer, instead of all. Neither need be a multiple
-    /// of the page size.
-    pub fn range(self, offset: u64, length: u64) -> Self {
-        Self { range: Some((offset, length)), ..self }
+    /// Registers this byte range of the buffer. Its ends need not be multiples of the page size. Default: all.
+    pub fn range(self, range: impl RangeBounds<u64>) -> Self {
+        Self { range: (range.start_bound().cloned(), range.end_bound().cloned()), ..self }
     }
 
-    /// Addresses the range from `iova`, instead of from its offset in the buffer. It must equal the
-    /// offset modulo the page size.
+    /// The address of the range's first byte in work requests. It must equal the range's offset modulo the page
+    /// size. Default: the offset.
     pub fn iova(self, iova: Iova) -> Self {
         Self { iova: Some(iova), ..self }
     }
 
-    /// What the region may be used for.
+    /// Sets the access flags. Default: none, so the device may only read.
     pub fn access(self, access: Access) -> Self {
         Self { access, ..self }
     }
 
-    /// Tries only these importing paths (`&[]` for none), in the order in which [`Path`] lists them. For
-    /// a test of one path, to have a fall-back refused, or for a newer path, which is taken only when it
-    /// is named. Takes back a [`dma_handle`](Self::dma_handle) and [`data_direct`](Self::data_direct).
+    /// Tries only these import paths (`&[]` for none), in the order of the variants of [`Path`]. Default:
+    /// [`Path::Verbs`] and [`Path::Uverbs`].
+    ///
+    /// Use it to test one path, to refuse a fallback, or to choose [`Path::VerbsEx`] or [`Path::DataDirect`], which
+    /// are never tried by default. It cancels [`dma_handle`](Self::dma_handle) and
+    /// [`data_direct`](Self::data_direct).
     pub fn paths(self, paths: &'a [Path]) -> Self {
         Self { paths, handle: None, ..self }
     }
 
-    /// Registers with a DMA handle, by [`Path::VerbsEx`] and no other.
+    /// Registers with a DMA handle, through [`Path::VerbsEx`] only.
     #[doc(alias = "ibv_reg_mr_ex")]
     pub fn dma_handle(self, handle: &'a DmaHandle) -> Self {
         Self { paths: &[Path::VerbsEx], handle: Some(handle), ..self }
     }
 
-    /// Registers for the data-direct function of an mlx5 device, by [`Path::DataDirect`] and no other.
+    /// Registers for the data-direct function of an mlx5 device, through [`Path::DataDirect`] only.
     #[doc(alias = "mlx5dv_reg_dmabuf_mr")]
     pub fn data_direct(self) -> Self {
         Self { paths: &[Path::DataDirect], handle: None, ..self }
     }
 
-    /// Permits [`Path::HostMapping`], after the importing paths, on the host pages behind the buffer.
+    /// Permits [`Path::HostMapping`] on the host pages behind the buffer, after the import paths.
     pub fn host_mapping(self, backing: &'a Backing) -> Self {
         Self { backing: Some(backing), ..self }
     }
 
-    /// Checks everything that can be checked, then registers.
+    /// Checks the arguments, then registers.
     ///
     /// # Errors
-    /// Before the system call:
-    /// - [`Error::ZeroLength`], [`Error::OutOfRange`], [`Error::IovaOverflow`],
-    ///   [`Error::IovaNotCongruent`]: the range, as of [`Umem::new`].
-    /// - [`Error::AccessNotPermitted`], [`Error::LocalWriteMissing`], [`Error::ReadOnlyBuffer`]: the
-    ///   access flags.
-    /// - [`Error::NoPath`], [`Error::ForeignBacking`], [`RegistrationError::ForeignDmaHandle`]: the paths.
+    /// Before the registration:
+    /// - [`RegisterError::Range`], [`RegisterError::IovaOverflow`], [`RegisterError::IovaNotCongruent`]: the range
+    ///   or the iova is invalid, as in [`Umem::new`].
+    /// - [`RegisterError::AccessNotPermitted`], [`RegisterError::LocalWriteMissing`],
+    ///   [`RegisterError::ReadOnlyBuffer`]: the access flags are invalid, or the buffer's descriptor forbids them.
+    /// - [`RegisterError::ForeignBacking`]: the host pages belong to another buffer.
+    /// - [`RegisterError::NoPath`]: no path is allowed.
+    /// - [`RegisterError::Verbs`] with [`verbs::Error::ContextMismatch`]: the DMA handle belongs to another context.
     ///
-    /// After it:
-    /// - [`Error::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): no path of this device imports
-    ///   dma-bufs.
-    /// - [`Error::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device does, but not this one.
-    /// - [`Error::MemlockLimit`] (`ENOMEM`): on the HostMapping path.
-    /// - [`RegistrationError::Unavailable`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`, or no such function): a newer
-    ///   path that was asked for.
-    /// - [`Error::Register`]: anything else that the kernel or the provider answered.
-    #[inline]
+    /// From the kernel or the provider:
+    /// - [`RegisterError::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): the device imports no dma-bufs.
+    /// - [`RegisterError::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device imports dma-bufs, but not of this
+    ///   memory.
+    /// - [`RegisterError::MemlockLimit`] (`ENOMEM`): HostMapping exceeds RLIMIT_MEMLOCK.
+    /// - [`RegisterError::Verbs`] with [`verbs::Error::Unavailable`]: the only allowed path is VerbsEx or DataDirect,
+    ///   and this system lacks it.
+    /// - [`RegisterError::AccessNotPermitted`] (`EOPNOTSUPP`): the device imports dma-bufs, but does not support these
+    ///   flags.
+    /// - [`RegisterError::Probe`]: every path returned "not supported", and a probe without the buffer could not tell
+    ///   why.
+    /// - [`RegisterError::Refused`]: the kernel or the provider returned any other errno.
     pub fn register(self) -> Result<MemoryRegion> {
-        if observe::listening() { self.register_in_a_span() } else { self.carry_out() }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn register_in_a_span(self) -> Result<MemoryRegion> {
-        let (offset, length) = self.whole_or_range();
-        let about = observe::About { device: self.device(), buffer: self.buffer.id(), offset, length };
-        observe::span(true, about, |span| {
-            let region = self.carry_out()?;
+        let umem = self.umem();
+        if !observe::listening() {
+            return self.carry_out(umem?);
+        }
+        // The span of a refused range has only the error.
+        let (offset, length) = umem.as_ref().map_or((0, 0), |umem| (umem.offset(), umem.len()));
+        let fields =
+            observe::SpanFields { device: self.device(), buffer: self.buffer.id().inode(), offset, length };
+        observe::span(true, fields, |span| {
+            let region = self.carry_out(umem?)?;
             span.record("path", tracing::field::display(region.path())).record("lkey", region.lkey().0);
             tracing::debug!(iova = region.iova().0, "registered a dma-buf");
             Ok(region)
         })
     }
 
-    #[inline]
-    fn whole_or_range(&self) -> (u64, u64) {
-        self.range.unwrap_or((0, self.buffer.size()))
+    fn umem(&self) -> Result<Umem> {
+        let range = dma_sg::resolve_range(self.range, self.buffer.size())?;
+        let iova = self.iova.unwrap_or(Iova(range.start));
+        Umem::new(self.buffer, range, iova)
     }
 
-    // Always, since the two who call it would otherwise share one that is called.
-    #[inline(always)]
-    fn carry_out(self) -> Result<MemoryRegion> {
-        let (offset, length) = self.whole_or_range();
-        let iova = self.iova.unwrap_or(Iova(offset));
-        let umem = Umem::new(self.buffer, offset, length, iova)?;
+    fn carry_out(self, umem: Umem) -> Result<MemoryRegion> {
         self.access.check(self.buffer)?;
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
-            return Err(Error::ForeignBacking);
+            return Err(RegisterError::ForeignBacking);
         }
+        let (offset, length, iova) = (umem.offset(), umem.len(), umem.iova());
         let request = Request { offset, length, iova, access: self.access };
-        if let Some(registered) = self.try_kernel(&request) {
-            let domain = self.domain.clone();
-            return Ok(MemoryRegion::new(registered, Path::Uverbs, self.access, umem, domain, Kept::Nothing));
-        }
-        let (registered, path) = self.try_each(request)?;
+        let (registered, path) = match self.try_kernel(&request) {
+            Some(registered) => (registered, Path::Uverbs),
+            None => self.try_each(request)?,
+        };
         let kept = match path {
             Path::HostMapping => self.backing.cloned().map_or(Kept::Nothing, Kept::Backing),
             Path::VerbsEx => self.handle.cloned().map_or(Kept::Nothing, Kept::Handle),
@@ -153,20 +157,18 @@ impl<'a> MemoryRegionBuilder<'a> {
         Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), kept))
     }
 
-    /// The usual case where the provider imports nothing: straight to the kernel's command. Anything
-    /// but success is for `try_each` to explain.
-    #[inline]
+    /// Registers with the kernel's command directly if the provider imports no dma-bufs, the usual case.
+    /// After any failure [`try_each`](Self::try_each) finds out the reason.
     fn try_kernel(self, request: &Request) -> Option<Registered> {
         let domain = self.domain;
-        let ask = move || probe::provider_imports(domain);
-        if domain.context().provider_imports(ask) || !self.paths.contains(&Path::Uverbs) {
+        let probe = move || probe::provider_imports(domain);
+        if domain.context().provider_imports(probe) || !self.paths.contains(&Path::Uverbs) {
             return None;
         }
         path::register_uverbs(domain, self.buffer.as_fd().as_raw_fd(), request).ok()
     }
 
-    /// The first path that does not say that it does not import dma-bufs.
-    #[inline(never)]
+    /// Tries the paths in order, and goes on to the next one only after "not supported".
     fn try_each(self, request: Request) -> Result<(Registered, Path)> {
         let mut refusals = Vec::new();
         if let Some(handle) = self.handle {
@@ -190,7 +192,7 @@ impl<'a> MemoryRegionBuilder<'a> {
 
     fn import(&self, path: Path, request: &Request) -> io::Result<Result<Registered, Refusal>> {
         let fd = self.buffer.as_fd().as_raw_fd();
-        let missing = |missing| Ok(Err(Refusal { path, reason: RefusalReason::MissingSymbol(missing) }));
+        let missing = |symbol| Refusal::missing(path, symbol).map(Err);
         let answer = match path {
             Path::Verbs => match symbols::ibv_reg_dmabuf_mr() {
                 Ok(call) => path::register_verbs(call, self.domain, fd, request),
@@ -215,51 +217,57 @@ impl<'a> MemoryRegionBuilder<'a> {
         }
     }
 
-    /// All paths said "not supported". A driver says the same of memory that it cannot use, so the
-    /// device is asked without a buffer which it is.
-    fn unsupported(&self, refusals: Vec<Refusal>) -> Error {
-        match refusals[..] {
-            [] => return Error::NoPath,
-            [Refusal { path, reason }] => {
-                if let Some((operation, needs)) = path.needs() {
-                    let (device, source) = (self.device().into(), reason.source());
-                    return RegistrationError::Unavailable { device, operation, needs, source }.into();
+    /// The error after every path returned "not supported". A driver returns the same for memory that it cannot
+    /// use and for access flags that it does not support, so probes without a buffer tell the cases apart.
+    fn unsupported(&self, refusals: Vec<Refusal>) -> RegisterError {
+        let errno = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        match probe::cause(self.domain, &refusals, self.access) {
+            Ok(Cause::Memory) => return self.without_pages(errno()),
+            Ok(Cause::Flags(flags)) => {
+                let device = Some(self.device().into());
+                return RegisterError::AccessNotPermitted { flags, device, source: Some(errno()) };
+            }
+            Ok(Cause::Import) => {}
+            Err((path, source)) => {
+                return RegisterError::Probe { device: self.device().into(), path, source };
+            }
+        }
+        match refusals.as_slice() {
+            [] => return RegisterError::NoPath,
+            [refusal] => {
+                if let Some((operation, needs)) = refusal.path().needs() {
+                    let (device, source) = (self.device().into(), Some(refusal.source()));
+                    return verbs::Error::Unavailable { device, operation, needs, source }.into();
                 }
             }
             _ => {}
         }
-        match probe(self.domain.context()) {
-            Ok(support) if self.paths.iter().any(|path| support.allows(*path)) => {
-                self.without_pages(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
-            }
-            Ok(_) => Error::ImportUnsupported { device: self.device().into(), refusals },
-            Err(error) => error,
-        }
+        RegisterError::ImportUnsupported { device: self.device().into(), refusals }
     }
 
-    fn refused(&self, path: Path, request: &Request, source: io::Error) -> Error {
+    fn refused(&self, path: Path, request: &Request, source: io::Error) -> RegisterError {
         let Request { offset, length, .. } = *request;
         match (path, source.raw_os_error()) {
-            // The exporter has no pages to list (drm_gem_map_dma_buf of a driver without get_sg_table).
+            // The exporter has no struct pages: drm_gem_map_dma_buf, for a driver without get_sg_table.
             (Path::Verbs | Path::Uverbs | Path::VerbsEx | Path::DataDirect, Some(libc::ENOSYS)) => {
                 return self.without_pages(source);
             }
             (Path::HostMapping, Some(libc::ENOMEM)) => {
-                // Whole pages are charged.
+                // The kernel charges whole pages.
                 let page_size = page_size();
                 let needed = (offset % page_size + length).next_multiple_of(page_size);
                 if let Some(limit) = memlock_exceeded(needed) {
-                    return Error::MemlockLimit { limit, needed, source };
+                    return RegisterError::MemlockLimit { limit, needed, source };
                 }
             }
             _ => {}
         }
         let (device, exporter) = (self.device().into(), self.exporter());
-        Error::Register { device, path, exporter, offset, length, source }
+        RegisterError::Refused { device, path, exporter, offset, length, source }
     }
 
-    fn without_pages(&self, source: io::Error) -> Error {
-        Error::MemoryWithoutPages { device: self.device().into(), exporter: self.exporter(), source }
+    fn without_pages(&self, source: io::Error) -> RegisterError {
+        RegisterError::MemoryWithoutPages { device: self.device().into(), exporter: self.exporter(), source }
     }
 
     fn device(&self) -> &str {
@@ -271,10 +279,10 @@ impl<'a> MemoryRegionBuilder<'a> {
     }
 }
 
-/// The soft RLIMIT_MEMLOCK in bytes if pinning `needed` bytes more goes over it.
+/// The soft RLIMIT_MEMLOCK in bytes, if pinning `needed` more bytes would exceed it.
 ///
-/// What is pinned already and whether this thread may ignore the limit are in its /proc status, as
-/// `ib_umem_get` of `drivers/infiniband/core/umem.c` looks at them.
+/// Like `ib_umem_get` in `drivers/infiniband/core/umem.c`, this compares VmPin of the thread's /proc status, and
+/// exempts a thread with CAP_IPC_LOCK.
 fn memlock_exceeded(needed: u64) -> Option<u64> {
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     if limit == RLIM_INFINITY {

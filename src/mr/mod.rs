@@ -1,34 +1,43 @@
-//! Registering a range of a dma-buf as a memory region.
+//! Registration: memory regions, sets of regions, the cache, and descriptions for a peer.
 //!
-//! [`MemoryRegion::builder`] checks what can be checked and tries the paths in order: [`Path::Verbs`],
-//! [`Path::Uverbs`], and [`Path::HostMapping`] where the caller opted in. Which one it took is on the
-//! region. [`probe`] asks a device beforehand.
+//! - [`MemoryRegion::builder`] checks its arguments and registers a range of a dma-buf. It tries [`Path::Verbs`],
+//!   then [`Path::Uverbs`], then [`Path::HostMapping`] if the caller permits it; [`MemoryRegion::path`] is the one
+//!   that succeeded. [`probe`] tells in advance which path a device has.
+//! - [`RegionSet`] registers a range of any length as one region or as chunks, in parallel, on one device or on
+//!   several.
+//! - [`RegionCache`] keeps registrations for later requests.
 //!
-//! [`RegionSet`] registers any length as one region, in parallel chunks where it must, and on several
-//! devices at once. [`RegionCache`] keeps registrations for the next request. `docs/registration.md` says
-//! what each costs and promises.
+//! All of them give a [`RegionSlice`], which transfers and work requests take. A [`RemoteRegion`] describes the
+//! same memory to a peer. `docs/registration.md` explains costs and guarantees.
 
 mod access;
 mod builder;
 mod cache;
-mod dma_handle;
+mod error;
 mod parallel;
 mod path;
 mod probe;
 mod region;
+mod remote;
 mod self_check;
 mod set;
+mod slice;
+mod umem;
 
 pub use access::Access;
 pub use builder::MemoryRegionBuilder;
-pub use cache::{CacheOptions, CachedRegion, Growth, RegionCache};
-pub use dma_handle::{DmaHandle, DmaHandleOptions, TphMemory};
+pub use cache::{CacheOptions, Growth, RegionCache};
+pub use error::{DeregisterError, RegisterError, RemoteError, SelfCheckError, SetError};
 pub use path::Path;
-pub use probe::{DmaBufSupport, Refusal, RefusalReason, probe};
-pub use region::{DeregisterError, Lkey, MemoryRegion, Rkey};
-pub use set::{DeregisterSetError, FdPolicy, Progress, RegionSet, RegionSetBuilder};
+pub use probe::{Refusal, probe, probe_path};
+pub use region::MemoryRegion;
+pub use remote::{RemoteRegion, RemoteRun, RemoteSlice};
+pub use set::{RegionSet, RegionSetBuilder};
+pub use slice::RegionSlice;
+pub use umem::Umem;
 
-pub(crate) use cache::{PLACES, all_caches, own_place, shared_place};
+pub(crate) use remote::RemoteCursor;
+pub(crate) use slice::SliceCursor;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,20 +1,20 @@
-//! Work that many threads share.
+//! Runs numbered jobs on several threads.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-/// Most threads by default. A registration waits for memory more than it computes, and a kernel that
-/// serialises what is behind a device gains nothing by more.
-const MOST: usize = 8;
+/// Maximum number of threads by default. A registration is bound by memory, and a kernel that serializes the
+/// registrations of a device gains nothing from more.
+const MAX_THREADS: usize = 8;
 
-/// Threads where the caller named no number: one for each processor that we may use, 8 at most.
+/// The default number of threads: one for each CPU that this process may use, at most 8.
 pub(super) fn default_threads() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get).min(MOST)
+    thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS)
 }
 
-/// Calls `work` with each number below `count`, on up to `threads` threads, of which the caller's is one.
-/// Once it answers false no further call begins.
+/// Calls `work` with each number below `count`, on at most `threads` threads including the caller's. Once
+/// `work` returns false, no further call starts.
 pub(super) fn each(count: usize, threads: usize, work: impl Fn(usize) -> bool + Sync) {
     let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
     let run = || {
@@ -30,7 +30,7 @@ pub(super) fn each(count: usize, threads: usize, work: impl Fn(usize) -> bool + 
     };
     thread::scope(|scope| {
         for _ in 1..threads.min(count) {
-            // A thread that cannot be had leaves its share to the others.
+            // If a thread cannot be created, the others do its share.
             if thread::Builder::new().name("dmabuf-rdma".into()).spawn_scoped(scope, run).is_err() {
                 break;
             }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_begins_after_a_stop() {
+    fn nothing_starts_after_a_stop() {
         let calls = AtomicUsize::new(0);
         each(1000, 1, |at| {
             calls.fetch_add(1, Ordering::Relaxed);

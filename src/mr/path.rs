@@ -1,7 +1,7 @@
-//! The ways to register, one private function a C call.
+//! The registration paths, with one private function for each C call.
 //!
-//! `unsafe` is here for the calls themselves. What they are given was checked before: the range lies
-//! in the buffer, the flags are permitted.
+//! `unsafe` is here for the calls. The builder checks their arguments first: the range lies in the buffer, and
+//! the flags are permitted.
 
 use std::fmt;
 use std::io;
@@ -12,35 +12,49 @@ use ibverbs_sys as ffi;
 use rdma_sys_ext::symbols::{self, Mlx5dvRegDmabufMrFn, RegDmabufMrFn, RegMrExFn};
 use rdma_sys_ext::uverbs::mr as uverbs;
 
-use super::{Access, Lkey, Rkey};
-use crate::exporter::Backing;
-use crate::umem::Iova;
-use crate::verbs::ProtectionDomain;
+use dma_sg::Iova;
 
-/// How a region was registered.
+use super::Access;
+use crate::exporter::Backing;
+use crate::observe::{self, RegionCounter};
+use crate::verbs::{Lkey, ProtectionDomain, Rkey};
+
+/// A way to register a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Path {
-    /// `ibv_reg_dmabuf_mr` through the user-space provider.
+    /// `ibv_reg_dmabuf_mr` of the user-space provider.
     Verbs,
-    /// The kernel's REG_DMABUF_MR command, where the provider lacks the operation.
+    /// The kernel's REG_DMABUF_MR command, for devices whose provider lacks the operation.
     Uverbs,
-    /// `ibv_reg_mr_iova2` on host pages of ours that back the dma-buf; they are charged to RLIMIT_MEMLOCK.
+    /// `ibv_reg_mr_iova2` on this process's mapping of the host pages behind the dma-buf. The kernel charges the
+    /// pages to RLIMIT_MEMLOCK. Only with [`host_mapping`](super::MemoryRegionBuilder::host_mapping).
     HostMapping,
-    /// `ibv_reg_mr_ex` of newer libraries, where it was asked for: with a DMA handle, or by name.
+    /// `ibv_reg_mr_ex` of rdma-core 59, with or without a DMA handle. Only if the caller chooses it.
     VerbsEx,
-    /// `mlx5dv_reg_dmabuf_mr` with the device's data-direct function, where it was asked for.
+    /// `mlx5dv_reg_dmabuf_mr` for the device's data-direct function. Only if the caller chooses it.
     DataDirect,
 }
 
-/// The paths that import a dma-buf, in the order in which they are tried.
+/// The import paths that are tried by default, in order.
 pub(super) const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
 
-/// Those that are taken only where they are asked for, after the others.
+/// The import paths that are tried only if the caller chooses them, after the others.
 pub(super) const NEWER: &[Path] = &[Path::VerbsEx, Path::DataDirect];
 
 impl Path {
-    /// The C function, and what has it: for a path that few systems have.
+    /// The gauge of the path's regions.
+    pub(super) fn counter(self) -> &'static RegionCounter {
+        match self {
+            Self::Verbs => &observe::VERBS,
+            Self::Uverbs => &observe::UVERBS,
+            Self::HostMapping => &observe::HOST_MAPPING,
+            Self::VerbsEx => &observe::VERBS_EX,
+            Self::DataDirect => &observe::DATA_DIRECT,
+        }
+    }
+
+    /// The C function and what it needs, for a path that few systems have.
     pub(super) fn needs(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::VerbsEx => Some((
@@ -68,7 +82,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// What is to be registered, of whichever buffer.
+/// A checked range with its iova and access flags.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     pub offset: u64,
@@ -77,7 +91,7 @@ pub(super) struct Request {
     pub access: Access,
 }
 
-/// A registration as the kernel or the provider knows it. Not undone by dropping.
+/// A registration. Dropping it does not deregister.
 #[derive(Debug)]
 pub(super) struct Registered {
     pub lkey: Lkey,
@@ -87,13 +101,29 @@ pub(super) struct Registered {
 
 #[derive(Debug)]
 enum Handle {
-    /// libibverbs' object, of all but Uverbs.
+    /// libibverbs' object, for every path except Uverbs.
     Library(NonNull<ffi::ibv_mr>),
-    /// The kernel's number, of Uverbs.
+    /// The kernel's handle, for Uverbs.
     Kernel(u32),
+    /// A unit test's registration: whether it is still registered.
+    #[cfg(test)]
+    Fake(std::sync::Arc<std::sync::atomic::AtomicBool>),
 }
 
 impl Registered {
+    /// A registration of a unit test.
+    #[cfg(test)]
+    pub(super) fn fake(lkey: Lkey, rkey: Rkey) -> Self {
+        Self { lkey, rkey, handle: Handle::Fake(std::sync::Arc::new(true.into())) }
+    }
+
+    /// Whether a unit test's region is still registered.
+    #[cfg(test)]
+    pub(super) fn is_registered(&self) -> bool {
+        let Handle::Fake(registered) = &self.handle else { panic!("not a unit test's region") };
+        registered.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
     fn library(mr: *mut ffi::ibv_mr) -> io::Result<Self> {
         let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: libibverbs returned a live region.
@@ -101,19 +131,24 @@ impl Registered {
         Ok(Self { lkey: Lkey(lkey), rkey: Rkey(rkey), handle: Handle::Library(mr) })
     }
 
-    /// Undoes the registration; when that fails it stands as before.
-    #[inline]
+    /// Deregisters. On failure the region stays registered.
     pub(super) fn deregister(&self, domain: &ProtectionDomain) -> io::Result<()> {
-        match self.handle {
-            // SAFETY: the region is live: whoever holds this object deregisters once with success.
+        match &self.handle {
+            // SAFETY: the region is live: its owner deregisters it successfully at most once.
             Handle::Library(mr) => match unsafe { ffi::ibv_dereg_mr(mr.as_ptr()) } {
-                0 => Ok(()),
+                // EIO: the device was removed, and the region with it.
+                0 | libc::EIO => Ok(()),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             },
+            #[cfg(test)]
+            Handle::Fake(registered) => {
+                assert!(registered.swap(false, std::sync::atomic::Ordering::SeqCst), "deregistered twice");
+                Ok(())
+            }
             Handle::Kernel(handle) => {
-                // SAFETY: the handle is of this context, live as above, and known to nobody else.
-                match unsafe { uverbs::destroy(domain.context().cmd_fd(), handle) } {
-                    // The device is gone, and the region went with it.
+                // SAFETY: the handle belongs to this context, is live as above, and has no other owner.
+                match unsafe { uverbs::destroy(domain.context().cmd_fd(), *handle) } {
+                    // The device was removed, and the region with it.
                     Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(()),
                     answer => answer,
                 }
@@ -122,13 +157,13 @@ impl Registered {
     }
 }
 
-// SAFETY: libibverbs and the kernel take a region's handle from any thread.
+// SAFETY: libibverbs and the kernel accept a region's handle from any thread.
 unsafe impl Send for Registered {}
 // SAFETY: as above; the keys are plain numbers.
 unsafe impl Sync for Registered {}
 
-/// Registers through the provider. Addresses are computed from the request's iova, never from
-/// `mr->addr`, which libibverbs sets to the offset.
+/// Registers through the provider. Callers compute addresses from the request's iova: libibverbs sets
+/// `mr->addr` to the offset.
 pub(super) fn register_verbs(
     call: RegDmabufMrFn,
     domain: &ProtectionDomain,
@@ -136,14 +171,13 @@ pub(super) fn register_verbs(
     request: &Request,
 ) -> io::Result<Registered> {
     let Request { offset, length, iova, access } = *request;
-    // SAFETY: the domain is live; the descriptor is the kernel's to judge.
+    // SAFETY: the domain is live, and the kernel checks the descriptor.
     let mr =
         unsafe { call(domain.as_raw().as_ptr(), offset, length as usize, iova.0, fd, access.bits() as i32) };
     Registered::library(mr)
 }
 
-/// Registers through the kernel's own command.
-#[inline]
+/// Registers with the kernel's command.
 pub(super) fn register_uverbs(
     domain: &ProtectionDomain,
     fd: RawFd,
@@ -159,13 +193,13 @@ pub(super) fn register_uverbs(
         access: access.bits(),
     };
     let uverbs::RegisteredMr { handle, lkey, rkey } =
-        // SAFETY: the handle is that of a live domain of this context, and the buffer behind the
-        // descriptor is of nobody's references: this library makes none, see `dmabuf::mapping`.
+        // SAFETY: the handle belongs to a live domain of this context. No reference into the buffer exists:
+        // `dmabuf::mapping` forms none.
         unsafe { uverbs::reg_dmabuf_mr(domain.context().cmd_fd(), &request)? };
     Ok(Registered { lkey: Lkey(lkey), rkey: Rkey(rkey), handle: Handle::Kernel(handle) })
 }
 
-/// Registers through the provider's newer verb, with a DMA handle or without.
+/// Registers with `ibv_reg_mr_ex`, with or without a DMA handle.
 pub(super) fn register_extended(
     call: RegMrExFn,
     domain: &ProtectionDomain,
@@ -191,12 +225,12 @@ pub(super) fn register_extended(
         attr.comp_mask |= symbols::IBV_REG_MR_MASK_DMAH;
         attr.dmah = handle.as_ptr();
     }
-    // SAFETY: the domain is live, and so is the handle, which is of its context; the attributes are read
-    // during the call only; the descriptor is the kernel's to judge.
+    // SAFETY: the domain is live, and so is the handle, which belongs to the same context. The call reads the
+    // attributes and does not keep them, and the kernel checks the descriptor.
     Registered::library(unsafe { call(domain.as_raw().as_ptr(), &mut attr) })
 }
 
-/// Registers through libmlx5, for the data-direct function of the device.
+/// Registers with libmlx5, for the device's data-direct function.
 pub(super) fn register_data_direct(
     call: Mlx5dvRegDmabufMrFn,
     domain: &ProtectionDomain,
@@ -206,8 +240,8 @@ pub(super) fn register_data_direct(
     let Request { offset, length, iova, access } = *request;
     let (length, access) = (length as usize, access.bits() as i32);
     let flags = symbols::MLX5DV_REG_DMABUF_ACCESS_DATA_DIRECT;
-    // SAFETY: the domain is live; libmlx5 compares the device's operations with its own before it takes
-    // it for one of its devices, and answers EOPNOTSUPP to others.
+    // SAFETY: the domain is live. libmlx5 compares the device's operations with its own before it treats it as an
+    // mlx5 device, and returns EOPNOTSUPP for any other.
     Registered::library(unsafe { call(domain.as_raw().as_ptr(), offset, length, iova.0, fd, access, flags) })
 }
 
@@ -219,8 +253,8 @@ pub(super) fn register_host(
 ) -> io::Result<Registered> {
     let Request { offset, length, iova, access } = *request;
     let start = backing.as_ptr().wrapping_add(offset as usize).cast();
-    // SAFETY: the domain is live, and the range was checked to lie in the buffer, all of which is
-    // mapped; the device may write it, as the backing's users know.
+    // SAFETY: the domain is live. The range lies in the buffer, all of which is mapped, and no reference to
+    // these bytes exists: see `Backing`.
     let mr = unsafe {
         ffi::ibv_reg_mr_iova2(domain.as_raw().as_ptr(), start, length as usize, iova.0, access.bits())
     };

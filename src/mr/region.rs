@@ -1,90 +1,67 @@
-//! A registered region.
+//! A registered memory region.
 
 use std::fmt;
 use std::io;
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+use dma_sg::{Iova, RangeError};
 
 use super::path::{Path, Registered};
-use super::{Access, DmaHandle, MemoryRegionBuilder};
+use super::{
+    Access, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem, self_check,
+};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
-use crate::observe;
-use crate::transfer::{RemoteRegion, RemoteRun};
-use crate::umem::{Iova, Umem, check_range};
-use crate::verbs::{ProtectionDomain, Sge};
-use crate::{Error, Result};
+use crate::observe::{self, Process};
+use crate::verbs::{self, DmaHandle, Lkey, ProtectionDomain, Rkey, Sge};
 
-/// The key by which this side's work requests name a region.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Lkey(pub u32);
-
-/// The key by which a peer names a region.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct Rkey(pub u32);
-
-impl fmt::Debug for Lkey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lkey({:#x})", self.0)
-    }
-}
-
-impl fmt::Debug for Rkey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Rkey({:#x})", self.0)
-    }
-}
-
-/// A range of a dma-buf that a device may read and write, as permitted.
+/// A registered range of a dma-buf. The device accesses its memory as the [`access`](Self::access) flags permit.
 ///
-/// It holds the buffer's memory, through the kernel, and the protection domain. It needs no
-/// descriptor: the [`DmaBuf`] may be dropped. Dropping the region deregisters it and logs a failure;
-/// [`deregister`](Self::deregister) reports one. In a child of `fork` dropping it does nothing: the
-/// registration is the parent's.
-#[derive(Debug)]
+/// A `MemoryRegion` is a handle. Clones and [slices](Self::slice) share one registration, and dropping the last
+/// of them deregisters it; a failure is logged. [`deregister`](Self::deregister) reports the failure instead. A
+/// transfer in flight holds a handle too, so no order of drops frees memory that a device uses.
+///
+/// The registration holds its protection domain, and the kernel holds the buffer's memory for it. It needs no
+/// descriptor: the [`DmaBuf`] may be dropped. In a child of `fork` dropping the last handle does nothing, because
+/// the registration belongs to the parent.
+#[derive(Clone)]
+#[doc(alias = "ibv_mr")]
 pub struct MemoryRegion {
+    inner: Arc<Registration>,
+}
+
+struct Registration {
     registered: Registered,
-    /// Cleared by `deregister`, so that `drop` does nothing more.
+    /// False after the deregistration, so that `drop` does nothing.
     live: bool,
     path: Path,
     access: Access,
     umem: Umem,
-    /// The process that registered it, as forks are counted.
-    generation: u32,
-    // Dropped after the region was deregistered in `drop`.
+    creator: Process,
+    // The last two fields, so that they are dropped after `drop` deregistered the region.
     domain: ProtectionDomain,
     _kept: Kept,
 }
 
-/// What else must outlive a registration.
+/// What must live as long as the registration.
 #[derive(Debug)]
 pub(super) enum Kept {
     Nothing,
-    /// The host pages that it is of.
+    /// The mapped host pages of a HostMapping registration.
     Backing(#[allow(dead_code)] Backing),
-    /// The DMA handle that it was made with, which the kernel would not free before it.
+    /// The DMA handle: the kernel refuses to free it before the region.
     Handle(#[allow(dead_code)] DmaHandle),
 }
 
-/// A region that could not be deregistered, handed back with the reason.
-#[derive(Debug, thiserror::Error)]
-#[error("the region stays registered")]
-pub struct DeregisterError {
-    /// The region, registered as before.
-    pub region: Box<MemoryRegion>,
-    /// Why not.
-    #[source]
-    pub error: Error,
-}
-
 impl MemoryRegion {
-    /// Starts a registration in a protection domain. By default it is the whole buffer, addressed from
-    /// iova 0 on, for local reading only.
+    /// Starts the registration of a dma-buf in a protection domain. The defaults are the whole buffer, an iova
+    /// that equals the offset, and no access flags: the device may read.
     #[doc(alias("ibv_reg_dmabuf_mr", "UVERBS_METHOD_REG_DMABUF_MR"))]
     pub fn builder<'a>(domain: &'a ProtectionDomain, buffer: &'a DmaBuf) -> MemoryRegionBuilder<'a> {
         MemoryRegionBuilder::new(domain, buffer)
     }
 
-    #[inline]
     pub(super) fn new(
         registered: Registered,
         path: Path,
@@ -93,168 +70,191 @@ impl MemoryRegion {
         domain: ProtectionDomain,
         kept: Kept,
     ) -> Self {
-        observe::count_region(path, umem.len());
-        let generation = observe::generation();
-        Self { registered, live: true, path, access, umem, generation, domain, _kept: kept }
+        path.counter().add(umem.len());
+        let creator = Process::current();
+        let inner = Registration { registered, live: true, path, access, umem, creator, domain, _kept: kept };
+        Self { inner: Arc::new(inner) }
     }
 
-    /// The key for this side's work requests.
+    /// The local key, for work requests of this side.
     pub fn lkey(&self) -> Lkey {
-        self.registered.lkey
+        self.inner.registered.lkey
     }
 
-    /// The key for a peer's.
+    /// The remote key, for a peer's work requests.
     pub fn rkey(&self) -> Rkey {
-        self.registered.rkey
+        self.inner.registered.rkey
     }
 
-    /// Address of the region's first byte.
+    /// Address of the first byte in work requests.
     pub fn iova(&self) -> Iova {
-        self.umem.iova()
+        self.inner.umem.iova()
     }
 
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)] // an empty range cannot be registered
     pub fn len(&self) -> u64 {
-        self.umem.len()
+        self.inner.umem.len()
     }
 
-    /// The path that registered it.
+    /// The path that registered the region.
     pub fn path(&self) -> Path {
-        self.path
+        self.inner.path
     }
 
-    /// What it may be used for.
+    /// The access flags of the region.
     pub fn access(&self) -> Access {
-        self.access
+        self.inner.access
     }
 
-    /// The range that it covers.
+    /// The range of the dma-buf and its iova.
     pub fn umem(&self) -> &Umem {
-        &self.umem
+        &self.inner.umem
     }
 
-    /// The protection domain that it is in.
+    /// The protection domain of the region.
     pub fn domain(&self) -> &ProtectionDomain {
-        &self.domain
+        &self.inner.domain
     }
 
-    /// `length` bytes from `offset` of the region, for a work request.
+    /// A byte range of the region, for a transfer, a work request or a peer. The slice is a handle: it keeps the
+    /// region registered.
     ///
     /// # Errors
-    /// - [`Error::ZeroLength`], [`Error::OutOfRange`]: the range is empty or not inside the region.
-    /// - [`Error::SgeTooLong`]: longer than one element can be; split it.
-    pub fn sge(&self, offset: u64, length: u64) -> Result<Sge<'_>> {
-        check_range(offset, length, self.len())?;
-        let too_long = || Error::SgeTooLong { length };
-        let run = self.umem.sg().run_at(offset).filter(|run| run.len >= length).ok_or_else(too_long)?;
-        let length = u32::try_from(length).map_err(|_| too_long())?;
-        Ok(Sge::new(run.addr, length, self.lkey()))
+    /// [`RangeError`]: the range is empty, inverted, or not inside the region.
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RegionSlice, RangeError> {
+        RegionSlice::from(self).slice(range)
     }
 
-    /// What a peer must know to read and write the region.
+    /// A byte range of the region as one scatter/gather element, for [`QueuePair::post`](verbs::QueuePair::post).
+    ///
+    /// # Errors
+    /// - [`verbs::Error::Range`]: the range is empty, inverted, or not inside the region.
+    /// - [`verbs::Error::SgeTooLong`]: the range is longer than 4 GiB less 4 KiB; [`RegionSlice::sges`] splits
+    ///   it.
+    pub fn sge(&self, range: impl RangeBounds<u64>) -> verbs::Result<Sge<'_>> {
+        let range = dma_sg::resolve_range(range, self.len())?;
+        let length = range.end - range.start;
+        let limit = super::slice::MAX_SGE_LEN;
+        if length > limit {
+            return Err(verbs::Error::SgeTooLong { length, limit });
+        }
+        Ok(Sge::new(self.domain(), self.iova().0 + range.start, length as u32, self.lkey()))
+    }
+
+    /// The description that a peer needs to access the region. To describe a part, call
+    /// [`RegionSlice::remote`].
     pub fn remote(&self) -> RemoteRegion {
-        let run = RemoteRun { iova: self.iova(), length: self.len(), rkey: self.rkey() };
-        // One run, whose end was checked when the range was described.
-        RemoteRegion::new([run], self.access, self.umem.buffer()).expect("a region is a run")
+        RegionSlice::from(self).remote()
     }
 
-    /// Checks by small transfers that the device reaches the region's first and last byte; it catches
-    /// what registers and does not transfer.
+    /// Checks that the device reaches the region's first and last byte. It finds memory that registers but does
+    /// not transfer, such as peer-to-peer DMA that a switch or an IOMMU blocks.
     ///
-    /// A byte is read, written with another value, read, and written back, through a queue pair that is
-    /// connected to itself. Nothing else may use these bytes meanwhile. Where the access does not permit
-    /// writing they are only read.
+    /// A queue pair connected to itself reads each byte, writes another value, reads it back and restores it.
+    /// Nothing else may use the two bytes meanwhile. Without LOCAL_WRITE it only reads. It uses the first active port
+    /// of the device.
     ///
     /// # Errors
-    /// - [`RegistrationError::SelfCheck`](crate::error::RegistrationError::SelfCheck): a transfer failed; its source is [`Error::Completion`].
-    /// - [`RegistrationError::SelfCheckMismatch`](crate::error::RegistrationError::SelfCheckMismatch): it ended with success, and another byte came back.
-    /// - [`Error::Verbs`], [`Error::NoGid`]: the queue pair or its scratch memory could not be made.
-    pub fn self_check(&self) -> Result<()> {
-        super::self_check::check(&self.domain, std::slice::from_ref(self))
+    /// - [`SelfCheckError::Transfer`]: a transfer failed or did not complete in 10 s; its source has the
+    ///   completion status.
+    /// - [`SelfCheckError::Mismatch`]: the transfer succeeded, but the device accessed other memory.
+    /// - [`SelfCheckError::Setup`]: the queue pair or its scratch page could not be created.
+    pub fn self_check(&self) -> Result<(), SelfCheckError> {
+        self_check::check(self.domain(), std::slice::from_ref(self))
     }
 
-    /// Deregisters the region: from here on the device cannot reach the memory.
+    /// Deregisters the region. Afterwards no device accesses the memory through its keys.
     ///
     /// # Errors
-    /// [`DeregisterError`] with [`Error::Deregister`] (`EBUSY`: a memory window is bound to it); it
-    /// hands the region back.
+    /// - [`DeregisterError::InUse`]: other handles live; dropping the last one deregisters.
+    /// - [`DeregisterError::Refused`]: `EBUSY` while a memory window is bound to the region.
+    ///
+    /// Both contain the handle, and the region stays registered.
     #[doc(alias = "ibv_dereg_mr")]
-    #[inline]
-    pub fn deregister(mut self) -> Result<(), DeregisterError> {
-        match self.release() {
-            Ok(()) => Ok(()),
-            Err(source) => {
-                let error = Error::Deregister { lkey: self.lkey().0, source };
-                Err(DeregisterError { region: Box::new(self), error })
-            }
+    pub fn deregister(self) -> Result<(), DeregisterError> {
+        let others = Arc::strong_count(&self.inner) - 1;
+        match Arc::try_unwrap(self.inner) {
+            Ok(mut registration) => registration.release().map_err(|source| DeregisterError::Refused {
+                region: Self { inner: Arc::new(registration) },
+                source,
+            }),
+            // Another thread may have dropped its handle after the count.
+            Err(inner) => Err(DeregisterError::InUse { region: Self { inner }, handles: others.max(1) }),
         }
     }
 
-    #[inline]
-    fn release(&mut self) -> io::Result<()> {
-        if self.live {
-            if observe::listening() || self.generation != observe::generation() {
-                return self.release_otherwise();
-            }
-            self.registered.deregister(&self.domain)?;
-            self.gone();
-        }
-        Ok(())
+    /// Whether a parent process registered it and must deregister it.
+    pub(super) fn is_inherited(&self) -> bool {
+        !self.inner.creator.is_current()
     }
 
-    #[inline]
-    fn gone(&mut self) {
-        self.live = false;
-        observe::discount_region(self.path, self.umem.len());
+    /// Whether other handles of the region live. Exact only while nothing else can clone this handle.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.inner) > 1
     }
 
-    /// In a span; or in a child of `fork`, where it is the parent's to deregister.
-    #[cold]
-    #[inline(never)]
-    fn release_otherwise(&mut self) -> io::Result<()> {
-        let lkey = self.lkey().0;
-        if self.generation != observe::generation() {
-            tracing::debug!(lkey, "a region of the parent process is left to it");
-            self.gone();
-            return Ok(());
-        }
-        let about = observe::About {
-            device: self.domain.context().device_name(),
-            buffer: self.umem.buffer(),
-            offset: self.umem.offset(),
-            length: self.umem.len(),
-        };
-        observe::span(false, about, |span| {
-            span.record("path", tracing::field::display(self.path)).record("lkey", lkey);
-            let answer = self.registered.deregister(&self.domain);
-            answer.map_err(|source| Error::Deregister { lkey, source })?;
-            tracing::debug!("deregistered");
-            Ok(())
-        })
-        .map_err(|error| match error {
-            Error::Deregister { source, .. } => source,
-            other => io::Error::other(other),
-        })?;
-        self.gone();
-        Ok(())
-    }
-
-    /// Out of line, so that nothing of it is where `deregister` ends.
-    #[inline(never)]
-    fn drop_live(&mut self) {
-        let Err(source) = self.release() else { return };
-        let error = Error::Deregister { lkey: self.lkey().0, source };
-        let (device, errno) = (self.domain.context().device_name(), error.errno());
-        tracing::warn!(device, %error, errno, "a region stays registered");
+    /// Whether a unit test's region is still registered.
+    #[cfg(test)]
+    pub(super) fn is_registered(&self) -> bool {
+        self.inner.registered.is_registered()
     }
 }
 
-impl Drop for MemoryRegion {
-    #[inline]
-    fn drop(&mut self) {
+impl fmt::Debug for MemoryRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Registration { path, access, umem, domain, .. } = &*self.inner;
+        f.debug_struct("MemoryRegion")
+            .field("umem", umem)
+            .field("access", access)
+            .field("path", path)
+            .field("lkey", &self.lkey())
+            .field("rkey", &self.rkey())
+            .field("domain", domain)
+            .finish()
+    }
+}
+
+impl Registration {
+    fn release(&mut self) -> io::Result<()> {
         if self.live {
-            self.drop_live();
+            let lkey = self.registered.lkey.0;
+            if !self.creator.is_current() {
+                tracing::debug!(lkey, "a region stays registered for the parent process");
+            } else if observe::listening() {
+                self.deregister_in_a_span()?;
+            } else {
+                self.registered.deregister(&self.domain)?;
+            }
+            self.live = false;
+            self.path.counter().subtract(self.umem.len());
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn deregister_in_a_span(&self) -> io::Result<()> {
+        let fields = observe::SpanFields {
+            device: self.domain.context().device_name(),
+            buffer: self.umem.buffer().inode(),
+            offset: self.umem.offset(),
+            length: self.umem.len(),
+        };
+        observe::span(false, fields, |span| {
+            let lkey = self.registered.lkey.0;
+            span.record("path", tracing::field::display(self.path)).record("lkey", lkey);
+            self.registered.deregister(&self.domain)?;
+            tracing::debug!("deregistered");
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            let (device, lkey) = (self.domain.context().device_name(), self.registered.lkey.0);
+            tracing::warn!(device, lkey, %error, errno = error.raw_os_error(), "a region stays registered");
         }
     }
 }

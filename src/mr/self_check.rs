@@ -1,8 +1,8 @@
-//! Whether a device really reaches what it registered: a few bytes, over a queue pair that is connected to
+//! Checks that the device reaches registered memory, with transfers of single bytes on a queue pair connected to
 //! itself.
 //!
-//! `unsafe` is here for a page of scratch memory: it is mapped and registered here, and read and written
-//! with volatile access only, since the device does so too.
+//! `unsafe` is here for a page of scratch memory. It is mapped and registered here, and accessed only with
+//! volatile reads and writes, because the device accesses it too.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -12,19 +12,22 @@ use std::time::Duration;
 use ibverbs_sys as ffi;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use super::{Access, Lkey, MemoryRegion, Rkey};
-use crate::error::RegistrationError;
-use crate::transfer::RemoteAddr;
-use crate::umem::page_size;
-use crate::verbs::{CompletionQueue, Operation, ProtectionDomain, QueuePair, QueuePairOptions, Sge};
-use crate::{Error, Result};
+use dma_sg::page_size;
 
-/// Longest time that one byte takes, retries included.
-const LIMIT: Duration = Duration::from_secs(10);
+use super::{Access, MemoryRegion, SelfCheckError};
+use crate::verbs::{
+    self, CompletionQueue, Lkey, Operation, ProtectionDomain, QueuePair, QueuePairOptions, RemoteAddr, Rkey,
+    Sge,
+};
 
-/// Checks the first and the last byte of each region, all of which are in this domain.
+type Result<T, E = SelfCheckError> = std::result::Result<T, E>;
+
+/// Timeout of one transfer, retries included.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Checks the first and the last byte of each region. All regions are in `domain`.
 pub(super) fn check(domain: &ProtectionDomain, regions: &[MemoryRegion]) -> Result<()> {
-    let loopback = Loopback::new(domain)?;
+    let loopback = Loopback::new(domain).map_err(SelfCheckError::Setup)?;
     for region in regions {
         loopback.check_byte(region, 0)?;
         if region.len() > 1 {
@@ -34,19 +37,21 @@ pub(super) fn check(domain: &ProtectionDomain, regions: &[MemoryRegion]) -> Resu
     Ok(())
 }
 
-/// A queue pair connected to itself, and one byte for its other end.
+/// A queue pair connected to itself, and a registered page for the other end of its transfers.
 struct Loopback {
-    // Destroyed before the scratch memory goes.
+    // First, so that it is destroyed before the scratch page is deregistered.
     pair: QueuePair,
     queue: CompletionQueue,
     scratch: Scratch,
 }
 
 impl Loopback {
-    fn new(domain: &ProtectionDomain) -> Result<Self> {
+    fn new(domain: &ProtectionDomain) -> verbs::Result<Self> {
         let scratch = Scratch::new(domain)?;
-        let queue = CompletionQueue::new(domain.context(), 4)?;
-        let options = QueuePairOptions { send_depth: 4, recv_depth: 1, max_sge: 1, ..Default::default() };
+        let context = domain.context();
+        let port = first_active(context.limits()?.ports, |port| Ok(context.port(port)?.active))?;
+        let options = QueuePairOptions::default().port(port).send_depth(4).recv_depth(1).max_sge(1);
+        let queue = CompletionQueue::new(context, 4)?;
         let pair = QueuePair::new(domain, &queue, &queue, options)?;
         if let Some(endpoint) = pair.endpoint() {
             pair.connect(&endpoint)?;
@@ -62,8 +67,13 @@ impl Loopback {
         let other = !before;
         self.write(region, offset, other)?;
         let seen = self.read(region, offset);
-        // Also when that was not what it should be.
-        let restored = self.write(region, offset, before);
+        // Restore the byte even if it did not read back. A failed transfer has stopped the queue pair.
+        let restored = match &seen {
+            Ok(_) => self.write(region, offset, before),
+            Err(_) => {
+                Self::new(region.domain()).map_err(SelfCheckError::Setup)?.write(region, offset, before)
+            }
+        };
         self.compare(region, offset, other, seen?)?;
         restored?;
         self.compare(region, offset, before, self.read(region, offset)?)
@@ -75,70 +85,95 @@ impl Loopback {
         }
         let device = region.domain().context().device_name().into();
         let path = region.path();
-        Err(RegistrationError::SelfCheckMismatch { device, path, offset, wrote, read }.into())
+        Err(SelfCheckError::Mismatch { device, path, offset, wrote, read })
     }
 
-    /// By the region's remote key where that permits it, else by its local one.
+    /// Reads a byte with the remote key if the region permits that, else with the local key.
     fn read(&self, region: &MemoryRegion, offset: u64) -> Result<u8> {
         self.scratch.set(0);
-        let ended = if region.access().contains(Access::REMOTE_READ) {
-            self.transfer(Operation::Read { remote: region.remote().at(offset, 1)? }, self.scratch.sge())
+        let result = if region.access().contains(Access::REMOTE_READ) {
+            self.transfer(Operation::Read { remote: remote_byte(region, offset) }, self.scratch.sge())
         } else {
-            self.transfer(Operation::Write { remote: self.scratch.remote() }, region.sge(offset, 1)?)
+            self.transfer(Operation::Write { remote: self.scratch.remote() }, local_byte(region, offset))
         };
-        ended.map_err(failed(region, "reading", offset))?;
+        result.map_err(failed(region, "reading", offset))?;
         Ok(self.scratch.get())
     }
 
+    /// Writes a byte with the remote key if the region permits that, else with the local key.
     fn write(&self, region: &MemoryRegion, offset: u64, value: u8) -> Result<()> {
         self.scratch.set(value);
-        let ended = if region.access().contains(Access::REMOTE_WRITE) {
-            self.transfer(Operation::Write { remote: region.remote().at(offset, 1)? }, self.scratch.sge())
+        let result = if region.access().contains(Access::REMOTE_WRITE) {
+            self.transfer(Operation::Write { remote: remote_byte(region, offset) }, self.scratch.sge())
         } else {
-            self.transfer(Operation::Read { remote: self.scratch.remote() }, region.sge(offset, 1)?)
+            self.transfer(Operation::Read { remote: self.scratch.remote() }, local_byte(region, offset))
         };
-        ended.map_err(failed(region, "writing", offset))
+        result.map_err(failed(region, "writing", offset))
     }
 
-    fn transfer(&self, operation: Operation, element: Sge<'_>) -> Result<()> {
+    fn transfer(&self, operation: Operation, element: Sge<'_>) -> verbs::Result<()> {
         self.pair.post(0, operation, &[element], true)?;
-        self.queue.wait(LIMIT)?.success().map(drop)
+        self.queue.wait(TIMEOUT)?.success().map(drop)
     }
 }
 
-fn failed(region: &MemoryRegion, step: &'static str, offset: u64) -> impl FnOnce(Error) -> Error {
-    let (device, path) = (region.domain().context().device_name().into(), region.path());
-    move |error| RegistrationError::SelfCheck { device, path, step, offset, source: Box::new(error) }.into()
+/// The first active port; port 1 if none is, whose failure says more.
+fn first_active(ports: u8, active: impl Fn(u8) -> verbs::Result<bool>) -> verbs::Result<u8> {
+    for port in 1..=ports {
+        if active(port)? {
+            return Ok(port);
+        }
+    }
+    Ok(1)
 }
 
-/// A page of our own, registered.
+/// The address of a byte for the peer's side of a transfer.
+fn remote_byte(region: &MemoryRegion, offset: u64) -> RemoteAddr {
+    RemoteAddr { addr: region.iova().0 + offset, rkey: region.rkey() }
+}
+
+/// The element of a byte for the local side of a transfer.
+fn local_byte(region: &MemoryRegion, offset: u64) -> Sge<'_> {
+    Sge::new(region.domain(), region.iova().0 + offset, 1, region.lkey())
+}
+
+fn failed(
+    region: &MemoryRegion,
+    step: &'static str,
+    offset: u64,
+) -> impl FnOnce(verbs::Error) -> SelfCheckError {
+    let (device, path) = (region.domain().context().device_name().into(), region.path());
+    move |source| SelfCheckError::Transfer { device, path, step, offset, source: Box::new(source) }
+}
+
+/// A registered page of our own.
 struct Scratch {
     page: NonNull<u8>,
     size: NonZeroUsize,
     region: NonNull<ffi::ibv_mr>,
-    // Dropped after the region.
+    // Last, so that it is dropped after the region is deregistered.
     domain: ProtectionDomain,
 }
 
 impl Scratch {
-    fn new(domain: &ProtectionDomain) -> Result<Self> {
-        let failed = |source: io::Error| Error::Verbs {
+    fn new(domain: &ProtectionDomain) -> verbs::Result<Self> {
+        let failed = |source: io::Error| verbs::Error::Device {
             device: domain.context().device_name().into(),
             operation: "register a page for the self-check".into(),
             source,
         };
-        let size = NonZeroUsize::new(page_size() as usize).expect("pages have bytes");
+        let size = NonZeroUsize::new(page_size() as usize).expect("a page is not empty");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let page = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }
             .map_err(|errno| failed(errno.into()))?;
         let access = (Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE).bits();
         let (raw, address) = (domain.as_raw().as_ptr(), page.as_ptr().addr() as u64);
-        // SAFETY: the domain is live and the page is mapped until the region is gone.
+        // SAFETY: the domain is live, and the page stays mapped while the region is registered.
         let region = unsafe { ffi::ibv_reg_mr_iova2(raw, page.as_ptr(), size.get(), address, access) };
         let Some(region) = NonNull::new(region) else {
             let error = io::Error::last_os_error();
-            // SAFETY: the mapping is ours, and nothing was registered of it.
+            // SAFETY: the mapping is ours and is not registered.
             let _ = unsafe { munmap(page, size.get()) };
             return Err(failed(error));
         };
@@ -146,12 +181,12 @@ impl Scratch {
     }
 
     fn keys(&self) -> (Lkey, Rkey) {
-        // SAFETY: the region is live as long as `self` is.
+        // SAFETY: the region is live while `self` is.
         unsafe { (Lkey((*self.region.as_ptr()).lkey), Rkey((*self.region.as_ptr()).rkey)) }
     }
 
     fn sge(&self) -> Sge<'_> {
-        Sge::new(self.page.as_ptr().addr() as u64, 1, self.keys().0)
+        Sge::new(&self.domain, self.page.as_ptr().addr() as u64, 1, self.keys().0)
     }
 
     fn remote(&self) -> RemoteAddr {
@@ -159,7 +194,7 @@ impl Scratch {
     }
 
     fn get(&self) -> u8 {
-        // SAFETY: the page is mapped; the device may write it, hence volatile.
+        // SAFETY: the page is mapped. The device may write it, so the access is volatile.
         unsafe { self.page.as_ptr().read_volatile() }
     }
 
@@ -171,8 +206,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // SAFETY: the region is live, deregistered here only, and of this page, which goes after it; where
-        // it stands the page stays too.
+        // SAFETY: the region is live and is deregistered only here. The page is unmapped only if that
+        // succeeded.
         unsafe {
             if ffi::ibv_dereg_mr(self.region.as_ptr()) == 0 {
                 let _ = munmap(self.page.cast(), self.size.get());
@@ -181,5 +216,21 @@ impl Drop for Scratch {
                 tracing::warn!(device, "the page of a self-check stays registered");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_check_goes_through_a_port_that_carries_traffic() {
+        let chosen = |states: &[bool]| {
+            first_active(states.len() as u8, |port| Ok(states[usize::from(port) - 1])).unwrap()
+        };
+        assert_eq!(chosen(&[true, true]), 1);
+        assert_eq!(chosen(&[false, true, true]), 2);
+        assert_eq!(chosen(&[false, false]), 1);
+        assert_eq!(chosen(&[]), 1);
     }
 }

@@ -1,49 +1,41 @@
-//! Registrations that are kept for the next request.
+//! A cache of registrations: a map of region handles behind a lock.
 //!
-//! | file | what |
-//! |---|---|
-//! | `key.rs` | what an entry is found by |
-//! | `slot.rs` | an entry, and how handles are counted |
-//! | `index.rs` | finding it |
-//! | `fill.rs` | a miss: registering, merging, making room |
-//! | `thread.rs`, `barrier.rs` | what makes a hit cheap |
+//! `entries.rs` contains the map and its policy, `tests.rs` the tests. A hit takes the read lock and clones a
+//! handle. A miss announces its range under the lock of `pending`, registers without any lock, and inserts the
+//! region. Lock order: `pending`, then `entries`. Regions are never dropped under a lock, because dropping the
+//! last handle deregisters.
 
-mod barrier;
-mod fill;
-mod index;
-mod key;
-mod slot;
-mod thread;
+mod entries;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::ops::{Range, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
-use self::fill::State;
-use self::index::Index;
-use self::key::Key;
-use self::slot::Slot;
-pub(crate) use self::thread::{PLACES, own as own_place, place as shared_place};
+use dma_sg::resolve_range;
+
+use self::entries::{Entries, Key, Pending, covers, touches};
 use super::path::IMPORT;
-use super::{Access, Lkey, MemoryRegion, Path, Rkey};
-use crate::Result;
+use super::{Access, MemoryRegion, Path, RegionSlice, RegisterError};
 use crate::dmabuf::{BufferId, DmaBuf};
-use crate::observe::CacheGauges;
-use crate::transfer::{RemoteRegion, RemoteRun};
-use crate::umem::{Iova, check_range};
-use crate::verbs::{ProtectionDomain, Sge};
+use crate::observe::{self, CacheGauges, CountedCache, Process};
+use crate::verbs::ProtectionDomain;
 
-/// What a cache keeps, and what it registers on a miss.
+/// Limits of a cache, and what a miss registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheOptions {
-    /// Most bytes that entries map together. Default: no limit.
+    /// Maximum number of bytes that the entries map together. Default: no limit.
     pub max_bytes: u64,
-    /// Most entries, at least 1. Default 1024.
+    /// Maximum number of entries; 0 counts as 1. Default 1024.
     pub max_entries: usize,
     /// What a miss registers. Default [`Growth::Adjoining`].
     pub growth: Growth,
-    /// The importing paths that are tried, as
-    /// [`MemoryRegionBuilder::paths`](super::MemoryRegionBuilder::paths) has them.
+    /// Import paths to try, as in [`MemoryRegionBuilder::paths`](super::MemoryRegionBuilder::paths). Default:
+    /// [`Path::Verbs`] and [`Path::Uverbs`].
     pub paths: &'static [Path],
 }
 
@@ -53,79 +45,71 @@ impl Default for CacheOptions {
     }
 }
 
+setters!(CacheOptions { max_bytes: u64, max_entries: usize, growth: Growth, paths: &'static [Path] });
+
 /// What a miss registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Growth {
-    /// The range that was asked for, and nothing else.
+    /// The requested range.
     Exact,
-    /// That and the entries that overlap or adjoin it, as one region in their place: neighbours grow
-    /// together, and no byte is registered that nobody asked for.
+    /// The requested range merged with the entries that overlap or adjoin it, as one region in their place. It
+    /// covers only bytes that were requested.
     #[default]
     Adjoining,
-    /// The whole buffer, so that each buffer misses once. Peers then reach all of it.
+    /// The whole buffer, so that each buffer misses once. A peer with the key can access all of it.
     Whole,
 }
 
-/// A cache of registrations, by buffer, protection domain and access. Clones are the same cache.
+/// A cache of registrations, keyed by buffer, protection domain and access flags. Clones share one cache.
 ///
-/// A buffer is known by its identity (inode and size), never by a descriptor's number or by an address. An
-/// entry's region holds the buffer in the kernel, so the inode of an entry cannot become another
-/// buffer's: closing descriptors, freeing the buffer and making another never leads to a wrong key. It
-/// also means that memory stays until its entries go: [`invalidate`](Self::invalidate) a buffer when you
-/// free it, or let newer entries push it out.
+/// The cache identifies a buffer by its inode, never by a descriptor or an address. An entry's region holds the
+/// buffer in the kernel, so no other buffer can get that inode: closing descriptors, freeing the buffer and
+/// allocating another never leads to a wrong key. It also means that an entry keeps the memory of a freed buffer
+/// allocated. Call [`invalidate`](Self::invalidate) when you free a buffer, or let newer entries evict it.
 ///
-/// Two dma-bufs may share memory, as V4L2's EXPBUF makes; they are two buffers here.
+/// An entry is in use while a [`RegionSlice`] of it lives, and the cache never evicts it then. Two dma-bufs that
+/// share memory, such as those of V4L2's EXPBUF, count as two buffers.
 #[derive(Clone)]
 pub struct RegionCache {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    index: Index,
-    /// Goes on with each miss. An entry's stamp is what it was when the entry was used. Entries that are
-    /// found at once were used since it last went on.
-    clock: AtomicU64,
     options: CacheOptions,
-    state: Mutex<State>,
-    /// A registration has ended.
+    entries: RwLock<Entries>,
+    /// Registrations in progress.
+    pending: Mutex<Vec<Pending>>,
+    /// Notified when one of them ends.
     ended: Condvar,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+    /// Nanoseconds spent registering.
+    registering: AtomicU64,
+    creator: Process,
 }
 
-/// The caches of this process, and what those that are gone had done.
-static CACHES: Mutex<(Vec<Weak<Inner>>, Option<CacheGauges>)> = Mutex::new((Vec::new(), None));
-
-/// What all caches of the process hold and did.
-pub(crate) fn all_caches() -> CacheGauges {
-    let caches: Vec<Arc<Inner>>;
-    let mut sum;
-    {
-        let known = CACHES.lock().unwrap_or_else(|poison| poison.into_inner());
-        caches = known.0.iter().filter_map(Weak::upgrade).collect();
-        sum = known.1.unwrap_or_default();
-    }
-    caches.iter().for_each(|cache| sum.add(cache.lock().gauges()));
-    sum
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+impl CountedCache for Inner {
+    fn gauges(&self) -> CacheGauges {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheGauges {
+            hits: entries.hits(),
+            misses: read(&self.misses),
+            evictions: read(&self.evictions),
+            entries: entries.len() as u64,
+            bytes: entries.bytes(),
+            registering: Duration::from_nanos(read(&self.registering)),
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(|poison| poison.into_inner());
-        let leaving = state.remove_if(&self.index, |_| true);
-        let mut done = state.gauges();
-        {
-            let mut known = CACHES.lock().unwrap_or_else(|poison| poison.into_inner());
-            done.add(known.1.unwrap_or_default());
-            known.1 = Some(done);
-            known.0.retain(|cache| cache.strong_count() > 0);
+        // A child of `fork` may inherit these locks while a thread of the parent holds them.
+        if self.creator.is_current() {
+            observe::remember_cache(self.gauges());
         }
-        leaving.into_iter().for_each(Slot::empty_if_drained);
     }
 }
 
@@ -139,85 +123,90 @@ impl fmt::Debug for RegionCache {
 }
 
 impl RegionCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new(options: CacheOptions) -> Self {
-        barrier::prepare();
-        let options = CacheOptions { max_entries: options.max_entries.max(1), ..options };
-        let inner = Arc::new(Inner {
-            index: Index::new(options.max_entries),
-            clock: AtomicU64::new(1),
-            options,
-            state: Mutex::default(),
+        let inner = Inner {
+            options: options.max_entries(options.max_entries.max(1)),
+            entries: RwLock::default(),
+            pending: Mutex::default(),
             ended: Condvar::new(),
-        });
-        let mut known = CACHES.lock().unwrap_or_else(|poison| poison.into_inner());
-        known.0.push(Arc::downgrade(&inner));
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            registering: AtomicU64::new(0),
+            creator: Process::current(),
+        };
+        let inner = Arc::new(inner);
+        let counted: Arc<dyn CountedCache> = inner.clone();
+        observe::count_cache(Arc::downgrade(&counted));
         Self { inner }
     }
 
-    /// A region that covers `length` bytes from `offset` of a buffer: a cached one, or a new one that is
-    /// kept. Regions in a cache are addressed by the offset in the buffer.
+    /// Returns a slice of a registered region that covers this byte range of a buffer. A hit finds the region in the
+    /// cache. A miss registers one and keeps it.
     ///
-    /// A hit takes no lock and writes nothing that another thread reads. Of several threads that miss on
-    /// one range at once one registers, and the others wait for it.
+    /// The region may be larger than the range. Its iova is its offset in the buffer. If several threads miss on one
+    /// range at once, one of them registers and the others wait.
     ///
     /// # Errors
-    /// Of a miss only:
-    /// - [`RegistrationError::CacheFull`](crate::error::RegistrationError::CacheFull): what is in use leaves
-    ///   no room within the limits.
-    /// - What [`MemoryRegionBuilder::register`](super::MemoryRegionBuilder::register) says.
-    #[inline(always)]
+    /// - [`RegisterError::Range`]: the range is empty, inverted, or not inside the buffer.
+    /// - [`RegisterError::CacheFull`]: the entries in use leave no room within the limits.
+    /// - On a miss, as [`MemoryRegionBuilder::register`](super::MemoryRegionBuilder::register).
     pub fn get(
         &self,
         domain: &ProtectionDomain,
         buffer: &DmaBuf,
-        offset: u64,
-        length: u64,
+        range: impl RangeBounds<u64>,
         access: Access,
-    ) -> Result<CachedRegion> {
-        let inner = &*self.inner;
-        let tag = key::tag(domain, buffer, access);
-        let slot = inner.index.first(tag);
-        match slot.take_at_once(tag, offset, length) {
-            Some(()) => Ok(CachedRegion { slot, offset, length }),
-            None => inner.search(domain, buffer, offset, length, access),
+    ) -> Result<RegionSlice, RegisterError> {
+        let wanted = Wanted {
+            key: Key::new(domain, buffer, access),
+            range: resolve_range(range, buffer.size())?,
+            size: buffer.size(),
+        };
+        if let Some(slice) = self.inner.find(&wanted) {
+            return Ok(slice);
         }
+        access.check(buffer)?;
+        self.inner.miss(&wanted, |range| {
+            let builder = MemoryRegion::builder(domain, buffer).range(range).access(access);
+            builder.paths(self.inner.options.paths).register()
+        })
     }
 
-    /// Drops the entries of a buffer; returns how many. Those in use go with their last handle, and are
-    /// not found any more. A registration that is under way is not kept.
+    /// Inserts a unit test's region of a whole buffer.
+    #[cfg(test)]
+    pub(super) fn insert_for_test(&self, domain: &ProtectionDomain, buffer: &DmaBuf, region: MemoryRegion) {
+        let (key, range) = (Key::new(domain, buffer, region.access()), 0..buffer.size());
+        self.inner.write().insert(key, range, Growth::Exact, region, &mut Vec::new());
+    }
+
+    /// Removes the entries of a buffer, and returns how many. A region in use is deregistered with its last slice.
+    /// A registration of the buffer in progress will not be kept.
     ///
-    /// The identity may be kept beside a buffer that is closed: as long as there are entries of it, no
-    /// other buffer can have it.
+    /// The buffer may be closed already: while it has entries, no other buffer has its identity.
+    /// [`gauges`](crate::observe::gauges) shows what stays registered.
     pub fn invalidate(&self, buffer: BufferId) -> usize {
-        self.remove_if(|key| key.is_of_buffer(buffer))
+        self.inner.remove_if(|key| key.buffer == buffer)
     }
 
-    /// Drops the entries of a protection domain, as [`invalidate`](Self::invalidate) those of a buffer:
-    /// before its device goes away, since an entry holds its domain and that its context.
+    /// Removes the entries of a protection domain, and returns how many. Call it before the device is removed: an
+    /// entry holds its domain, and the domain its context.
     pub fn invalidate_domain(&self, domain: &ProtectionDomain) -> usize {
-        self.remove_if(|key| key.is_of_domain(domain))
+        let domain = Key::domain_of(domain);
+        self.inner.remove_if(|key| key.domain == domain)
     }
 
-    /// Drops all entries.
+    /// Removes all entries, and returns how many.
     pub fn clear(&self) -> usize {
-        self.remove_if(|_| true)
+        self.inner.remove_if(|_| true)
     }
 
-    fn remove_if(&self, which: impl Fn(&Key) -> bool) -> usize {
-        let leaving = self.inner.lock().remove_if(&self.inner.index, which);
-        let count = leaving.len();
-        // Deregistered without the lock.
-        leaving.into_iter().for_each(Slot::empty_if_drained);
-        count
-    }
-
-    /// What it holds and did.
+    /// The content of the cache, and what it has done.
     pub fn gauges(&self) -> CacheGauges {
-        self.inner.lock().gauges()
+        self.inner.gauges()
     }
 
-    /// What it was made with.
+    /// The options of the cache.
     pub fn options(&self) -> CacheOptions {
         self.inner.options
     }
@@ -229,91 +218,166 @@ impl Default for RegionCache {
     }
 }
 
-/// A handle of a cached region, for the range that was asked for. As long as one lives the region stays
-/// registered, whatever becomes of the entry, the cache and the buffer's descriptors.
-///
-/// Clones are of the same region. The last handle of an entry that left the cache deregisters it as it is
-/// dropped.
-pub struct CachedRegion {
-    slot: &'static Slot,
-    offset: u64,
-    length: u64,
+/// A request to the cache.
+struct Wanted {
+    key: Key,
+    range: Range<u64>,
+    /// Size of the buffer in bytes.
+    size: u64,
 }
 
-impl CachedRegion {
-    /// The region, which may be larger than what was asked for.
-    pub fn region(&self) -> &MemoryRegion {
-        // SAFETY: this is a handle.
-        unsafe { self.slot.region() }
+/// A registration in progress. Dropping it ends the announcement, also on a panic.
+struct Announced<'a> {
+    inner: &'a Inner,
+    number: u64,
+    range: Range<u64>,
+}
+
+enum Step<'a> {
+    Found(RegionSlice),
+    Register(Announced<'a>),
+}
+
+impl Inner {
+    fn lock_pending(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Offset of the range in its buffer, in bytes.
-    pub fn offset(&self) -> u64 {
-        self.offset
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Length of the range in bytes.
-    #[allow(clippy::len_without_is_empty)] // an empty range is not registered
-    pub fn len(&self) -> u64 {
-        self.length
+    fn find(&self, wanted: &Wanted) -> Option<RegionSlice> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.find(&wanted.key, &wanted.range)
     }
 
-    /// Address of the range's first byte: its offset in the buffer.
-    pub fn iova(&self) -> Iova {
-        Iova(self.offset)
+    #[cold]
+    fn miss(
+        &self,
+        wanted: &Wanted,
+        register: impl Fn(Range<u64>) -> Result<MemoryRegion, RegisterError>,
+    ) -> Result<RegionSlice, RegisterError> {
+        let mut growth = self.options.growth;
+        loop {
+            let mut evicted = Vec::new();
+            let step = self.announce(wanted, growth, &mut evicted);
+            // Deregisters outside the locks, and before the new region needs the room.
+            drop(evicted);
+            let announced = match step? {
+                Step::Found(slice) => return Ok(slice),
+                Step::Register(announced) => announced,
+            };
+            let start = Instant::now();
+            let answer = register(announced.range.clone());
+            let nanoseconds = start.elapsed().as_nanos().try_into().unwrap_or(u64::MAX);
+            self.registering.fetch_add(nanoseconds, Ordering::Relaxed);
+            match answer {
+                Ok(region) => return Ok(self.keep(wanted, announced, growth, region)),
+                // The grown range may be too long for the device: try the requested one.
+                Err(RegisterError::Refused { .. }) if announced.range != wanted.range => {
+                    growth = Growth::Exact
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    /// The key for this side's work requests.
-    pub fn lkey(&self) -> Lkey {
-        self.region().lkey()
+    /// Returns an entry that another thread registered meanwhile, after waiting for it if necessary. Otherwise
+    /// makes room for a registration and announces it.
+    fn announce(
+        &self,
+        wanted: &Wanted,
+        growth: Growth,
+        evicted: &mut Vec<MemoryRegion>,
+    ) -> Result<Step<'_>, RegisterError> {
+        let mut pending = self.lock_pending();
+        loop {
+            if let Some(slice) = self.find(wanted) {
+                return Ok(Step::Found(slice));
+            }
+            let mut entries = self.write();
+            let mut range = match growth {
+                Growth::Exact => wanted.range.clone(),
+                Growth::Adjoining => entries.grown(&wanted.key, wanted.range.clone()),
+                Growth::Whole => 0..wanted.size,
+            };
+            let wait = pending.iter().any(|other| {
+                let serves = match growth {
+                    Growth::Exact => covers(&other.range, &wanted.range),
+                    Growth::Adjoining | Growth::Whole => touches(&other.range, &range),
+                };
+                other.key == wanted.key && !other.doomed && serves
+            });
+            if wait {
+                drop(entries);
+                pending = self.ended.wait(pending).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let before = evicted.len();
+            let mut fits = |range: &Range<u64>| {
+                entries.make_room(&self.options, &pending, &wanted.key, range, growth, evicted)
+            };
+            if !fits(&range) {
+                range = wanted.range.clone();
+                if !fits(&range) {
+                    return Err(entries.full(&self.options, &pending, &range));
+                }
+            }
+            self.evictions.fetch_add((evicted.len() - before) as u64, Ordering::Relaxed);
+            self.misses.fetch_add(1, Ordering::Relaxed);
+            let number = entries.next_number();
+            pending.push(Pending { number, key: wanted.key, range: range.clone(), doomed: false });
+            return Ok(Step::Register(Announced { inner: self, number, range }));
+        }
     }
 
-    /// The key for a peer's.
-    pub fn rkey(&self) -> Rkey {
-        self.region().rkey()
+    /// Inserts a new region in place of the entries that it covers.
+    fn keep(
+        &self,
+        wanted: &Wanted,
+        announced: Announced<'_>,
+        growth: Growth,
+        region: MemoryRegion,
+    ) -> RegionSlice {
+        let Range { start, end } = wanted.range;
+        let slice = RegionSlice::of_region(region.clone(), start - announced.range.start, end - start);
+        let mut replaced = Vec::new();
+        {
+            let mut pending = self.lock_pending();
+            let doomed = announced.remove_from(&mut pending);
+            if !doomed {
+                self.write().insert(wanted.key, announced.range.clone(), growth, region, &mut replaced);
+            }
+        }
+        slice
     }
 
-    /// `length` bytes from `offset` of the range, for a work request.
-    ///
-    /// # Errors
-    /// As [`MemoryRegion::sge`].
-    pub fn sge(&self, offset: u64, length: u64) -> Result<Sge<'_>> {
-        check_range(offset, length, self.length)?;
-        let region = self.region();
-        region.sge(self.offset - region.umem().offset() + offset, length)
-    }
-
-    /// What a peer must know to read and write the range. The key permits the whole region, of which the
-    /// description has only the range.
-    pub fn remote(&self) -> RemoteRegion {
-        let region = self.region();
-        let run = RemoteRun { iova: self.iova(), length: self.length, rkey: region.rkey() };
-        RemoteRegion::new([run], region.access(), region.umem().buffer())
-            .expect("the range lies in a region and is not empty")
+    fn remove_if(&self, which: impl Fn(&Key) -> bool) -> usize {
+        let mut removed = Vec::new();
+        {
+            let mut pending = self.lock_pending();
+            pending
+                .iter_mut()
+                .filter(|pending| which(&pending.key))
+                .for_each(|pending| pending.doomed = true);
+            self.write().remove_if(which, &mut removed);
+        }
+        removed.len()
     }
 }
 
-impl Clone for CachedRegion {
-    fn clone(&self) -> Self {
-        self.slot.take();
-        Self { slot: self.slot, offset: self.offset, length: self.length }
+impl Announced<'_> {
+    /// Ends the announcement. Returns whether the entry was invalidated meanwhile.
+    fn remove_from(&self, pending: &mut Vec<Pending>) -> bool {
+        let at = pending.iter().position(|pending| pending.number == self.number);
+        self.inner.ended.notify_all();
+        at.is_some_and(|at| pending.swap_remove(at).doomed)
     }
 }
 
-impl Drop for CachedRegion {
-    #[inline]
+impl Drop for Announced<'_> {
     fn drop(&mut self) {
-        self.slot.give_back();
-    }
-}
-
-impl fmt::Debug for CachedRegion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { offset, length, .. } = self;
-        f.debug_struct("CachedRegion")
-            .field("offset", offset)
-            .field("length", length)
-            .field("region", self.region())
-            .finish()
+        self.remove_from(&mut self.inner.lock_pending());
     }
 }

@@ -1,62 +1,43 @@
-//! Registering a set, all or nothing.
+//! Registers a set, all of it or nothing.
 
+use std::ops::{Bound, RangeBounds};
 use std::sync::Mutex;
+
+use dma_sg::{Iova, page_size, resolve_range};
 
 use super::chunks::{Chunk, plan};
 use super::{RegionSet, deregister};
 use crate::dmabuf::DmaBuf;
-use crate::error::RegistrationError;
 use crate::exporter::Backing;
 use crate::mr::path::IMPORT;
-use crate::mr::{Access, MemoryRegion, Path, parallel};
-use crate::umem::{Iova, Umem, check_range, page_size};
+use crate::mr::{Access, MemoryRegion, Path, RegisterError, SetError, Umem, parallel};
 use crate::verbs::ProtectionDomain;
-use crate::{Error, Result};
 
-/// A region that a device refuses although its limit allows it is cut into chunks of this size: some
-/// drivers allocate their list of pages in one piece.
+type Result<T, E = SetError> = std::result::Result<T, E>;
+
+/// Chunk size after a device refused one region that its stated limit permits: some drivers allocate the page
+/// list contiguously.
 const SMALLER: u64 = 1 << 30;
 
-/// Which descriptors a set's chunks are registered through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FdPolicy {
-    /// The buffer's own for all, and none is held afterwards: a region needs no descriptor. The default.
-    #[default]
-    Shared,
-    /// A duplicate for each chunk, held as long as the set ([`RegionSet::descriptor`]): for handing
-    /// chunks on one by one, to another process or library. Counts against RLIMIT_NOFILE.
-    PerChunk,
-}
-
-/// How far a registration has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Bytes that are registered, over all devices.
-    pub done: u64,
-    /// Bytes in all, over all devices.
-    pub total: u64,
-}
-
-/// A set to be; see [`RegionSet::builder`].
+/// Options of the registration of a set; see [`RegionSet::builder`].
 #[derive(Clone, Copy)]
 #[must_use = "nothing is registered until `register` is called"]
 pub struct RegionSetBuilder<'a> {
     buffers: &'a [DmaBuf],
-    range: Option<(u64, u64)>,
+    range: (Bound<u64>, Bound<u64>),
     iova: Option<Iova>,
     access: Access,
     chunk_size: Option<u64>,
     threads: Option<usize>,
-    fds: FdPolicy,
+    own_descriptors: bool,
     paths: &'a [Path],
     backings: &'a [Backing],
-    progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+    progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
 }
 
 impl std::fmt::Debug for RegionSetBuilder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { buffers, range, iova, access, chunk_size, threads, fds, paths, .. } = self;
+        let Self { buffers, range, iova, access, chunk_size, threads, paths, .. } = self;
         f.debug_struct("RegionSetBuilder")
             .field("buffers", buffers)
             .field("range", range)
@@ -64,123 +45,135 @@ impl std::fmt::Debug for RegionSetBuilder<'_> {
             .field("access", access)
             .field("chunk_size", chunk_size)
             .field("threads", threads)
-            .field("fds", fds)
             .field("paths", paths)
             .finish_non_exhaustive()
     }
 }
 
-/// A registered chunk, with its descriptor where it has one.
+/// A registered chunk, with its own descriptor if the caller wants one.
 struct Registered {
     region: MemoryRegion,
     descriptor: Option<DmaBuf>,
 }
 
-/// One device's share of the work.
+/// The work for one device.
 struct Share<'a> {
     domain: &'a ProtectionDomain,
-    /// Most bytes a chunk.
+    /// Longest chunk in bytes.
     limit: u64,
     chunks: Vec<Chunk>,
 }
 
-/// A chunk that was refused.
+/// Why a chunk was not registered.
+enum Refusal {
+    Register(RegisterError),
+    Descriptor(crate::dmabuf::Error),
+}
+
+/// A chunk that was not registered.
 struct Refused {
     share: usize,
     chunk: usize,
-    error: Error,
+    error: Refusal,
 }
 
 impl<'a> RegionSetBuilder<'a> {
     pub(super) fn new(buffers: &'a [DmaBuf]) -> Self {
         Self {
             buffers,
-            range: None,
+            range: (Bound::Unbounded, Bound::Unbounded),
             iova: None,
             access: Access::empty(),
             chunk_size: None,
             threads: None,
-            fds: FdPolicy::default(),
+            own_descriptors: false,
             paths: IMPORT,
             backings: &[],
             progress: None,
         }
     }
 
-    /// Registers `length` bytes from `offset` of the buffer, or of all buffers together, instead of all.
-    pub fn range(self, offset: u64, length: u64) -> Self {
-        Self { range: Some((offset, length)), ..self }
+    /// Registers this byte range of the buffer, or of all buffers in a row. Default: all.
+    pub fn range(self, range: impl RangeBounds<u64>) -> Self {
+        Self { range: (range.start_bound().cloned(), range.end_bound().cloned()), ..self }
     }
 
-    /// Addresses the range from `iova`, instead of from its offset. It must equal the offset modulo the
-    /// page size.
+    /// The address of the range's first byte in work requests. It must equal the range's offset modulo the page
+    /// size. Default: the offset.
     pub fn iova(self, iova: Iova) -> Self {
         Self { iova: Some(iova), ..self }
     }
 
-    /// What the set may be used for.
+    /// Sets the access flags. Default: none, so the device may only read.
     pub fn access(self, access: Access) -> Self {
         Self { access, ..self }
     }
 
-    /// Cuts the range into chunks of at most `bytes`, a multiple of the page size. By default each buffer
-    /// is one region where the device takes it, and is cut by the device's largest region otherwise.
-    /// Chunks of one dma-buf cost a mapping of all of it each: see `docs/registration.md`.
+    /// Cuts the range into chunks of at most `bytes`, a multiple of the page size. Default: one region for each
+    /// buffer, or chunks of the device's largest region if the buffer is longer. Each chunk of a dma-buf costs a
+    /// mapping of the whole dma-buf: see `docs/registration.md`.
     pub fn chunk_size(self, bytes: u64) -> Self {
         Self { chunk_size: Some(bytes), ..self }
     }
 
-    /// Uses at most so many threads, the caller's among them. By default one for each processor, 8 at
-    /// most.
+    /// Uses at most this many threads, including the caller's; 0 counts as 1. Default: one for each CPU, at most
+    /// 8.
     pub fn threads(self, threads: usize) -> Self {
         Self { threads: Some(threads.max(1)), ..self }
     }
 
-    /// Which descriptors the chunks are registered through. By default [`FdPolicy::Shared`].
-    pub fn fd_policy(self, fds: FdPolicy) -> Self {
-        Self { fds, ..self }
+    /// Registers each chunk through a duplicate of the buffer's descriptor, which the set holds
+    /// ([`RegionSet::descriptor`]), to pass chunks on to another process or library. The descriptors count against
+    /// RLIMIT_NOFILE. Default: all chunks share the buffer's descriptor, and the set holds none, because a region
+    /// needs no descriptor.
+    pub fn own_descriptors(self) -> Self {
+        Self { own_descriptors: true, ..self }
     }
 
-    /// Tries only these importing paths, as
+    /// Tries only these import paths, as in
     /// [`MemoryRegionBuilder::paths`](crate::mr::MemoryRegionBuilder::paths).
     pub fn paths(self, paths: &'a [Path]) -> Self {
         Self { paths, ..self }
     }
 
-    /// Permits [`Path::HostMapping`], after the importing paths, for the buffers that these host pages
-    /// are behind.
+    /// Permits [`Path::HostMapping`], after the import paths, for the buffers that consist of these host pages.
     pub fn host_mapping(self, backings: &'a [Backing]) -> Self {
         Self { backings, ..self }
     }
 
-    /// Calls this after each chunk, from whichever thread registered it, one call at a time.
-    pub fn progress(self, progress: &'a (dyn Fn(Progress) + Sync)) -> Self {
+    /// Calls `progress` after each registered chunk with the bytes registered so far and the total, both over all
+    /// devices. The thread that registered the chunk calls it, one call at a time.
+    pub fn progress(self, progress: &'a (dyn Fn(u64, u64) + Sync)) -> Self {
         Self { progress: Some(progress), ..self }
     }
 
     /// Registers all chunks, or none.
     ///
     /// # Errors
-    /// - [`Error::ZeroLength`], [`Error::OutOfRange`], [`Error::IovaOverflow`],
-    ///   [`Error::IovaNotCongruent`], [`Error::AccessNotPermitted`], [`Error::LocalWriteMissing`],
-    ///   [`Error::ReadOnlyBuffer`], [`RegistrationError::ChunkSize`],
-    ///   [`RegistrationError::NothingToRegister`]: before anything is registered.
-    /// - [`RegistrationError::Chunk`]: a chunk was refused, with what
-    ///   [`MemoryRegionBuilder::register`](crate::mr::MemoryRegionBuilder::register) said, or with
-    ///   [`Error::Inspect`] (`EMFILE`) where it was to have a descriptor of its own. Of several the first.
-    /// - [`Error::Verbs`]: the device's limits cannot be read.
+    /// Before anything is registered:
+    /// - [`SetError::NothingToRegister`]: there is no buffer.
+    /// - [`SetError::TotalOverflow`]: the total length of the buffers does not fit in 64 bits.
+    /// - [`SetError::ChunkSize`]: the chunk size is invalid for this device.
+    /// - [`SetError::Register`]: the range, the iova or the access flags are invalid, or the device's limits cannot
+    ///   be read.
+    ///
+    /// Afterwards, with all chunks deregistered again:
+    /// - [`SetError::Chunk`]: a chunk was refused, the first one if several were. Its source is the error of
+    ///   [`MemoryRegionBuilder::register`](crate::mr::MemoryRegionBuilder::register).
+    /// - [`SetError::Descriptor`] (`EMFILE`): with [`own_descriptors`](Self::own_descriptors), a descriptor could
+    ///   not be duplicated.
     pub fn register(self, domain: &ProtectionDomain) -> Result<RegionSet> {
         let mut sets = self.register_on(std::slice::from_ref(domain))?;
-        Ok(sets.pop().expect("a set for each domain"))
+        Ok(sets.pop().expect("one set for each domain"))
     }
 
-    /// Registers the range in each of these domains, which may be of several devices, all in parallel; a
-    /// set for each, in their order. All or none.
+    /// Registers the range in each of these protection domains, in parallel. They may belong to different devices.
+    /// Returns one set for each, in the same order; registers all or none.
     ///
     /// # Errors
-    /// As [`register`](Self::register).
+    /// As [`register`](Self::register); [`SetError::NothingToRegister`] also without a protection domain.
     pub fn register_on(self, domains: &[ProtectionDomain]) -> Result<Vec<RegionSet>> {
-        let nothing = |what| Err(RegistrationError::NothingToRegister { what }.into());
+        let nothing = |what| Err(SetError::NothingToRegister { what });
         if self.buffers.is_empty() {
             return nothing("buffer");
         }
@@ -201,45 +194,51 @@ impl<'a> RegionSetBuilder<'a> {
                 Err(refused) => refused,
             };
             let share = &mut shares[refused.share];
-            if self.chunk_size.is_none() && is_too_long(&refused.error, share.chunks[refused.chunk].length) {
+            let error = match refused.error {
+                Refusal::Register(error) => error,
+                Refusal::Descriptor(source) => {
+                    let (chunk, chunks) = (refused.chunk, share.chunks.len());
+                    return Err(SetError::Descriptor { chunk, chunks, source });
+                }
+            };
+            if self.chunk_size.is_none() && is_too_long(&error, share.chunks[refused.chunk].length) {
                 let device = share.domain.context().device_name();
-                tracing::info!(device, bytes = SMALLER, "refused as one region, cut into chunks");
+                tracing::info!(device, bytes = SMALLER, "one region was refused: registering chunks instead");
                 share.limit = SMALLER;
                 share.chunks = plan(&sizes, offset, length, SMALLER, page_size());
                 continue;
             }
             let Chunk { start, length, .. } = share.chunks[refused.chunk];
-            return Err(RegistrationError::Chunk {
+            return Err(SetError::Chunk {
                 device: share.domain.context().device_name().into(),
                 chunk: refused.chunk,
                 chunks: share.chunks.len(),
                 offset: offset + start,
                 length,
-                source: Box::new(refused.error),
-            }
-            .into());
+                source: Box::new(error),
+            });
         }
     }
 
-    /// The range, inside the buffers, with access that all of them allow.
+    /// The offset and length of the range, after checks of the range and the access flags.
     fn checked_range(&self) -> Result<(u64, u64)> {
-        let overflow = |total, length| crate::error::AddressError::TotalOverflow { total, length };
+        let overflow = |total, length| SetError::TotalOverflow { total, length };
         let size = self.buffers.iter().try_fold(0_u64, |total, buffer| {
             total.checked_add(buffer.size()).ok_or_else(|| overflow(total, buffer.size()))
         })?;
-        let (offset, length) = self.range.unwrap_or((0, size));
-        check_range(offset, length, size)?;
+        let range = resolve_range(self.range, size).map_err(RegisterError::from)?;
         self.buffers.iter().try_for_each(|buffer| self.access.check(buffer))?;
-        Ok((offset, length))
+        Ok((range.start, range.end - range.start))
     }
 
-    /// The addresses of all chunks follow from that of the first.
+    /// Checks the iova of the first chunk, from which the addresses of all others follow.
     fn check_first(&self, first: &Chunk, length: u64) -> Result<()> {
         let iova = self.first_iova(first);
         if iova.0.checked_add(length).is_none() {
-            return Err(Error::IovaOverflow { iova, length });
+            return Err(RegisterError::IovaOverflow { iova, length }.into());
         }
-        Umem::new(&self.buffers[first.buffer], first.offset, first.length, iova).map(drop)
+        Umem::new(&self.buffers[first.buffer], first.range(), iova)?;
+        Ok(())
     }
 
     fn first_iova(&self, first: &Chunk) -> Iova {
@@ -247,28 +246,29 @@ impl<'a> RegionSetBuilder<'a> {
         self.iova.unwrap_or(Iova(before + first.offset))
     }
 
-    /// Most bytes a chunk on this device.
+    /// Longest chunk on this device, in bytes.
     fn limit(&self, domain: &ProtectionDomain) -> Result<u64> {
         let page_size = page_size();
         let largest = domain.context().limits()?.max_mr_size / page_size * page_size;
-        // A device that states no limit has one that the registration will tell.
+        // The device states no limit; the registration will find it.
         let largest = if largest == 0 { u64::MAX / page_size * page_size } else { largest };
         match self.chunk_size {
             Some(size) if size == 0 || !size.is_multiple_of(page_size) || size > largest => {
-                Err(RegistrationError::ChunkSize { size, page_size, largest }.into())
+                Err(SetError::ChunkSize { size, page_size, largest })
             }
             size => Ok(size.unwrap_or(largest)),
         }
     }
 
-    /// Registers every chunk of every device, or gives the first refusal and leaves nothing.
+    /// Registers every chunk on every device, or returns the first refusal and leaves nothing registered.
     fn attempt(&self, shares: &[Share<'_>]) -> Result<Vec<RegionSet>, Refused> {
         let chunks_of = |share: usize| (0..shares[share].chunks.len()).map(move |chunk| (share, chunk));
         let jobs: Vec<(usize, usize)> = (0..shares.len()).flat_map(chunks_of).collect();
         let threads = self.threads.unwrap_or_else(parallel::default_threads);
         let total = shares.iter().flat_map(|share| &share.chunks).map(|chunk| chunk.length).sum();
         let done = Mutex::new(0);
-        let answers: Vec<Mutex<Option<Result<Registered>>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
+        let answers: Vec<Mutex<Option<Result<Registered, Refusal>>>> =
+            jobs.iter().map(|_| Mutex::new(None)).collect();
         parallel::each(jobs.len(), threads, |job| {
             let (share, chunk) = jobs[job];
             let (share, chunk) = (&shares[share], &shares[share].chunks[chunk]);
@@ -278,7 +278,7 @@ impl<'a> RegionSetBuilder<'a> {
             if let (true, Some(progress)) = (registered, self.progress) {
                 let mut done = done.lock().unwrap_or_else(|poison| poison.into_inner());
                 *done += chunk.length;
-                progress(Progress { done: *done, total });
+                progress(*done, total);
             }
             registered
         });
@@ -288,56 +288,58 @@ impl<'a> RegionSetBuilder<'a> {
             match answer.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
                 Some(Ok(registered)) => sets[share].push(registered),
                 Some(Err(error)) if refused.is_none() => refused = Some(Refused { share, chunk, error }),
-                // Another refusal, or a chunk that was not begun after one.
+                // A later refusal, or a chunk that was not started after one.
                 _ => {}
             }
         }
         if let Some(refused) = refused {
             let all = sets.into_iter().flatten().map(|registered| registered.region).collect();
-            // Such as stand are tried once more as they are dropped, and logged.
+            // The error holds a region that stays registered; dropping it tries once more and logs.
             drop(deregister(all, threads));
             return Err(refused);
         }
         Ok(sets.into_iter().zip(shares).map(|(registered, share)| share.set(registered, threads)).collect())
     }
 
-    fn register_chunk(&self, domain: &ProtectionDomain, first: &Chunk, chunk: &Chunk) -> Result<Registered> {
+    fn register_chunk(
+        &self,
+        domain: &ProtectionDomain,
+        first: &Chunk,
+        chunk: &Chunk,
+    ) -> Result<Registered, Refusal> {
         let buffer = &self.buffers[chunk.buffer];
-        let descriptor = match self.fds {
-            FdPolicy::Shared => None,
-            FdPolicy::PerChunk => Some(buffer.try_clone()?),
-        };
+        let own = self.own_descriptors.then(|| buffer.try_clone().map_err(Refusal::Descriptor));
+        let descriptor = own.transpose()?;
         let iova = Iova(self.first_iova(first).0 + chunk.start);
         let builder = MemoryRegion::builder(domain, descriptor.as_ref().unwrap_or(buffer))
-            .range(chunk.offset, chunk.length)
+            .range(chunk.range())
             .iova(iova)
             .access(self.access)
             .paths(self.paths);
         let region = match self.backings.iter().find(|backing| backing.buffer() == buffer.id()) {
-            Some(backing) => builder.host_mapping(backing).register()?,
-            None => builder.register()?,
+            Some(backing) => builder.host_mapping(backing).register(),
+            None => builder.register(),
         };
+        let region = region.map_err(Refusal::Register)?;
         Ok(Registered { region, descriptor })
     }
 }
 
 impl Share<'_> {
-    /// All chunks are there: the set covers the range.
+    /// The set of all chunks, which cover the range.
     fn set(&self, registered: Vec<Registered>, threads: usize) -> RegionSet {
         debug_assert_eq!(registered.len(), self.chunks.len());
-        let length = self.chunks.iter().map(|chunk| chunk.length).sum();
-        let starts = self.chunks.iter().map(|chunk| chunk.start).collect();
         let (chunks, descriptors): (Vec<_>, Vec<_>) =
             registered.into_iter().map(|each| (each.region, each.descriptor)).unzip();
         let descriptors = descriptors.into_iter().flatten().collect();
-        RegionSet { chunks, starts, descriptors, length, threads }
+        RegionSet::new(chunks, descriptors, threads)
     }
 }
 
-/// Whether shorter chunks may do: the kernel found no room for a list of pages, or the device has a limit
-/// that it did not state. RLIMIT_MEMLOCK is an error of its own.
-fn is_too_long(error: &Error, length: u64) -> bool {
-    let Error::Register { source, .. } = error else { return false };
+/// Whether smaller chunks may succeed: the kernel had no room for the page list, or the device has an unstated
+/// limit. RLIMIT_MEMLOCK has an error of its own.
+fn is_too_long(error: &RegisterError, length: u64) -> bool {
+    let RegisterError::Refused { source, .. } = error else { return false };
     let errno = source.raw_os_error();
     length > SMALLER && matches!(errno, Some(libc::ENOMEM | libc::EINVAL | libc::E2BIG | libc::EFBIG))
 }

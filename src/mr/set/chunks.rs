@@ -1,29 +1,36 @@
-//! Where a range is cut into chunks.
+//! Plans the chunks of a range.
 
 /// A part of a set: a range of one of its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// Which buffer.
+    /// Index of the buffer.
     pub buffer: usize,
-    /// First byte in that buffer.
+    /// Offset in the buffer, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u64,
-    /// First byte in the set.
+    /// Offset in the set, in bytes.
     pub start: u64,
 }
 
-/// Boundaries fall on multiples of this where that costs no further chunk: a device maps the largest
-/// pages that offset and iova allow.
+impl Chunk {
+    /// The range in the buffer.
+    pub(super) fn range(&self) -> std::ops::Range<u64> {
+        self.offset..self.offset + self.length
+    }
+}
+
+/// Chunks end at multiples of this if that needs no more chunks, because a device maps the largest pages that
+/// offset and iova permit.
 const HUGE: u64 = 2 << 20;
 
-/// Cuts `length` bytes from `offset` of buffers that lie one after the other into chunks of at most
-/// `limit` bytes, a multiple of `page_size`. A chunk never goes over the end of a buffer.
+/// Cuts `length` bytes at `offset` of buffers in a row into chunks of at most `limit` bytes, a multiple of
+/// `page_size`. No chunk spans two buffers.
 pub(super) fn plan(sizes: &[u64], offset: u64, length: u64, limit: u64, page_size: u64) -> Vec<Chunk> {
     debug_assert!(limit > 0 && limit.is_multiple_of(page_size));
     let (mut chunks, mut before) = (Vec::new(), 0);
     for (buffer, size) in sizes.iter().enumerate() {
-        // The part of this buffer that is in the range.
+        // The intersection of this buffer and the range.
         let from = offset.saturating_sub(before).min(*size);
         let to = (offset + length - before.min(offset + length)).min(*size);
         let mut parts = cut(from, to, limit, page_size);
@@ -42,7 +49,7 @@ pub(super) fn plan(sizes: &[u64], offset: u64, length: u64, limit: u64, page_siz
     chunks
 }
 
-/// Ranges of at most `limit` bytes that end at multiples of `align`, the last one where the whole does.
+/// Ranges of at most `limit` bytes that end at multiples of `align`; the last one ends at `to`.
 fn cut(from: u64, to: u64, limit: u64, align: u64) -> Vec<(u64, u64)> {
     let (mut at, mut parts) = (from, Vec::new());
     while at < to {
@@ -71,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn boundaries_are_huge_where_that_costs_no_chunk() {
+    fn boundaries_are_huge_if_that_needs_no_more_chunks() {
         const GIB: u64 = 1 << 30;
         assert_eq!(lengths(&[4 * GIB], 0, 4 * GIB, GIB), [GIB; 4]);
-        // The first is shorter, so that the others begin at huge pages.
+        // The first one is shorter, so that the others start at huge pages.
         assert_eq!(lengths(&[4 * GIB], PAGE, 2 * GIB, GIB + HUGE), [GIB + HUGE - PAGE, GIB - HUGE + PAGE]);
-        // Here it would be one more.
+        // Huge boundaries would need one more chunk.
         assert_eq!(lengths(&[4 * GIB], PAGE, 2 * GIB, GIB), [GIB; 2]);
-        // Chunks begin at pages also when the range does not.
+        // Chunks start at pages even if the range does not.
         assert_eq!(lengths(&[4 * PAGE], 10, 3 * PAGE, PAGE), [PAGE - 10, PAGE, PAGE, 10]);
     }
 
@@ -110,7 +117,7 @@ mod tests {
                 let before: u64 = sizes[..chunk.buffer].iter().sum();
                 prop_assert_eq!(before + chunk.offset, offset + start);
                 prop_assert!(chunk.offset + chunk.length <= sizes[chunk.buffer]);
-                // Every boundary is at a page of the buffer.
+                // Every boundary is at a multiple of the page size.
                 prop_assert!(start == 0 || chunk.offset.is_multiple_of(PAGE));
                 start += chunk.length;
             }

@@ -3,186 +3,203 @@
 mod builder;
 mod chunks;
 
+use std::fmt;
 use std::mem;
+use std::ops::RangeBounds;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub use builder::{FdPolicy, Progress, RegionSetBuilder};
+pub use builder::RegionSetBuilder;
 
-use super::{Access, MemoryRegion, Path, parallel, self_check};
+use dma_sg::{Iova, RangeError};
+
+use super::{
+    Access, DeregisterError, MemoryRegion, Path, RegionSlice, RemoteRegion, SelfCheckError, parallel,
+    self_check,
+};
 use crate::dmabuf::{BufferId, DmaBuf};
-use crate::sg::{DmaSg, DmaSgList};
-use crate::transfer::{RemoteRegion, RemoteRun};
-use crate::umem::{Iova, check_range};
-use crate::verbs::{ProtectionDomain, Sge};
-use crate::{Error, Result};
+use crate::verbs::ProtectionDomain;
 
-/// A range of any length, of one dma-buf or of several that follow each other, registered with one
-/// device: as one region where the device takes it, else as chunks.
+/// A registered range of any length, of one dma-buf or of several in a row, on one device: one region if the
+/// device permits it, otherwise chunks.
 ///
-/// It has one length and one space of addresses, which its chunks cover without a gap. Dropping it
-/// deregisters all chunks, in parallel; [`deregister`](Self::deregister) reports. The chunks hold what
-/// they need, so it may outlive the buffers, the domain and the device's context.
-#[derive(Debug)]
+/// Its chunks have consecutive addresses without a gap. Like a [`MemoryRegion`] it is a handle: clones and
+/// [slices](Self::slice) share the set, and dropping the last of them deregisters all chunks in parallel.
+/// [`deregister`](Self::deregister) reports failures.
+#[derive(Clone)]
 pub struct RegionSet {
-    /// Never empty, in order of their offsets.
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// At least one, in the order of their offsets.
     chunks: Vec<MemoryRegion>,
-    /// Where each begins in the set.
+    /// Offset of each chunk in the set.
     starts: Vec<u64>,
-    /// A descriptor for each chunk, with [`FdPolicy::PerChunk`].
+    /// A descriptor for each chunk with [`own_descriptors`](RegionSetBuilder::own_descriptors), else none.
     descriptors: Vec<DmaBuf>,
     length: u64,
     threads: usize,
 }
 
-/// Regions of a set that could not be deregistered, handed back with the reasons.
-#[derive(Debug, thiserror::Error)]
-#[error("{} regions of the set stay registered", .regions.len())]
-pub struct DeregisterSetError {
-    /// The regions, registered as before, in order.
-    pub regions: Vec<MemoryRegion>,
-    /// Why not, for each.
-    pub errors: Vec<Error>,
-}
-
 impl RegionSet {
-    /// Starts the registration of a buffer: by default all of it, for local reading only.
+    /// Starts the registration of a buffer. The defaults are the whole buffer and no access flags: the device may
+    /// read. The protection domain comes last, with [`register`](RegionSetBuilder::register), or several with
+    /// [`register_on`](RegionSetBuilder::register_on).
     pub fn builder(buffer: &DmaBuf) -> RegionSetBuilder<'_> {
         RegionSetBuilder::new(std::slice::from_ref(buffer))
     }
 
-    /// Starts the registration of buffers as if they were one, in this order.
+    /// Starts the registration of several buffers in a row, in this order.
     pub fn of_buffers(buffers: &[DmaBuf]) -> RegionSetBuilder<'_> {
         RegionSetBuilder::new(buffers)
+    }
+
+    /// `chunks` is not empty, and the addresses of the chunks are consecutive.
+    fn new(chunks: Vec<MemoryRegion>, descriptors: Vec<DmaBuf>, threads: usize) -> Self {
+        let (mut starts, mut length) = (Vec::with_capacity(chunks.len()), 0);
+        for chunk in &chunks {
+            starts.push(length);
+            length += chunk.len();
+        }
+        Self { inner: Arc::new(Inner { chunks, starts, descriptors, length, threads }) }
     }
 
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)] // an empty range cannot be registered
     pub fn len(&self) -> u64 {
-        self.length
+        self.inner.length
     }
 
-    /// Address of the set's first byte; those of all others follow without a gap.
+    /// Address of the first byte in work requests; the addresses of all other bytes follow without a gap.
     pub fn iova(&self) -> Iova {
         self.first().iova()
     }
 
-    /// What it may be used for.
+    /// The access flags of the set.
     pub fn access(&self) -> Access {
         self.first().access()
     }
 
-    /// The path that registered its first chunk; one device takes the same for all.
+    /// The path that registered the first chunk, and in practice all others on the same device.
     pub fn path(&self) -> Path {
         self.first().path()
     }
 
-    /// The protection domain that it is in.
+    /// The protection domain of the set.
     pub fn domain(&self) -> &ProtectionDomain {
         self.first().domain()
     }
 
-    /// The buffer that it is of; the first one of several.
+    /// The first buffer of the set.
     pub fn buffer(&self) -> BufferId {
         self.first().umem().buffer()
     }
 
-    /// The regions, in order of their offsets.
+    /// The regions, in the order of their offsets.
     pub fn chunks(&self) -> &[MemoryRegion] {
-        &self.chunks
+        &self.inner.chunks
     }
 
-    /// A chunk's own descriptor; `None` without [`FdPolicy::PerChunk`], or past the last chunk.
+    /// The descriptor of a chunk; `None` without [`own_descriptors`](RegionSetBuilder::own_descriptors), or if there
+    /// is no such chunk.
     pub fn descriptor(&self, chunk: usize) -> Option<BorrowedFd<'_>> {
-        self.descriptors.get(chunk).map(DmaBuf::as_fd)
+        self.inner.descriptors.get(chunk).map(DmaBuf::as_fd)
     }
 
-    /// The region that has the byte at `offset`, and how far into it; `None` past the end.
-    pub fn region_at(&self, offset: u64) -> Option<(&MemoryRegion, u64)> {
-        let chunk = self.starts.partition_point(|start| *start <= offset).checked_sub(1)?;
-        (offset < self.length).then(|| (&self.chunks[chunk], offset - self.starts[chunk]))
-    }
-
-    /// `length` bytes from `offset`, as elements for work requests: cut where a chunk ends, and where one
-    /// would be longer than an element can be.
+    /// A byte range of the set, for a transfer, a work request or a peer. The slice is a handle: it keeps the set
+    /// registered.
     ///
     /// # Errors
-    /// [`Error::ZeroLength`], [`Error::OutOfRange`]: the range is empty or not inside the set.
-    pub fn sges(&self, offset: u64, length: u64) -> Result<Vec<Sge<'_>>> {
-        const LONGEST: u64 = u32::MAX as u64;
-        check_range(offset, length, self.length)?;
-        let (mut at, mut elements) = (offset, Vec::new());
-        while let Some((region, inside)) = self.region_at(at).filter(|_| at < offset + length) {
-            let bytes = (region.len() - inside).min(offset + length - at).min(LONGEST);
-            elements.push(region.sge(inside, bytes)?);
-            at += bytes;
-        }
-        Ok(elements)
+    /// [`RangeError`]: the range is empty, inverted, or not inside the set.
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RegionSlice, RangeError> {
+        RegionSlice::from(self).slice(range)
     }
 
-    /// The addresses that cover it, as one list: of one run, since they follow each other.
-    pub fn sg(&self) -> DmaSgList {
-        DmaSgList::single(DmaSg { addr: self.iova().0, len: self.length })
-    }
-
-    /// What a peer must know to read and write it: a run with its key for each chunk.
+    /// The description that a peer needs to access the set: one run for each chunk, with its remote key. To
+    /// describe a part, call [`RegionSlice::remote`].
     pub fn remote(&self) -> RemoteRegion {
-        let runs = self.chunks.iter().map(|chunk| RemoteRun {
-            iova: chunk.iova(),
-            length: chunk.len(),
-            rkey: chunk.rkey(),
-        });
-        RemoteRegion::new(runs, self.access(), self.buffer())
-            .expect("chunks are not empty and lie within the set's addresses, which were checked")
+        RegionSlice::from(self).remote()
     }
 
-    /// Checks by small transfers that the device reaches the first and the last byte of each chunk.
-    ///
-    /// One byte at a time is read, written with another value, read, and written back, through a queue
-    /// pair that is connected to itself. Nothing else may use these bytes meanwhile. Where the access
-    /// does not permit writing they are only read.
+    /// Checks that the device reaches the first and the last byte of each chunk; see
+    /// [`MemoryRegion::self_check`].
     ///
     /// # Errors
     /// As [`MemoryRegion::self_check`].
-    pub fn self_check(&self) -> Result<()> {
-        self_check::check(self.domain(), &self.chunks)
+    pub fn self_check(&self) -> Result<(), SelfCheckError> {
+        self_check::check(self.domain(), self.chunks())
     }
 
     /// Deregisters all chunks, in parallel.
     ///
     /// # Errors
-    /// [`DeregisterSetError`] with what the kernel refused ([`Error::Deregister`], `EBUSY`) and the regions
-    /// that it was for; the others are gone.
-    pub fn deregister(mut self) -> Result<(), DeregisterSetError> {
-        let chunks = mem::take(&mut self.chunks);
-        let (regions, errors): (Vec<_>, Vec<_>) = deregister(chunks, self.threads).into_iter().unzip();
-        if errors.is_empty() { Ok(()) } else { Err(DeregisterSetError { regions, errors }) }
+    /// - [`DeregisterError::SetInUse`]: other handles of the set live; dropping the last one deregisters it.
+    /// - [`DeregisterError::Chunks`]: some chunks stay registered, because the kernel refused (`EBUSY`) or because
+    ///   other handles of a chunk live. The others were deregistered.
+    pub fn deregister(self) -> Result<(), DeregisterError> {
+        let others = Arc::strong_count(&self.inner) - 1;
+        let mut inner = match Arc::try_unwrap(self.inner) {
+            Ok(inner) => inner,
+            // Another thread may have dropped its handle after the count.
+            Err(inner) => {
+                return Err(DeregisterError::SetInUse { set: Self { inner }, handles: others.max(1) });
+            }
+        };
+        let chunks = mem::take(&mut inner.chunks);
+        let count = chunks.len();
+        let mut errors = deregister(chunks, inner.threads);
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let source = Box::new(errors.remove(0));
+        Err(DeregisterError::Chunks { source, others: errors, chunks: count })
+    }
+
+    /// The index of the chunk with the byte at `offset`, and the offset of that chunk in the set.
+    pub(super) fn find(&self, offset: u64) -> (usize, u64) {
+        let starts = &self.inner.starts;
+        let index = starts.partition_point(|start| *start <= offset) - 1;
+        (index, starts[index])
     }
 
     fn first(&self) -> &MemoryRegion {
-        &self.chunks[0]
+        &self.inner.chunks[0]
     }
 }
 
-impl Drop for RegionSet {
+impl fmt::Debug for RegionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { chunks, length, .. } = &*self.inner;
+        f.debug_struct("RegionSet").field("length", length).field("chunks", chunks).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
     fn drop(&mut self) {
         if self.chunks.len() > 1 {
-            // What is left is tried once more as it is dropped, and logged.
-            drop(deregister(mem::take(&mut self.chunks), self.threads));
+            let inherited = self.chunks[0].is_inherited();
+            let chunks = mem::take(&mut self.chunks);
+            let chunks: Vec<_> = chunks.into_iter().map(|chunk| Mutex::new(Some(chunk))).collect();
+            // In a child of `fork` there is nothing to deregister, so start no thread.
+            let threads = if inherited { 1 } else { self.threads };
+            // Dropping the last handle of a chunk deregisters it and logs a failure.
+            parallel::each(chunks.len(), threads, |at| {
+                drop(chunks[at].lock().unwrap_or_else(PoisonError::into_inner).take());
+                true
+            });
         }
     }
 }
 
-/// Deregisters regions in parallel; returns those that stand, in order, with the reasons.
-fn deregister(regions: Vec<MemoryRegion>, threads: usize) -> Vec<(MemoryRegion, Error)> {
+/// Deregisters regions in parallel. Returns the errors, in order.
+fn deregister(regions: Vec<MemoryRegion>, threads: usize) -> Vec<DeregisterError> {
     let slots: Vec<_> = regions.into_iter().map(|region| Mutex::new((Some(region), None))).collect();
     parallel::each(slots.len(), threads, |at| {
-        let mut slot = slots[at].lock().unwrap_or_else(|poison| poison.into_inner());
-        if let Some(Err(refused)) = slot.0.take().map(MemoryRegion::deregister) {
-            *slot = (Some(*refused.region), Some(refused.error));
-        }
+        let mut slot = slots[at].lock().unwrap_or_else(PoisonError::into_inner);
+        slot.1 = slot.0.take().and_then(|region| region.deregister().err());
         true
     });
-    let left = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(|poison| poison.into_inner()));
-    left.filter_map(|(region, error)| region.zip(error)).collect()
+    let slots = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    slots.filter_map(|(_, error)| error).collect()
 }

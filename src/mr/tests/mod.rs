@@ -1,6 +1,8 @@
-//! The newer verbs against a library that has them: `stub.c`, compiled here, which records its arguments.
+//! The newer verbs against `stub.c`, a library compiled here that records its arguments; and fake registrations.
 //!
-//! `unsafe` is here for that library's functions, and for a device that exists in memory only.
+//! `unsafe` is here to call that library, and for a device that exists only in memory.
+
+mod cache_bench;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
@@ -12,11 +14,10 @@ use ibverbs_sys as ffi;
 use rdma_sys_ext::symbols::{AllocDmahFn, DeallocDmahFn, Mlx5dvRegDmabufMrFn, RegMrExFn};
 
 use super::path::{self, Request};
-use super::{Access, DmaHandle, DmaHandleOptions, TphMemory};
-use crate::error::RegistrationError;
-use crate::umem::Iova;
-use crate::verbs::ProtectionDomain;
-use crate::{Error, Result};
+use dma_sg::Iova;
+
+use super::Access;
+use crate::verbs::{self, DmaHandle, DmaHandleOptions, Lkey, ProtectionDomain, Rkey};
 
 struct Stub {
     register: RegMrExFn,
@@ -27,7 +28,7 @@ struct Stub {
     errno: *mut c_int,
 }
 
-// SAFETY: the pointers are to variables of a library that stays, and are used under the lock of `stub`.
+// SAFETY: the pointers lead to variables of a library that stays loaded, and are used under the lock of `stub`.
 unsafe impl Send for Stub {}
 
 impl Stub {
@@ -39,7 +40,7 @@ impl Stub {
         compiler.arg(sources.join("stub.c"));
         let map = format!("-Wl,--version-script={}", sources.join("stub.map").display());
         assert!(compiler.arg(map).status().expect("a C compiler").success());
-        let name = std::ffi::CString::new(library.to_str().unwrap()).unwrap();
+        let name = std::ffi::CString::new(library.as_os_str().as_encoded_bytes()).unwrap();
         // SAFETY: the library has no constructors.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
         assert!(!handle.is_null(), "the stub loads");
@@ -51,7 +52,7 @@ impl Stub {
             address
         };
         let (v15, v25) = (c"IBVERBS_1.15", c"MLX5_1.25");
-        // SAFETY: these are the types of the functions in the stub, which are those of the real ones.
+        // SAFETY: the functions of the stub have these types, as the real ones do.
         unsafe {
             Self {
                 register: std::mem::transmute::<*mut c_void, RegMrExFn>(find(c"ibv_reg_mr_ex", v15)),
@@ -67,15 +68,15 @@ impl Stub {
         }
     }
 
-    /// What the last call was, and its arguments.
+    /// The last call and its arguments.
     fn last(&self) -> [u64; 16] {
-        // SAFETY: the stub's own array, which it writes during calls only.
+        // SAFETY: the stub's own array, which it writes only during calls.
         unsafe { self.call.read_volatile() }
     }
 
-    /// Has the next calls fail.
+    /// Makes the next calls fail.
     fn fail(&self, errno: c_int) {
-        // SAFETY: the stub's own variable, which it reads during calls only.
+        // SAFETY: the stub's own variable, which it reads only during calls.
         unsafe { self.errno.write_volatile(errno) }
     }
 }
@@ -87,8 +88,39 @@ fn stub() -> MutexGuard<'static, Stub> {
     stub
 }
 
-/// A domain of a device named "stub0", that libibverbs never sees.
-fn domain() -> ProtectionDomain {
+/// Registrations that exist only in this process, for tests that need regions but no device.
+pub(crate) mod fake {
+    use std::ops::Range;
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::dmabuf::BufferId;
+    use crate::mr::path::Registered;
+    use crate::mr::region::Kept;
+    use crate::mr::{MemoryRegion, Path, Umem};
+
+    /// A region of `length` bytes from iova 0, in a domain that all of them share.
+    pub(crate) fn region(length: u64, access: Access) -> MemoryRegion {
+        static DOMAIN: LazyLock<ProtectionDomain> = LazyLock::new(domain);
+        region_of(&DOMAIN, BufferId::UNKNOWN, 0..length, access)
+    }
+
+    pub(crate) fn region_of(
+        domain: &ProtectionDomain,
+        buffer: BufferId,
+        range: Range<u64>,
+        access: Access,
+    ) -> MemoryRegion {
+        static KEYS: AtomicU32 = AtomicU32::new(1);
+        let key = KEYS.fetch_add(1, Ordering::Relaxed);
+        let (registered, umem) = (Registered::fake(Lkey(key), Rkey(key)), Umem::fake(buffer, range));
+        MemoryRegion::new(registered, Path::DataDirect, access, umem, domain.clone(), Kept::Nothing)
+    }
+}
+
+/// A domain of a device named "stub0". libibverbs never sees it.
+pub(crate) fn domain() -> ProtectionDomain {
     let mut device = ffi::ibv_device::default();
     for (into, byte) in device.name.iter_mut().zip(b"stub0\0") {
         *into = *byte as c_char;
@@ -96,7 +128,7 @@ fn domain() -> ProtectionDomain {
     let device = Box::into_raw(Box::new(device));
     let context = Box::into_raw(Box::new(ffi::ibv_context { device, ..Default::default() }));
     let pd = Box::leak(Box::new(ffi::ibv_pd { context, ..Default::default() }));
-    // SAFETY: all three live for ever; nothing is called on them but the stub.
+    // SAFETY: all three are leaked. Only the stub is called with them.
     unsafe { ProtectionDomain::from_raw(NonNull::from(pd)) }
 }
 
@@ -124,7 +156,7 @@ fn reg_mr_ex_gets_the_descriptor_its_range_and_the_iova() {
 #[test]
 fn a_dma_handle_is_allocated_named_and_freed() {
     let (stub, domain) = (stub(), domain());
-    let options = DmaHandleOptions { cpu: Some(5), hint: Some(2), memory: Some(TphMemory::Persistent) };
+    let options = DmaHandleOptions::default().cpu(Some(5)).hint(Some(2)).persistent_memory(Some(true));
     let handle = DmaHandle::allocate(stub.allocate, stub.free, domain.context(), options).unwrap();
     let context = address(domain.context().as_raw());
     assert_eq!(stub.last()[..6], [2, context, 0b111, 5, 2, 1]);
@@ -133,7 +165,7 @@ fn a_dma_handle_is_allocated_named_and_freed() {
     let foreign = handle.check(self::domain().context());
     assert!(matches!(
         foreign,
-        Err(Error::Registration(RegistrationError::ForeignDmaHandle { device })) if device == "stub0"
+        Err(verbs::Error::ContextMismatch { object: "DMA handle", device, .. }) if device == "stub0"
     ));
 
     let raw = handle.as_raw();
@@ -149,13 +181,26 @@ fn a_dma_handle_is_allocated_named_and_freed() {
 }
 
 #[test]
-fn only_what_was_asked_of_a_dma_handle_is_set() {
+fn a_child_of_fork_leaves_its_parents_dma_handle() {
+    let (stub, domain) = (stub(), domain());
+    let options = DmaHandleOptions::default();
+    let mut handle = Some(DmaHandle::allocate(stub.allocate, stub.free, domain.context(), options).unwrap());
+    assert!(crate::observe::in_a_child(|| {
+        handle = None;
+        stub.last()[0] == 2
+    }));
+    drop(handle.take());
+    assert_eq!(stub.last()[0], 3);
+}
+
+#[test]
+fn only_the_given_options_of_a_dma_handle_are_set() {
     let (stub, domain) = (stub(), domain());
     for (options, expected) in [
         (DmaHandleOptions::default(), [0, 0, 0, 0]),
         (DmaHandleOptions { cpu: Some(9), ..Default::default() }, [1, 9, 0, 0]),
         (DmaHandleOptions { hint: Some(3), ..Default::default() }, [2, 0, 3, 0]),
-        (DmaHandleOptions { memory: Some(TphMemory::Volatile), ..Default::default() }, [4, 0, 0, 0]),
+        (DmaHandleOptions { persistent_memory: Some(false), ..Default::default() }, [4, 0, 0, 0]),
     ] {
         let handle = DmaHandle::allocate(stub.allocate, stub.free, domain.context(), options).unwrap();
         assert_eq!(stub.last()[2..6], expected, "{options:?}");
@@ -174,9 +219,8 @@ fn data_direct_sets_its_flag() {
 #[test]
 fn refusals_keep_their_errno() {
     let (stub, domain) = (stub(), domain());
-    let allocate = || -> Result<DmaHandle> {
-        DmaHandle::allocate(stub.allocate, stub.free, domain.context(), DmaHandleOptions::default())
-    };
+    let allocate =
+        || DmaHandle::allocate(stub.allocate, stub.free, domain.context(), DmaHandleOptions::default());
     for errno in [libc::EOPNOTSUPP, libc::EPROTONOSUPPORT, libc::EINVAL] {
         stub.fail(errno);
         let answers = [
@@ -188,10 +232,9 @@ fn refusals_keep_their_errno() {
         }
         let error = allocate().unwrap_err();
         assert_eq!(error.errno(), Some(errno));
-        let Error::Registration(error) = error else { panic!("{error:?}") };
         match (errno, &error) {
-            (libc::EINVAL, RegistrationError::DmaHandle { device, .. }) => assert_eq!(device, "stub0"),
-            (_, RegistrationError::Unavailable { operation: "ibv_alloc_dmah", needs, .. }) => {
+            (libc::EINVAL, verbs::Error::Device { device, .. }) => assert_eq!(device, "stub0"),
+            (_, verbs::Error::Unavailable { operation: "ibv_alloc_dmah", needs, .. }) => {
                 assert!(needs.starts_with("rdma-core 59 or later, Linux 6.17"), "{needs}");
             }
             _ => panic!("{error:?}"),

@@ -1,5 +1,5 @@
-/* A library with the verbs that the installed ones may be too old for: each records what it was called
- * with, and succeeds or fails as it was told. Types that old headers lack are written out here.
+/* A library with verbs that the installed ones may lack. Each function records its arguments and succeeds,
+ * or fails with stub_errno. Types that old headers lack are declared here.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -30,9 +30,9 @@ struct mr_init_attr {
 	void *buf;
 };
 
-/* The last call: which function, and its arguments in order. */
+/* The last call: the function's number and its arguments in order. */
 uint64_t stub_call[16];
-/* What the next calls fail with; 0 for success. */
+/* The errno of the next calls; 0 for success. */
 int stub_errno;
 
 static struct ibv_mr mr;
