@@ -1,20 +1,21 @@
-//! The side that waits for connections.
+//! The passive side: a listener and its connection requests.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rdma_sys_ext::rdma_cm::event as kind;
 
-use super::raw::{Event, Id, Link};
-use super::{ANSWER_DATA, REJECT_DATA, check_data, check_device, refused, start, wait};
-use crate::Result;
-use crate::error::ConnectError;
+use super::error::{Error, Result};
+use super::raw::{CmLink, Event, Id};
+use super::{ANSWER, ANSWER_DATA, REJECT_DATA, REQUEST};
+use super::{check_data, check_device, mtu, no_manager, port_mtu, refused, start, wait};
 use crate::transfer::Connection;
+use crate::verbs::{Depth, absence};
 
-/// Requests that wait to be taken.
+/// Maximum number of connection requests that wait for [`Listener::accept_request`].
 const BACKLOG: i32 = 128;
 
-/// An address at which connections are waited for.
+/// Listens for connection requests on an IP address.
 pub struct Listener {
     id: Id,
     address: SocketAddr,
@@ -26,12 +27,14 @@ impl std::fmt::Debug for Listener {
     }
 }
 
-/// A request for a connection, to be accepted or rejected; dropping it rejects it.
+/// A connection request of a peer. [`accept`](Self::accept) it; dropping it rejects it.
 pub struct Incoming {
-    // None once it was accepted or rejected.
+    /// `None` after it was accepted or rejected.
     id: Option<Id>,
     address: SocketAddr,
     request: Event,
+    /// The MTU of the peer's port in bytes, if the peer states it.
+    peer_mtu: Option<u32>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -41,45 +44,52 @@ impl std::fmt::Debug for Incoming {
 }
 
 impl Listener {
-    /// Listens at an address of an RDMA device, or at an unspecified one, which is all of them. Port 0
-    /// takes any that is free.
+    /// Listens on an address of an RDMA device, or on all devices if the IP address is unspecified. Port 0 chooses
+    /// a free port.
     ///
     /// # Errors
-    /// [`ConnectError::NoManager`]; [`ConnectError::Listen`]: `EADDRINUSE`, `EADDRNOTAVAIL`, `ENODEV`.
+    /// - [`Error::NoManager`]: librdmacm, the kernel module rdma_ucm, access to its device, or any RDMA device is
+    ///   missing; `EMFILE` if no descriptor is free.
+    /// - [`Error::Listen`]: `EADDRINUSE` if another program listens there, `EADDRNOTAVAIL` or `ENODEV` if no RDMA
+    ///   device has the address.
     #[doc(alias("rdma_bind_addr", "rdma_listen"))]
     pub fn bind(address: SocketAddr) -> Result<Self> {
-        let id = Id::new().map_err(|source| ConnectError::NoManager { source })?;
+        let id = Id::new().map_err(no_manager)?;
         id.bind(address)
             .and_then(|()| id.listen(BACKLOG))
-            .map_err(|source| ConnectError::Listen { address, source })?;
+            .map_err(|source| Error::Listen { address, source })?;
         let address = id.local_address().unwrap_or(address);
         Ok(Self { id, address })
     }
 
-    /// The address, with the port that was taken.
-    pub fn local_address(&self) -> SocketAddr {
+    /// The listener's address, with the port that was chosen.
+    pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Waits for the next request.
+    /// Waits for the next connection request.
     ///
     /// # Errors
-    /// [`ConnectError::ConnectTimeout`]: none within `limit`. [`ConnectError::Failed`]: the device went.
-    pub fn next(&self, limit: Duration) -> Result<Incoming> {
-        let until = (Instant::now(), limit);
-        let step = "be asked for one";
+    /// - [`Error::Timeout`]: no request within `timeout`.
+    /// - [`Error::Failed`]: the device was removed, or librdmacm failed; `EMFILE` if no descriptor is free. The
+    ///   request then waits.
+    pub fn accept_request(&self, timeout: Duration) -> Result<Incoming> {
+        let until = (Instant::now(), timeout);
+        let step = "receive a request";
+        let failed = |source| Error::Failed { step, address: self.address, source };
         loop {
+            // librdmacm drops a request if it has no descriptor for it.
+            absence::descriptors().map_err(failed)?;
             let mut event = wait(&self.id, self.address, step, until)?;
             match event.request.take() {
                 Some(raw) => {
-                    let failed =
-                        |source| ConnectError::Failed { step: "take", address: self.address, source };
                     let id = Id::of_request(raw).map_err(failed)?;
                     let address = id.peer_address().unwrap_or(self.address);
-                    return Ok(Incoming { id: Some(id), address, request: event });
+                    let peer_mtu = mtu::take(&mut event.private_data, REQUEST);
+                    return Ok(Incoming { id: Some(id), address, request: event, peer_mtu });
                 }
                 None if event.kind == kind::DEVICE_REMOVAL => {
-                    return Err(refused(event, self.address, "listen for"));
+                    return Err(refused(event, self.address, step));
                 }
                 None => {}
             }
@@ -89,74 +99,84 @@ impl Listener {
 
 impl Incoming {
     fn id(&self) -> &Id {
-        self.id.as_ref().expect("only accept and reject take it, and they consume the request")
+        self.id.as_ref().expect("only accept and reject take the id, and they consume the request")
     }
 
-    /// Name of the device that the request came in through.
+    /// The device that received the request. Create the [`Connection`] on it.
     pub fn device_name(&self) -> String {
         self.id().device_name()
     }
 
-    /// Port of that device.
+    /// The port of that device.
     pub fn port(&self) -> u8 {
         self.id().port()
     }
 
-    /// Address of the peer.
-    pub fn peer_address(&self) -> SocketAddr {
+    /// The peer's address.
+    pub fn peer_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// What the peer sent with its request, padded with zeros.
+    /// The private data of the request, padded with zeros.
     pub fn private_data(&self) -> &[u8] {
         &self.request.private_data
     }
 
-    /// Accepts, with up to 196 bytes for the peer. Receives may be posted before.
+    /// Accepts the request with up to 192 bytes of private data, and connects `connection`. Receives may be posted
+    /// before. After an error the request is rejected.
     ///
     /// # Errors
-    /// [`ConnectError::OtherDevice`], [`ConnectError::PrivateDataTooLong`]: found before; the request is
-    /// rejected. [`ConnectError::Failed`], [`ConnectError::ConnectTimeout`]: the peer is gone.
+    /// - [`Error::OtherDevice`]: the connection is on another device or port than the request.
+    /// - [`Error::PrivateDataTooLong`]: more than 192 bytes.
+    /// - [`Error::MtuMismatch`]: the peer uses another library, and a larger MTU than this side's port carries.
+    /// - [`Error::Verbs`]: the queue pair cannot be brought to INIT, RTR or RTS: `EINVAL` if it is connected already.
+    /// - [`Error::Timeout`]: the peer did not confirm within `timeout`.
+    /// - [`Error::Rejected`], [`Error::Unreachable`], [`Error::Failed`]: the peer gave up, or the kernel failed.
     #[doc(alias = "rdma_accept")]
-    pub fn accept(mut self, connection: &mut Connection, data: &[u8], limit: Duration) -> Result<()> {
-        let until = (Instant::now(), limit);
+    pub fn accept(mut self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<()> {
+        let until = (Instant::now(), timeout);
         let address = self.address;
         check_data(data, ANSWER_DATA)?;
         check_device(self.id(), address, connection)?;
-        start(self.id(), address, connection)?;
-        let Some(id) = self.id.take() else { unreachable!("taken here and in reject only") };
-        let ours = connection.rd_atomic();
-        // What the peer starts is answered here, and the other way round.
-        let both = (self.request.responder_resources.min(ours), self.request.initiator_depth.min(ours));
-        id.accept(connection.pair().number(), both, data).map_err(|source| ConnectError::Failed {
-            step: "accept",
-            address,
-            source,
-        })?;
-        let event = wait(&id, address, "be established", until)?;
+        let own_mtu = port_mtu(connection)?;
+        start(self.id(), address, connection, (own_mtu, self.peer_mtu))?;
+        let Some(id) = self.id.take() else { unreachable!("only accept and reject take the id") };
+        let ours = connection.depth();
+        // The request states what this side is to serve, and what the peer serves.
+        let depth = Depth {
+            responder: self.request.responder_resources.min(ours.responder),
+            initiator: self.request.initiator_depth.min(ours.initiator),
+        };
+        let step = "accept the connection";
+        let failed = |source| Error::Failed { step, address, source };
+        let data = mtu::state(data, ANSWER, own_mtu);
+        id.accept(connection.pair().number(), depth, &data).map_err(failed)?;
+        let step = "establish the connection";
+        let event = wait(&id, address, step, until)?;
         if event.kind != kind::ESTABLISHED {
-            return Err(refused(event, address, "accept"));
+            return Err(refused(event, address, step));
         }
-        connection.set_link(Link::new(id));
+        connection.set_link(Box::new(CmLink::new(id)));
         Ok(())
     }
 
-    /// Rejects, with up to 148 bytes for the peer.
+    /// Rejects the request with up to 148 bytes of private data.
     ///
     /// # Errors
-    /// [`ConnectError::PrivateDataTooLong`], [`ConnectError::Failed`].
+    /// - [`Error::PrivateDataTooLong`]: more than 148 bytes; the request is rejected without data.
+    /// - [`Error::Failed`]: the kernel failed to reject.
     #[doc(alias = "rdma_reject")]
     pub fn reject(mut self, data: &[u8]) -> Result<()> {
         check_data(data, REJECT_DATA)?;
         let address = self.address;
-        let Some(id) = self.id.take() else { unreachable!("taken here and in accept only") };
-        id.reject(data).map_err(|source| ConnectError::Failed { step: "reject", address, source }.into())
+        let Some(id) = self.id.take() else { unreachable!("only accept and reject take the id") };
+        id.reject(data).map_err(|source| Error::Failed { step: "reject the connection", address, source })
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some(id) = &self.id
+        if let Some(id) = self.id.as_ref().filter(|id| id.is_own())
             && let Err(error) = id.reject(&[])
         {
             tracing::debug!(%error, "cannot reject a connection");

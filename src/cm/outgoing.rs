@@ -1,17 +1,17 @@
-//! The side that asks for a connection.
+//! The active side: it requests a connection.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rdma_sys_ext::rdma_cm::event as kind;
 
-use super::raw::{Id, Link};
-use super::{REQUEST_DATA, check_data, check_device, refused, start, wait};
-use crate::Result;
-use crate::error::ConnectError;
+use super::error::{Error, Result};
+use super::raw::{CmLink, Id};
+use super::{ANSWER, REQUEST, REQUEST_DATA};
+use super::{check_data, check_device, mtu, no_manager, port_mtu, refused, start, wait};
 use crate::transfer::Connection;
 
-/// A way to a peer, found and not yet gone: it names the device to make a connection on.
+/// A resolved route to a peer, which names the device and port to create a [`Connection`] on.
 pub struct Outgoing {
     id: Id,
     address: SocketAddr,
@@ -24,24 +24,28 @@ impl std::fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    /// Finds the device and the route to an address. `source` is an address of this host to go from;
-    /// `None` lets the routing choose.
+    /// Resolves an address to a device and a route. `source` is the address of this host to use; with `None` the
+    /// routing chooses.
     ///
     /// # Errors
-    /// [`ConnectError::NoManager`], [`ConnectError::Address`], [`ConnectError::Route`],
-    /// [`ConnectError::ConnectTimeout`].
+    /// - [`Error::NoManager`]: librdmacm, the kernel module rdma_ucm, access to its device, or any RDMA device is
+    ///   missing; `EMFILE` if no descriptor is free.
+    /// - [`Error::Address`]: `ENODEV` if no RDMA device leads to the address; `ENETUNREACH`, `EHOSTUNREACH`,
+    ///   `EADDRNOTAVAIL`, `ETIMEDOUT`.
+    /// - [`Error::Route`]: the fabric has no route to the address.
+    /// - [`Error::Timeout`]: no reply within `timeout`.
+    /// - [`Error::Failed`]: the device was removed, or librdmacm failed.
     #[doc(alias("rdma_resolve_addr", "rdma_resolve_route"))]
-    pub fn resolve(address: SocketAddr, source: Option<SocketAddr>, limit: Duration) -> Result<Self> {
-        let until = (Instant::now(), limit);
-        let id = Id::new().map_err(|source| ConnectError::NoManager { source })?;
-        id.resolve_address(source, address, limit)
-            .map_err(|source| ConnectError::Address { address, source })?;
+    pub fn resolve(address: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> Result<Self> {
+        let until = (Instant::now(), timeout);
+        let id = Id::new().map_err(no_manager)?;
+        id.resolve_address(source, address, timeout).map_err(|source| Error::Address { address, source })?;
         let step = "resolve the address";
         let event = wait(&id, address, step, until)?;
         if event.kind != kind::ADDR_RESOLVED {
             return Err(refused(event, address, step));
         }
-        id.resolve_route(limit).map_err(|source| ConnectError::Route { address, source })?;
+        id.resolve_route(timeout).map_err(|source| Error::Route { address, source })?;
         let step = "resolve the route";
         let event = wait(&id, address, step, until)?;
         if event.kind != kind::ROUTE_RESOLVED {
@@ -50,45 +54,53 @@ impl Outgoing {
         Ok(Self { id, address })
     }
 
-    /// Name of the device that the way goes through.
+    /// The device of the route. Create the [`Connection`] on it.
     pub fn device_name(&self) -> String {
         self.id.device_name()
     }
 
-    /// Port of that device.
+    /// The port of that device.
     pub fn port(&self) -> u8 {
         self.id.port()
     }
 
-    /// Address of this side.
-    pub fn local_address(&self) -> Option<SocketAddr> {
+    /// The address of this side; `None` if the kernel does not state it.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         self.id.local_address()
     }
 
-    /// Connects, with up to 56 bytes for the peer, and returns what the peer sent with its answer,
-    /// padded with zeros. Receives may be posted before.
+    /// Requests the connection with up to 52 bytes of private data, and connects `connection`. Returns the private
+    /// data of the peer's reply, padded with zeros. Receives may be posted before.
     ///
     /// # Errors
-    /// [`ConnectError::OtherDevice`], [`ConnectError::PrivateDataTooLong`]: found before.
-    /// [`ConnectError::Rejected`], [`ConnectError::Unreachable`], [`ConnectError::ConnectTimeout`],
-    /// [`ConnectError::Failed`].
+    /// - [`Error::OtherDevice`]: the connection is on another device or port than the route.
+    /// - [`Error::PrivateDataTooLong`]: more than 52 bytes.
+    /// - [`Error::MtuMismatch`]: the peer uses another library, and a larger MTU than this side's port carries.
+    /// - [`Error::Verbs`]: the queue pair cannot be brought to INIT, RTR or RTS: `EINVAL` if it is connected already.
+    /// - [`Error::Rejected`]: the peer rejected the request.
+    /// - [`Error::Unreachable`]: the peer did not answer the kernel's retries.
+    /// - [`Error::Timeout`]: no reply within `timeout`.
+    /// - [`Error::Failed`]: the kernel failed.
     #[doc(alias("rdma_connect", "rdma_establish"))]
-    pub fn connect(self, connection: &mut Connection, data: &[u8], limit: Duration) -> Result<Vec<u8>> {
+    pub fn connect(self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<Vec<u8>> {
         let Self { id, address } = self;
-        let until = (Instant::now(), limit);
+        let until = (Instant::now(), timeout);
         check_data(data, REQUEST_DATA)?;
         check_device(&id, address, connection)?;
-        let failed = |step| move |source| ConnectError::Failed { step, address, source };
-        let (qp_num, rd_atomic) = (connection.pair().number(), connection.rd_atomic());
-        id.connect(qp_num, rd_atomic, data).map_err(failed("ask for"))?;
-        let step = "be accepted";
-        let event = wait(&id, address, step, until)?;
+        let failed = |step| move |source| Error::Failed { step, address, source };
+        let (qp_num, depth) = (connection.pair().number(), connection.depth());
+        let own_mtu = port_mtu(connection)?;
+        let data = mtu::state(data, REQUEST, own_mtu);
+        id.connect(qp_num, depth, &data).map_err(failed("request the connection"))?;
+        let step = "receive a reply";
+        let mut event = wait(&id, address, step, until)?;
         if event.kind != kind::CONNECT_RESPONSE {
-            return Err(refused(event, address, "ask for"));
+            return Err(refused(event, address, step));
         }
-        start(&id, address, connection)?;
-        id.establish().map_err(failed("establish"))?;
-        connection.set_link(Link::new(id));
+        let peer_mtu = mtu::take(&mut event.private_data, ANSWER);
+        start(&id, address, connection, (own_mtu, peer_mtu))?;
+        id.establish().map_err(failed("establish the connection"))?;
+        connection.set_link(Box::new(CmLink::new(id)));
         Ok(event.private_data)
     }
 }

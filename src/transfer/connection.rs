@@ -1,351 +1,443 @@
-//! A connection that moves ranges of any length.
+//! A connection that transfers ranges of any length.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::lane::{Lane, Shared};
-use super::{LocalRange, Moved, RemoteRange, Request, Transfer};
-use crate::Result;
-use crate::cm::Link;
-use crate::verbs::{CompletionQueue, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
+use super::error::Result;
+use super::options::max_message_size;
+use super::shared::{Link, Shared, Side};
+use super::work_queue::WorkQueue;
+use super::{ConnectionOptions, Request, Transfer, Transferred};
+use crate::mr::{RegionSlice, RemoteSlice};
+use crate::verbs::{CompletionQueue, Depth, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
 
-/// Longest message, in bytes. Ports say up to 2 GiB, and soft-RoCE's does: it counts what is left of a
-/// message in a C int, and fails one of exactly that length (`copy_data` in drivers/infiniband/sw/rxe/rxe_mr.c).
-const MAX_MESSAGE: u64 = 1 << 30;
-
-/// How a connection waits for completions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Wait {
-    /// Asleep on the completion channel: leaves the processor to others.
-    #[default]
-    Sleep,
-    /// Looking all the time: some microseconds sooner, and a processor for it.
-    Busy,
-}
-
-/// What a connection is made for. The defaults suit streams of large messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionOptions {
-    /// Of the queue pair, whose depths are made the window. Default as for a queue pair, but for 6 tries.
-    pub queue_pair: QueuePairOptions,
-    /// Bytes of one message, cut to what the port takes and to 1 GiB. Both sides of `send` and `recv` must
-    /// have the same. Default 1 MiB.
-    pub message: u64,
-    /// Messages under way at once. Default 32.
-    pub window: u32,
-    /// Messages that are posted with one call and answered with one completion, at most the window.
-    /// Default 4.
-    pub batch: u32,
-    /// How to wait. Default [`Wait::Sleep`].
-    pub wait: Wait,
-    /// Longest time in which no message ends, since that is all that is known of the bytes. Default 30 s.
-    pub stall: Duration,
-}
-
-impl Default for ConnectionOptions {
-    fn default() -> Self {
-        Self {
-            // To soft-RoCE 7 is for ever, and a peer that is gone would not be noticed.
-            queue_pair: QueuePairOptions { retry_count: 6, ..Default::default() },
-            message: 1 << 20,
-            window: 32,
-            batch: 4,
-            wait: Wait::default(),
-            stall: Duration::from_secs(30),
-        }
-    }
-}
-
-/// A reliable connection with what is needed to move bytes over it: made, [connected](Self::connect),
-/// then used as often as you like.
+/// A reliable connection for any number of transfers, one at a time in each direction.
 ///
-/// It keeps its protection domain alive; the regions are the caller's and are borrowed while a transfer
-/// runs. When an operation fails, the queue pair stops, and the connection says so.
+/// Create it, exchange [`endpoint`](Self::endpoint)s with the peer, and [`connect`](Self::connect); or connect by
+/// IP address with [`cm`](crate::cm). [`split`](Self::split) gives its two directions to two threads or tasks. It
+/// holds its protection domain, and a transfer holds its memory.
+///
+/// After a failed transfer the queue pair is in the error state and the connection is unusable;
+/// [`failure`](Self::failure) returns the reason. Create a new one.
 #[derive(Debug)]
 pub struct Connection {
     sender: Sender,
     receiver: Receiver,
 }
 
-/// The half of a connection that sends, writes and reads.
+/// The direction of a connection that writes, reads, sends and executes atomics; from [`Connection::split`].
 #[derive(Debug)]
 pub struct Sender {
-    lane: Lane,
+    queue: WorkQueue,
     options: ConnectionOptions,
 }
 
-/// The half of a connection that receives.
+/// The direction of a connection that receives; from [`Connection::split`].
 #[derive(Debug)]
 pub struct Receiver {
-    lane: Lane,
+    queue: WorkQueue,
     options: ConnectionOptions,
 }
 
 impl Connection {
-    /// Makes a queue pair and its completion queues.
+    /// Creates a queue pair and a completion queue for each direction.
     ///
     /// # Errors
-    /// As [`QueuePair::new`] and [`CompletionQueue::new`].
+    /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`] and [`CompletionQueue::new`].
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
         let context = domain.context();
         let limits = context.limits()?;
-        let mut options = options;
-        options.window = options.window.clamp(1, limits.max_qp_wr.min(limits.max_cqe));
-        // Half the window at the most, so that the next list is posted while one is under way.
-        options.batch = options.batch.clamp(1, options.window.div_ceil(2));
-        let of_pair = &mut options.queue_pair;
-        (of_pair.send_depth, of_pair.recv_depth) = (options.window, options.window);
-        of_pair.max_sge = of_pair.max_sge.clamp(1, limits.max_sge);
-        // A queue for each direction, as deep as the direction itself: it cannot overrun.
-        let queue = || CompletionQueue::new(context, options.window);
-        let (sends, receives) = (queue()?, queue()?);
+        let options = options.within(limits.max_qp_wr.min(limits.max_cqe), limits.max_sge);
+        // Each direction has its own completion queue, which is as deep and so cannot overrun.
+        let completion_queue = || CompletionQueue::new(context, options.window);
+        let (sends, receives) = (completion_queue()?, completion_queue()?);
         let pair = QueuePair::new(domain, &sends, &receives, options.queue_pair)?;
-        let port = context.port(options.queue_pair.port)?;
-        let max_message = MAX_MESSAGE.min(port.max_message_size.into());
-        let shared = Arc::new(Shared {
-            link: OnceLock::new(),
-            pair,
-            domain: domain.clone(),
-            max_message,
-            max_sge: options.queue_pair.max_sge,
-            failed: OnceLock::new(),
-        });
-        let (window, batch) = (options.window, options.batch);
-        let sender = Sender { lane: Lane::sending(shared.clone(), sends, window, batch), options };
-        let receiver = Receiver { lane: Lane::receiving(shared, receives, window, batch), options };
+        let max_message_size = max_message_size(context.port(options.queue_pair.port)?.max_message_size);
+        let queues = [sends.clone(), receives.clone()];
+        let shared =
+            Arc::new(Shared::new(pair, domain.clone(), options.queue_pair, max_message_size, queues));
+        let sender = Sender { queue: WorkQueue::new(Side::Send, shared.clone(), sends, &options), options };
+        let receiver = Receiver { queue: WorkQueue::new(Side::Recv, shared, receives, &options), options };
         Ok(Self { sender, receiver })
     }
 
-    /// What the peer must know to connect, to be sent by any means.
+    /// The description that the peer needs to connect. Send it by any means.
     pub fn endpoint(&self) -> Endpoint {
-        self.pair().endpoint().expect("the queue pair was made here")
+        self.pair().endpoint().expect("a connection creates its queue pair")
     }
 
-    /// Connects to the peer's, which must connect to this one too.
+    /// Connects to the peer's endpoint. The peer must connect to this one too.
     ///
     /// # Errors
-    /// As [`QueuePair::connect`].
+    /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::connect`].
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
-        self.pair().connect(peer)
+        Ok(self.pair().connect(peer)?)
     }
 
-    /// The protection domain, for regions to be moved over it.
+    /// The protection domain. Local memory must be registered in it.
     pub fn domain(&self) -> &ProtectionDomain {
-        &self.shared().domain
+        &self.sender.queue.shared.domain
     }
 
-    /// The queue pair.
-    pub fn pair(&self) -> &QueuePair {
-        &self.shared().pair
-    }
-
-    /// Whether it can be used: nothing has failed on it yet. A peer that has gone is noticed by the next
-    /// operation.
+    /// Whether the connection is connected and has not failed. Asks the device, which takes a system call. Only a
+    /// transfer detects a peer that is gone without having disconnected.
     pub fn is_usable(&self) -> bool {
-        if self.failure().is_none() && self.shared().peer_left() {
-            self.shared().fail(&|| "the peer disconnected".into());
-        }
-        self.failure().is_none()
+        self.sender.is_usable()
     }
 
-    /// Ends the connection: what is under way is called back, and a peer that was connected by IP address
-    /// is told. Dropping it does the same.
+    /// Why the connection is unusable: the first reason; `None` while it is usable.
+    pub fn failure(&self) -> Option<&str> {
+        self.sender.failure()
+    }
+
+    /// Ends the connection: flushes what is in flight, and notifies a peer that is connected by IP address. Dropping
+    /// the connection, or both of its halves, does the same.
     #[doc(alias = "rdma_disconnect")]
     pub fn disconnect(&mut self) {
-        self.shared().fail(&|| "it was disconnected".into());
-        if let Some(link) = self.shared().link.get() {
-            link.disconnect();
-        }
+        self.sender.disconnect();
     }
 
-    /// Why it cannot be used any more.
-    pub fn failure(&self) -> Option<&str> {
-        self.shared().failed.get().map(String::as_str)
+    /// Splits the connection into owned halves, for use by two threads or tasks at once. The connection ends when
+    /// both are dropped.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
     }
 
-    /// Both halves, to be used at once, by two threads or by one.
-    pub fn halves(&mut self) -> (&mut Sender, &mut Receiver) {
-        (&mut self.sender, &mut self.receiver)
+    /// Sets the length of a message in bytes for later transfers; see [`ConnectionOptions::message_size`].
+    pub fn set_message_size(&mut self, bytes: u64) {
+        self.sender.set_message_size(bytes);
+        self.receiver.set_message_size(bytes);
     }
 
-    /// Bytes of one message from here on; see [`ConnectionOptions::message`].
-    pub fn set_message(&mut self, message: u64) {
-        (self.sender.options.message, self.receiver.options.message) = (message, message);
-    }
-
-    /// Starts a request; see [`Sender::start`].
+    /// Checks a request and returns its transfer; see [`Sender::start`].
     ///
     /// # Errors
     /// As [`Sender::start`].
-    pub fn start<'t>(&'t mut self, request: Request<'t>) -> Result<Transfer<'t>> {
+    pub fn start(&mut self, request: Request) -> Result<Transfer<'_>> {
         self.sender.start(request)
     }
 
-    /// Writes local bytes at the peer; returns when all have arrived.
+    /// Starts a receive of as many bytes as `local` has; see [`Receiver::start`].
+    ///
+    /// # Errors
+    /// As [`Receiver::start`].
+    pub fn start_recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transfer<'_>> {
+        self.receiver.start(local)
+    }
+
+    /// Writes local bytes into the peer's memory. Returns when the peer has acknowledged all of them.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_RDMA_WRITE")]
-    pub fn write<'a>(
+    pub fn write(
         &mut self,
-        local: impl Into<LocalRange<'a>>,
-        remote: impl Into<RemoteRange<'a>>,
-    ) -> Result<Moved> {
-        self.sender.run(Request::write(local, remote))
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+    ) -> Result<Transferred> {
+        self.sender.write(local, remote)
     }
 
-    /// As [`write`](Self::write), and the peer's next receive completes with a number.
+    /// Like [`write`](Self::write); the peer's next receive completes with the immediate data, after all bytes are
+    /// in its memory.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_RDMA_WRITE_WITH_IMM")]
-    pub fn write_with_imm<'a>(
+    pub fn write_with_imm(
         &mut self,
-        local: impl Into<LocalRange<'a>>,
-        remote: impl Into<RemoteRange<'a>>,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
         imm: u32,
-    ) -> Result<Moved> {
-        self.sender.run(Request::write_with_imm(local, remote, imm))
+    ) -> Result<Transferred> {
+        self.sender.write_with_imm(local, remote, imm)
     }
 
-    /// Reads the peer's bytes into local ones.
+    /// Reads the peer's bytes into local memory.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_RDMA_READ")]
-    pub fn read<'a>(
+    pub fn read(
         &mut self,
-        local: impl Into<LocalRange<'a>>,
-        remote: impl Into<RemoteRange<'a>>,
-    ) -> Result<Moved> {
-        self.sender.run(Request::read(local, remote))
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+    ) -> Result<Transferred> {
+        self.sender.read(local, remote)
     }
 
-    /// Sends local bytes to a peer that receives as many.
+    /// Sends local bytes to a peer that receives the same number of bytes with the same message size.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_SEND")]
-    pub fn send<'a>(&mut self, local: impl Into<LocalRange<'a>>) -> Result<Moved> {
-        self.sender.run(Request::send(local))
+    pub fn send(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+        self.sender.send(local)
     }
 
-    /// Receives as many bytes as `local` has.
+    /// Receives as many bytes as `local` has, from a peer that sends as many with the same message size.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Receiver::start`] and [`Transfer::wait`].
     #[doc(alias = "ibv_post_recv")]
-    pub fn recv<'a>(&mut self, local: impl Into<LocalRange<'a>>) -> Result<Moved> {
-        self.receiver.run(Request::recv(local.into()))
+    pub fn recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+        self.receiver.recv(local)
     }
 
-    /// Waits for the number of a [`write_with_imm`](Self::write_with_imm).
+    /// Waits for the immediate data of a peer's [`write_with_imm`](Self::write_with_imm), which
+    /// [`Transferred::imm`] returns.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
-    pub fn recv_imm(&mut self) -> Result<Moved> {
-        self.receiver.run(Request::recv_imm())
+    /// As [`Receiver::start`] and [`Transfer::wait`].
+    pub fn recv_imm(&mut self) -> Result<Transferred> {
+        self.receiver.recv_imm()
     }
 
-    /// Adds to the peer's u64 at a multiple of 8; what it was comes into 8 local bytes.
+    /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_ATOMIC_FETCH_AND_ADD")]
-    pub fn fetch_add<'a>(
+    pub fn fetch_add(
         &mut self,
-        local: impl Into<LocalRange<'a>>,
-        remote: impl Into<RemoteRange<'a>>,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
         add: u64,
-    ) -> Result<Moved> {
-        self.sender.run(Request::fetch_add(local, remote, add))
+    ) -> Result<Transferred> {
+        self.sender.fetch_add(local, remote, add)
     }
 
-    /// Replaces the peer's u64 if it is `compare`; what it was comes into 8 local bytes.
+    /// Replaces a u64 of the peer at a multiple of 8 if it equals `compare`, and returns its previous value in 8
+    /// local bytes.
     ///
     /// # Errors
     /// As [`Sender::start`] and [`Transfer::wait`].
     #[doc(alias = "IBV_WR_ATOMIC_CMP_AND_SWP")]
-    pub fn compare_swap<'a>(
+    pub fn compare_swap(
         &mut self,
-        local: impl Into<LocalRange<'a>>,
-        remote: impl Into<RemoteRange<'a>>,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
         compare: u64,
         swap: u64,
-    ) -> Result<Moved> {
-        self.sender.run(Request::compare_swap(local, remote, compare, swap))
+    ) -> Result<Transferred> {
+        self.sender.compare_swap(local, remote, compare, swap)
     }
 
-    /// What the queue pair was made for.
+    /// The queue pair.
+    pub(crate) fn pair(&self) -> &QueuePair {
+        &self.sender.queue.shared.pair
+    }
+
+    /// The options of the queue pair.
     pub(crate) fn options(&self) -> QueuePairOptions {
         self.sender.options.queue_pair
     }
 
-    /// READs and atomics that either side may have under way.
-    pub(crate) fn rd_atomic(&self) -> u8 {
-        self.endpoint().rd_atomic
+    /// READs and atomics at once, in each direction.
+    pub(crate) fn depth(&self) -> Depth {
+        self.pair().depth().expect("a connection creates its queue pair")
     }
 
-    /// Keeps the id that it was connected by.
-    pub(crate) fn set_link(&mut self, link: Link) {
-        // A connection connects once: the queue pair refuses the second time before this.
-        let _ = self.shared().link.set(link);
-    }
-
-    fn shared(&self) -> &Shared {
-        &self.sender.lane.shared
+    /// Holds the connection manager's side of the connection.
+    pub(crate) fn set_link(&mut self, link: Box<dyn Link>) {
+        // Never set twice: the queue pair refuses to connect a second time.
+        let _ = self.sender.queue.shared.link.set(link);
     }
 }
 
+/// The methods that both halves have.
+macro_rules! half {
+    ($half:ident) => {
+        impl $half {
+            /// The protection domain. Local memory must be registered in it.
+            pub fn domain(&self) -> &ProtectionDomain {
+                &self.queue.shared.domain
+            }
+
+            /// Whether the connection is connected and has not failed; see [`Connection::is_usable`].
+            pub fn is_usable(&self) -> bool {
+                self.failure().is_none()
+            }
+
+            /// Why the connection is unusable: the first reason; `None` while it is usable.
+            pub fn failure(&self) -> Option<&str> {
+                self.queue.shared.failure()
+            }
+
+            /// Ends the connection for both halves; see [`Connection::disconnect`].
+            pub fn disconnect(&mut self) {
+                self.queue.shared.fail(|| "it was disconnected".into());
+                if let Some(link) = self.queue.shared.link.get() {
+                    link.disconnect();
+                }
+            }
+
+            /// Sets the length of a message in bytes for later transfers; see
+            /// [`ConnectionOptions::message_size`].
+            pub fn set_message_size(&mut self, bytes: u64) {
+                self.options.message_size = bytes;
+            }
+        }
+    };
+}
+
+half!(Sender);
+half!(Receiver);
+
 impl Sender {
-    /// Checks a request and makes a transfer of it; the first [`wait`](Transfer::wait) or
-    /// [`advance`](Transfer::advance) posts.
+    /// Checks a request and returns its transfer. The first [`wait`](Transfer::wait) or [`poll`](Transfer::poll)
+    /// posts its work requests.
     ///
     /// # Errors
-    /// [`Error::Transfer`](crate::Error::Transfer) with what is found before anything is posted:
-    /// `LengthMismatch`, `RemoteAccessMissing`, `LocalWriteMissing`, `ForeignRegion`, `TooScattered`,
-    /// `Unusable`. [`Error::InvalidAtomic`](crate::Error::InvalidAtomic).
-    pub fn start<'t>(&'t mut self, request: Request<'t>) -> Result<Transfer<'t>> {
-        let job = self.lane.admit(&request, self.options.message)?;
-        Ok(Transfer::new(&mut self.lane, request, job, &self.options))
+    /// Nothing is posted after any of these:
+    /// - [`Error::LengthMismatch`]: the local and the remote slice differ in length.
+    /// - [`Error::RemoteAccessMissing`]: the peer's memory is not registered for the operation.
+    /// - [`Error::LocalWriteMissing`]: the operation writes local memory without LOCAL_WRITE.
+    /// - [`Error::ForeignRegion`]: a local region is in another protection domain than the connection.
+    /// - [`Error::TooScattered`]: a message needs more elements than
+    ///   [`max_sge`](QueuePairOptions::max_sge).
+    /// - [`Error::Verbs`] with [`verbs::Error::InvalidAtomic`]: an atomic on other than 8 bytes at a multiple of 8;
+    ///   with [`verbs::Error::Unavailable`]: a READ or an atomic, and one side has
+    ///   [`rd_atomic`](QueuePairOptions::rd_atomic) 0.
+    /// - [`Error::Unusable`]: the connection failed earlier or is not connected, or an earlier transfer in flight was
+    ///   forgotten.
+    /// - [`Error::PortDown`]: the port is down before the first transfer. Later transfers do not look at it until they
+    ///   fail.
+    ///
+    /// [`Error::LengthMismatch`]: super::Error::LengthMismatch
+    /// [`Error::RemoteAccessMissing`]: super::Error::RemoteAccessMissing
+    /// [`Error::LocalWriteMissing`]: super::Error::LocalWriteMissing
+    /// [`Error::ForeignRegion`]: super::Error::ForeignRegion
+    /// [`Error::TooScattered`]: super::Error::TooScattered
+    /// [`Error::Unusable`]: super::Error::Unusable
+    /// [`Error::PortDown`]: super::Error::PortDown
+    /// [`Error::Verbs`]: super::Error::Verbs
+    /// [`verbs::Error::InvalidAtomic`]: crate::verbs::Error::InvalidAtomic
+    /// [`verbs::Error::Unavailable`]: crate::verbs::Error::Unavailable
+    pub fn start(&mut self, request: Request) -> Result<Transfer<'_>> {
+        self.queue.admit(request, self.options.message_size)?;
+        Ok(Transfer::new(&mut self.queue, &self.options))
     }
 
-    fn run(&mut self, request: Request<'_>) -> Result<Moved> {
-        let mut job = self.lane.admit(&request, self.options.message)?;
-        // A small message goes out before what is needed to wait for it is put together.
-        let posted = self.lane.post_first(&request, &mut job);
-        let mut transfer = Transfer::new(&mut self.lane, request, job, &self.options);
-        posted.map_err(|error| transfer.abandon(error))?;
-        transfer.run()
+    /// Writes local bytes into the peer's memory. Returns when the peer has acknowledged all of them.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn write(
+        &mut self,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+    ) -> Result<Transferred> {
+        self.start(Request::write(local, remote))?.wait()
+    }
+
+    /// Like [`write`](Self::write); the peer's next receive completes with the immediate data, after all bytes are
+    /// in its memory.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn write_with_imm(
+        &mut self,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+        imm: u32,
+    ) -> Result<Transferred> {
+        self.start(Request::write_with_imm(local, remote, imm))?.wait()
+    }
+
+    /// Reads the peer's bytes into local memory.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn read(
+        &mut self,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+    ) -> Result<Transferred> {
+        self.start(Request::read(local, remote))?.wait()
+    }
+
+    /// Sends local bytes to a peer that receives the same number of bytes with the same message size.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn send(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+        self.start(Request::send(local))?.wait()
+    }
+
+    /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn fetch_add(
+        &mut self,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+        add: u64,
+    ) -> Result<Transferred> {
+        self.start(Request::fetch_add(local, remote, add))?.wait()
+    }
+
+    /// Replaces a u64 of the peer at a multiple of 8 if it equals `compare`, and returns its previous value in 8
+    /// local bytes.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn compare_swap(
+        &mut self,
+        local: impl Into<RegionSlice>,
+        remote: impl Into<RemoteSlice>,
+        compare: u64,
+        swap: u64,
+    ) -> Result<Transferred> {
+        self.start(Request::compare_swap(local, remote, compare, swap))?.wait()
     }
 }
 
 impl Receiver {
-    /// Makes a transfer that receives as many bytes as `local` has. What it can it posts at once, so
-    /// that the peer may send.
+    /// Starts a receive of as many bytes as `local` has. It posts receives at once, so that the peer may send. The
+    /// connection need not be connected yet.
+    ///
+    /// A receive that timed out or was cancelled before its first message stays posted, and this direction keeps its
+    /// memory. Start it again with the same memory and message size to go on waiting; a message that came meanwhile
+    /// is delivered then.
     ///
     /// # Errors
-    /// As [`Sender::start`].
-    pub fn start<'t>(&'t mut self, local: impl Into<LocalRange<'t>>) -> Result<Transfer<'t>> {
-        self.begin(Request::recv(local.into()))
+    /// - As [`Sender::start`], without [`Error::PortDown`](super::Error::PortDown).
+    /// - [`Error::ReceivePosted`](super::Error::ReceivePosted): another receive is still posted, as above.
+    /// - [`Error::Verbs`](super::Error::Verbs): the provider refused a receive; the connection is unusable.
+    pub fn start(&mut self, local: impl Into<RegionSlice>) -> Result<Transfer<'_>> {
+        self.begin(Request::recv(local))
     }
 
-    /// As [`start`](Self::start), for the number of a [`write_with_imm`](Connection::write_with_imm).
+    /// Starts a receive for the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm).
     ///
     /// # Errors
-    /// As [`Sender::start`].
+    /// As [`start`](Self::start).
     pub fn start_imm(&mut self) -> Result<Transfer<'_>> {
         self.begin(Request::recv_imm())
     }
 
-    fn begin<'t>(&'t mut self, request: Request<'t>) -> Result<Transfer<'t>> {
-        let job = self.lane.admit(&request, self.options.message)?;
-        let mut transfer = Transfer::new(&mut self.lane, request, job, &self.options);
-        transfer.post()?;
-        Ok(transfer)
+    /// Receives as many bytes as `local` has, from a peer that sends as many with the same message size.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+        self.start(local)?.wait()
     }
 
-    fn run(&mut self, request: Request<'_>) -> Result<Moved> {
-        self.begin(request)?.wait()
+    /// Waits for the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm), which
+    /// [`Transferred::imm`] returns.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Transfer::wait`].
+    pub fn recv_imm(&mut self) -> Result<Transferred> {
+        self.start_imm()?.wait()
+    }
+
+    fn begin(&mut self, request: Request) -> Result<Transfer<'_>> {
+        self.queue.admit(request, self.options.message_size)?;
+        let mut transfer = Transfer::new(&mut self.queue, &self.options);
+        transfer.post()?;
+        Ok(transfer)
     }
 }

@@ -1,20 +1,23 @@
-//! Descriptors of a peer's memory, and moving bytes of any length between it and ours.
+//! Connections that transfer ranges of any length between local memory and a peer's.
 //!
-//! A [`RemoteRegion`] says what a peer must know of memory; a [`Connection`] moves a [`LocalRange`] to or
-//! from a [`RemoteRange`]. Both ranges have u64 lengths and may be of several regions. The connection
-//! splits them at the ends of both sides' regions and at a message size, gathers small pieces into one
-//! request, and keeps a bounded window under way.
+//! A [`Connection`] transfers between a [`RegionSlice`](crate::mr::RegionSlice) and a
+//! [`RemoteSlice`](crate::mr::RemoteSlice), both with u64 lengths and possibly of several regions. It cuts the range
+//! into messages at the message size and at the end of each remote run, gathers several local regions into one
+//! work request, and keeps a bounded window of messages in flight. `docs/transfer.md` explains the rules.
 
 mod connection;
-mod lane;
-mod local;
-mod remote;
+mod error;
+mod options;
 mod request;
-mod running;
-mod wire;
+mod shared;
+#[allow(clippy::module_inception)] // the type's name
+mod transfer;
+mod work_queue;
 
-pub use connection::{Connection, ConnectionOptions, Receiver, Sender, Wait};
-pub use local::LocalRange;
-pub use remote::{RemoteAddr, RemoteRange, RemoteRegion, RemoteRun};
+pub use connection::{Connection, Receiver, Sender};
+pub use error::Error;
+pub use options::ConnectionOptions;
 pub use request::Request;
-pub use running::{Moved, Transfer};
+pub use transfer::{Transfer, Transferred};
+
+pub(crate) use shared::Link;

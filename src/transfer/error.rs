@@ -1,0 +1,262 @@
+//! Errors of transfers.
+
+use std::time::Duration;
+
+use dma_sg::Iova;
+
+use crate::kind::{ErrorKind, readable_error};
+use crate::mr::Access;
+use crate::verbs::{self, CompletionStatus, Opcode, Rkey, vendor};
+
+use super::shared::{NOT_CONNECTED, port_name};
+
+/// The result of the functions of this module.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a transfer was refused or failed.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The local and the remote slice differ in length.
+    #[error(
+        "{opcode:?} of {local} local bytes with {remote} bytes of the peer: slice both to the same length"
+    )]
+    LengthMismatch {
+        /// The operation.
+        opcode: Opcode,
+        /// Length of the local slice in bytes.
+        local: u64,
+        /// Length of the remote slice in bytes.
+        remote: u64,
+    },
+    /// The peer's memory is not registered for this operation.
+    #[error(
+        "{opcode:?} needs {needed:?} but the peer registered its memory with {granted:?}: register it there with the missing flag"
+    )]
+    RemoteAccessMissing {
+        /// The operation.
+        opcode: Opcode,
+        /// The access flag that the operation needs.
+        needed: Access,
+        /// The access flags in the peer's description.
+        granted: Access,
+    },
+    /// The operation writes local memory that is registered without LOCAL_WRITE.
+    #[error(
+        "{opcode:?} writes local memory but the region at byte {offset} of the local slice lacks LOCAL_WRITE: register it with that flag"
+    )]
+    LocalWriteMissing {
+        /// The operation.
+        opcode: Opcode,
+        /// Offset in the local slice at which that region starts.
+        offset: u64,
+    },
+    /// A local region belongs to another protection domain than the connection.
+    #[error(
+        "the region at byte {offset} of the local slice is in another protection domain than the connection: register it in the connection's domain"
+    )]
+    ForeignRegion {
+        /// Offset in the local slice at which that region starts.
+        offset: u64,
+    },
+    /// A message needs more scatter/gather elements than a work request has.
+    #[error(
+        "the message of {length} bytes at offset {offset} of a {opcode:?} needs more than {max_sge} scatter/gather elements: choose a smaller message size on both sides, or a larger max_sge"
+    )]
+    TooScattered {
+        /// The operation.
+        opcode: Opcode,
+        /// Offset of the message in the slice, in bytes.
+        offset: u64,
+        /// Length of the message in bytes.
+        length: u64,
+        /// Elements of a work request of this connection; 1 for an atomic.
+        max_sge: u32,
+    },
+    /// libibverbs failed, or the provider refused a work request.
+    #[error(transparent)]
+    Verbs(#[from] verbs::Error),
+    /// The port of the connection is down. Nothing was posted.
+    #[error(
+        "{} is down: bring its network interface up (ip link set … up) or check the cable, then try again",
+        port_name(.device, *.port, .interface.as_deref())
+    )]
+    PortDown {
+        /// Name of the device.
+        device: String,
+        /// Port number, from 1.
+        port: u8,
+        /// The network interface of the port, on RoCE.
+        interface: Option<String>,
+    },
+    /// An earlier receive timed out or was cancelled before its first message, and is still posted.
+    #[error(
+        "a receive of {length} bytes is still posted, because it timed out or was cancelled before its first message: start it again with the same memory and message size, or create a new connection"
+    )]
+    ReceivePosted {
+        /// Length of the posted receive in bytes; 0 if it waits for immediate data.
+        length: u64,
+    },
+    /// A message completed with an error. The connection is unusable.
+    #[error(
+        "{opcode:?} of bytes {offset}..{}{} completed with {status}{}{}; {done} bytes were transferred, and the connection is unusable",
+        .offset.saturating_add(*.length), at(.remote), vendor(*.vendor_err), after_colon(.hint)
+    )]
+    Failed {
+        /// The operation.
+        opcode: Opcode,
+        /// Offset of the failed message in the slice, in bytes.
+        offset: u64,
+        /// Length of the failed message in bytes.
+        length: u64,
+        /// Address and key at the peer, for an operation on remote memory.
+        remote: Option<(Iova, Rkey)>,
+        /// The status of the completion.
+        status: CompletionStatus,
+        /// The vendor's error code (syndrome) of the completion; 0 if the device gives none.
+        vendor_err: u32,
+        /// What else is known: options that decided, such as `timeout` and `retry_count`, and a port that is down.
+        hint: String,
+        /// Bytes transferred for certain.
+        done: u64,
+    },
+    /// The timeout or the stall timeout expired.
+    #[error(
+        "{opcode:?} timed out after {timeout:?} with {done} of {length} bytes transferred{}; {}", after_colon(.hint), timed_out(*.usable)
+    )]
+    Timeout {
+        /// The operation.
+        opcode: Opcode,
+        /// Bytes transferred for certain.
+        done: u64,
+        /// Length of the transfer in bytes.
+        length: u64,
+        /// The timeout that expired.
+        timeout: Duration,
+        /// A port that is down; else empty.
+        hint: String,
+        /// Whether the connection stays usable: a receive timed out before its first message. It stays posted.
+        usable: bool,
+    },
+    /// The caller cancelled the transfer.
+    #[error("{opcode:?} was cancelled after {done} of {length} bytes; the connection is {}", if *.usable { "usable" } else { "unusable" })]
+    Cancelled {
+        /// The operation.
+        opcode: Opcode,
+        /// Bytes transferred for certain.
+        done: u64,
+        /// Length of the transfer in bytes.
+        length: u64,
+        /// Whether the connection stays usable: all messages in flight completed, or a receive was cancelled before
+        /// its first message. Such a receive stays posted.
+        usable: bool,
+    },
+    /// The peer disconnected. The connection is unusable.
+    #[error(
+        "the peer disconnected after {done} of {length} bytes of a {opcode:?}; the connection is unusable"
+    )]
+    PeerDisconnected {
+        /// The operation.
+        opcode: Opcode,
+        /// Bytes transferred for certain.
+        done: u64,
+        /// Length of the transfer in bytes.
+        length: u64,
+    },
+    /// A message of another length than expected arrived. The connection is unusable.
+    #[error(
+        "a message of {received} bytes arrived at offset {offset} instead of {expected} bytes: send and receive the same lengths with the same message size. The connection is unusable"
+    )]
+    UnexpectedMessage {
+        /// Offset of the message in the slice, in bytes.
+        offset: u64,
+        /// Expected length in bytes.
+        expected: u64,
+        /// Received length in bytes.
+        received: u64,
+    },
+    /// The connection failed in an earlier transfer or in its other direction, was disconnected, or is not connected
+    /// yet.
+    #[error("{}", unusable(.reason))]
+    Unusable {
+        /// Why it is unusable: the first reason.
+        reason: String,
+        /// Bytes of this transfer that were transferred for certain.
+        done: u64,
+    },
+}
+
+readable_error!(Error);
+
+impl Error {
+    /// The kind of the error: what a program can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::LengthMismatch { .. }
+            | Self::RemoteAccessMissing { .. }
+            | Self::LocalWriteMissing { .. }
+            | Self::ForeignRegion { .. }
+            | Self::TooScattered { .. }
+            | Self::ReceivePosted { .. }
+            | Self::UnexpectedMessage { .. } => ErrorKind::Misuse,
+            Self::PortDown { .. } => ErrorKind::NotFound,
+            Self::Unusable { .. } => ErrorKind::Transport,
+            Self::Verbs(error) => error.kind(),
+            Self::Failed { status, .. } => status.kind(),
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Cancelled { .. } => ErrorKind::Cancelled,
+            Self::PeerDisconnected { .. } => ErrorKind::PeerGone,
+        }
+    }
+}
+
+fn after_colon(hint: &str) -> String {
+    if hint.is_empty() { String::new() } else { format!(": {hint}") }
+}
+
+fn unusable(reason: &str) -> String {
+    match reason {
+        NOT_CONNECTED => "the connection is not connected: connect it first".into(),
+        _ => format!("the connection is unusable, so create a new one: {reason}"),
+    }
+}
+
+fn timed_out(usable: bool) -> &'static str {
+    match usable {
+        true => "the receive stays posted, and the connection is usable",
+        false => {
+            "the rest was flushed, and the connection is unusable: check that the peer is alive and the path is up"
+        }
+    }
+}
+
+fn at(remote: &Option<(Iova, Rkey)>) -> String {
+    remote.map_or(String::new(), |(iova, rkey)| format!(" (at iova {iova} of the peer, {rkey:?})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_all_that_is_known() {
+        let failed = |status, vendor_err, hint: &str| Error::Failed {
+            opcode: Opcode::Write,
+            offset: 4096,
+            length: u64::MAX,
+            remote: Some((Iova(7), Rkey(9))),
+            status,
+            vendor_err,
+            hint: hint.into(),
+            done: 4096,
+        };
+        let message = failed(CompletionStatus::RETRY_EXC_ERR, 0x81, "retry_count 6").to_string();
+        for part in ["Write of bytes 4096..", "iova 0x7", "up), vendor error 0x81: retry_count 6; 4096 bytes"]
+        {
+            assert!(message.contains(part), "{message}");
+        }
+        let message = failed(CompletionStatus::WR_FLUSH_ERR, 0, "").to_string();
+        assert!(message.contains("error state); 4096 bytes"), "{message}");
+        assert!(!message.contains("earlier"), "{message}");
+    }
+}
