@@ -1,6 +1,6 @@
-//! Integration tests. They need root and an RDMA device, so `cargo xtask test` runs them in a guest,
-//! on the distribution's soft-RoCE, on one that imports dma-bufs, and on odd kernels; each folder says
-//! where its tests belong.
+//! The integration tests. They need root and an RDMA device, so `cargo xtask test` runs them in guests: with
+//! the distribution's soft-RoCE, with one that imports dma-bufs, and with other kernels. A test's folder decides
+//! in which guest it runs.
 
 mod common;
 mod long;

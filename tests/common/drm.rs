@@ -1,4 +1,4 @@
-//! The three virtual cards of the guest, and vgem's fences.
+//! The guest's three virtual cards, and fences of vgem.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -9,7 +9,8 @@ use drm::control::Device as _;
 
 use super::system::modprobe;
 
-/// A card by its driver; the module is loaded first. `vgem` and `virtio_gpu` have struct pages, `bochs-drm` not.
+/// Loads the driver's module and opens its card. `vgem` and `virtio_gpu` have struct pages, `bochs-drm` has
+/// none on 6.12.
 #[track_caller]
 pub fn card(driver: &str) -> DumbBuffers {
     modprobe(match driver {
@@ -20,7 +21,7 @@ pub fn card(driver: &str) -> DumbBuffers {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
         match DumbBuffers::by_driver(driver) {
-            // The node appears a moment after the module is in.
+            // The node appears shortly after modprobe returns.
             Err(_) if std::time::Instant::now() < end => {
                 std::thread::sleep(std::time::Duration::from_millis(50))
             }
@@ -40,7 +41,7 @@ impl AsFd for Card {
 impl drm::Device for Card {}
 impl drm::control::Device for Card {}
 
-/// A fence of vgem on a buffer: unsignalled until [`signal`](Fence::signal).
+/// A fence of vgem on a buffer: not signaled until [`signal`](Fence::signal).
 pub struct Fence {
     card: Card,
     fence: u32,
@@ -56,7 +57,7 @@ struct FenceAttach {
 }
 
 impl Fence {
-    /// Puts a fence on a buffer as somebody who writes it (or only reads it) would.
+    /// Adds a fence of a writer, or of a reader if `write` is false.
     #[track_caller]
     pub fn attach(buffer: &DmaBuf, write: bool) -> Self {
         card("vgem");
@@ -69,7 +70,7 @@ impl Fence {
         let handle = card.prime_fd_to_buffer(buffer.as_fd()).expect("import into vgem");
         let mut attach = FenceAttach { handle: handle.into(), flags: write.into(), out_fence: 0, pad: 0 };
         const ATTACH: libc::c_ulong = 0xc010_6441; // DRM_IOWR(DRM_COMMAND_BASE + 1, 16 bytes)
-        // SAFETY: the argument has the layout that this number stands for.
+        // SAFETY: the argument is the struct that the opcode was computed from.
         let code = unsafe { libc::ioctl(card.0.as_raw_fd(), ATTACH, &raw mut attach) };
         assert_eq!(code, 0, "VGEM_FENCE_ATTACH: {}", std::io::Error::last_os_error());
         Self { card, fence: attach.out_fence }

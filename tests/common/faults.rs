@@ -1,7 +1,7 @@
-//! Registrations that fail when a test says so: this program's own `ioctl`, which the dynamic linker
-//! prefers to libc's, so that the library's one private function for each command meets it.
+//! Makes registrations fail on request. This program defines its own `ioctl`, which the dynamic linker
+//! prefers to libc's, so the library calls it.
 //!
-//! `unsafe` is here for standing in for a C function.
+//! `unsafe` is here to replace a C function.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::sync::Mutex;
@@ -9,18 +9,20 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use rdma_sys_ext::uverbs::{IOCTL, abi};
 
-/// A command of the kernel's that can be made to fail.
+/// A uverbs command that can fail on request.
 #[derive(Clone, Copy)]
 pub enum Command {
     Register,
     Deregister,
 }
 
-/// Per command: after how many calls one fails, from 1, 0 for no more; its errno; and what that call was
-/// about, as the library asks again before it gives up.
+/// The planned fault of a command.
 struct Plan {
+    /// The call that fails, counted from 1; 0 for none.
     countdown: AtomicI32,
     errno: AtomicI32,
+    /// The values of the failed call. The library repeats a call before it gives up, so calls with the
+    /// same values fail too.
     failed: Mutex<Option<Vec<u64>>>,
 }
 
@@ -43,15 +45,14 @@ impl Plan {
     }
 }
 
-/// What the remote key of the next registrations is changed by.
+/// Added to the remote keys of new registrations.
 static KEY_CHANGE: AtomicU32 = AtomicU32::new(0);
 
-/// A fault that is planned, until dropped.
+/// A planned fault. Dropping it removes the fault.
 pub struct Fault(Command);
 
 impl Fault {
-    /// Has the `kth` call, from 0, of such a command fail, of all threads together, and whichever asks
-    /// the same again.
+    /// Makes call `kth` (from 0, counted over all threads) of `command` fail, and its repetitions too.
     pub fn at(command: Command, kth: usize, errno: c_int) -> Self {
         let plan = &PLANS[command as usize];
         plan.errno.store(errno, Ordering::SeqCst);
@@ -59,7 +60,7 @@ impl Fault {
         Self(command)
     }
 
-    /// Whether it has happened.
+    /// Whether the fault has occurred.
     pub fn happened(&self) -> bool {
         PLANS[self.0 as usize].failed.lock().unwrap().is_some()
     }
@@ -73,8 +74,7 @@ impl Drop for Fault {
     }
 }
 
-/// Has registrations return a remote key that is not theirs, until dropped: they register, and do not
-/// transfer.
+/// Makes registrations return a wrong remote key until dropped: they succeed, but transfers fail.
 pub struct WrongKeys(());
 
 impl WrongKeys {
@@ -93,9 +93,9 @@ impl Drop for WrongKeys {
 /// The attributes of a command.
 ///
 /// # Safety
-/// The argument is that of a uverbs command.
+/// `argument` must point to a uverbs command.
 unsafe fn attributes(argument: *const c_void) -> Vec<abi::Attribute> {
-    // SAFETY: a command begins with a header, which says how many attributes follow it.
+    // SAFETY: a command begins with a header, which has the number of attributes that follow.
     unsafe {
         let count = usize::from((*argument.cast::<abi::Header>()).num_attrs);
         let first = argument.cast::<abi::Header>().add(1).cast::<abi::Attribute>();
@@ -103,18 +103,18 @@ unsafe fn attributes(argument: *const c_void) -> Vec<abi::Attribute> {
     }
 }
 
-/// The values that a command is about: not the addresses of its answers.
+/// The input values of a command, without the addresses of its answers.
 fn values(attributes: &[abi::Attribute]) -> Vec<u64> {
     let answers = [abi::REG_DMABUF_MR_RESP_LKEY, abi::REG_DMABUF_MR_RESP_RKEY];
     attributes.iter().filter(|a| !answers.contains(&a.attr_id)).map(|a| a.data).collect()
 }
 
 /// # Safety
-/// As of ioctl(2).
+/// As for ioctl(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     let command = if request == IOCTL as c_ulong {
-        // SAFETY: the argument of this request begins with such a header.
+        // SAFETY: the argument of this request begins with a header.
         let header = unsafe { argument.cast::<abi::Header>().read() };
         match (header.object_id, header.method_id) {
             (abi::OBJECT_MR, abi::MR_REG_DMABUF) => Some(Command::Register),
@@ -126,19 +126,19 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
     };
     if let Some(command) = command {
         let plan = &PLANS[command as usize];
-        // SAFETY: the argument is that of a uverbs command.
+        // SAFETY: the argument points to a uverbs command.
         if plan.fails(values(&unsafe { attributes(argument) })) {
-            // SAFETY: the address of this thread's errno.
+            // SAFETY: this is the address of this thread's errno.
             unsafe { *libc::__errno_location() = plan.errno.load(Ordering::SeqCst) };
             return -1;
         }
     }
-    // SAFETY: the caller answers for the arguments, which are passed on.
+    // SAFETY: the caller vouches for the arguments, which are passed on.
     let answer = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, argument) as c_int };
     let change = KEY_CHANGE.load(Ordering::SeqCst);
     if let (0, Some(Command::Register), 1..) = (answer, command, change) {
-        // SAFETY: the argument is that of a uverbs command, in which the attribute of the remote key has
-        // the address of a u32 of the caller's.
+        // SAFETY: the argument points to a uverbs command, whose attribute of the remote key has the
+        // address of the caller's u32.
         unsafe {
             let attributes = attributes(argument);
             for attribute in attributes.iter().filter(|a| a.attr_id == abi::REG_DMABUF_MR_RESP_RKEY) {

@@ -1,9 +1,9 @@
-//! Physical memory as the kernel itself sees it: /proc/kcore.
+//! Reads physical memory through /proc/kcore.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// A stretch of physical memory in the file.
+/// A segment of physical memory in the file.
 struct Segment {
     physical: u64,
     length: u64,
@@ -16,7 +16,7 @@ pub struct Kcore {
 }
 
 impl Kcore {
-    /// Opens it, which takes root and CAP_SYS_RAWIO.
+    /// Opens /proc/kcore, which needs root and CAP_SYS_RAWIO.
     #[track_caller]
     pub fn open() -> Self {
         let file = File::open("/proc/kcore").expect("/proc/kcore");
@@ -30,7 +30,7 @@ impl Kcore {
             let mut program = [0; 56];
             file.read_exact_at(&mut program, start + number * size).expect("program header");
             let (offset, physical, length) = (word(&program, 8), word(&program, 24), word(&program, 32));
-            // PT_LOAD, and not of virtual addresses only.
+            // PT_LOAD with a physical address.
             (program[..4] == [1, 0, 0, 0] && physical != u64::MAX).then_some(Segment {
                 physical,
                 length,
@@ -41,16 +41,16 @@ impl Kcore {
         Self { file, segments }
     }
 
-    /// The bytes at a physical address, as far as it is RAM.
+    /// Reads the bytes at a physical address, which must be RAM.
     #[track_caller]
     pub fn read(&self, address: u64, bytes: &mut [u8]) {
         let end = address + bytes.len() as u64;
         let segment = self.segments.iter().find(|s| s.physical <= address && end <= s.physical + s.length);
-        let segment = segment.unwrap_or_else(|| panic!("{address:#x} to {end:#x} is not RAM"));
+        let segment = segment.unwrap_or_else(|| panic!("/proc/kcore has no RAM at {address:#x} to {end:#x}"));
         self.file.read_exact_at(bytes, segment.offset + (address - segment.physical)).expect("kcore");
     }
 
-    /// The bytes of all these (address, length) runs, one after another.
+    /// Reads the bytes of all (address, length) runs, concatenated.
     #[track_caller]
     pub fn gather(&self, runs: impl IntoIterator<Item = (u64, u64)>) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A second soft-RoCE device beside the guest's own.
+//! A third soft-RoCE device, which a test can delete.
 
 use std::process::{Child, Command};
 
@@ -6,7 +6,7 @@ use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 
 use super::system::run;
 
-/// The device `going`, on a network interface of its own, until it is deleted.
+/// The device `going` on its own dummy network interface.
 pub struct Link(());
 
 impl Link {
@@ -21,16 +21,16 @@ impl Link {
 
     #[track_caller]
     pub fn domain(&self) -> ProtectionDomain {
-        let device = Device::by_name("going").expect("the second device");
+        let device = Device::by_name("going").expect("the device `going`");
         ProtectionDomain::new(&device.open().expect("open")).expect("protection domain")
     }
 
-    /// Begins to delete the device. The driver waits for whatever still uses it.
+    /// Starts to delete the device. The driver waits until no process uses it.
     pub fn delete(&self) -> Child {
         Command::new("rdma").args(["link", "delete", "going"]).spawn().expect("rdma")
     }
 
-    /// Deletes what is left of it.
+    /// Waits for the end of `delete` and deletes the network interface.
     #[track_caller]
     pub fn deleted(&self, mut delete: Child) {
         assert!(delete.wait().expect("rdma").success());

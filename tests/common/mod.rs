@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Fixtures of the integration tests.
 
 pub mod buffers;
 pub mod bytes;
@@ -12,7 +12,7 @@ pub mod peers;
 pub mod system;
 pub mod wire;
 
-/// A pattern in which no two words of 8 bytes are alike, so that bytes in a wrong place show.
+/// A pattern in which all words of 8 bytes differ, so that misplaced bytes are found.
 pub fn pattern(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     for at in 0..length.div_ceil(8) as u64 {
@@ -23,27 +23,27 @@ pub fn pattern(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Fails with the place of the first difference, not with megabytes of bytes.
+/// Compares bytes and, on failure, prints the first difference instead of megabytes of data.
 #[track_caller]
 pub fn assert_same(seen: &[u8], expected: &[u8], what: &str) {
     assert_eq!(seen.len(), expected.len(), "{what}: length");
-    // Whole slices first: byte by byte takes seconds for a few MiB, unoptimised and emulated.
+    // Compare whole slices first: a byte loop takes seconds for a few MiB, unoptimized and emulated.
     if seen != expected
         && let Some(at) = seen.iter().zip(expected).position(|(seen, expected)| seen != expected)
     {
         let end = (at + 16).min(seen.len());
-        panic!("{what}: differs at byte {at:#x}: {:02x?}, not {:02x?}", &seen[at..end], &expected[at..end]);
+        panic!("{what}: byte {at:#x} differs: {:02x?}, expected {:02x?}", &seen[at..end], &expected[at..end]);
     }
 }
 
-/// All of a buffer, as the CPU sees it.
+/// The contents of a buffer as the CPU sees them.
 pub fn contents(buffer: &dmabuf_rdma::DmaBuf) -> Vec<u8> {
     let mut bytes = vec![0; buffer.size() as usize];
     buffer.map().expect("map").read(0, &mut bytes).expect("read");
     bytes
 }
 
-/// Asserts that a result is one exact error, and gives its message.
+/// Asserts that a result is the given error, and returns its message.
 #[macro_export]
 macro_rules! assert_refused {
     ($result:expr, $error:pat $(if $condition:expr)?) => {
@@ -53,7 +53,7 @@ macro_rules! assert_refused {
                 assert!(refused, "expected {}, got {error:?}", stringify!($error));
                 error.to_string()
             }
-            Ok(_) => panic!("expected {}, but it was accepted", stringify!($error)),
+            Ok(_) => panic!("expected {}, but the call succeeded", stringify!($error)),
         }
     };
 }

@@ -1,34 +1,41 @@
-//! Two connected queue pairs of one device, and regions to move bytes between.
+//! Two connected queue pairs of one device, and transfers between regions.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::{
     Completion, CompletionQueue, CompletionStatus, Context, Device, Operation, ProtectionDomain, QueuePair,
-    QueuePairOptions, Sge, devices,
+    QueuePairOptions, RemoteAddr, Sge, devices,
 };
 
-/// Longest time that a message takes under emulation, and then some.
-pub const LIMIT: Duration = Duration::from_secs(20);
+/// Timeout for a message, generous for emulation.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Largest message: rxe's is 2 GiB, but one completion a few MiB shows progress sooner.
+/// Message size. rxe allows up to 2 GiB, but smaller messages complete within the timeout.
 const MESSAGE: u64 = 8 << 20;
 
-/// The device that the tests use; none fails the test.
+/// The first RDMA device; the test fails if there is none.
 #[track_caller]
 pub fn device() -> Device {
     let all = devices().expect("list devices");
-    all.into_iter().next().expect("these tests need an RDMA device: run them by `cargo xtask test`")
+    all.into_iter().next().expect("no RDMA device; run these tests with `cargo xtask test`")
 }
 
-/// A fresh protection domain on a fresh context.
+/// A new protection domain on a new context.
 #[track_caller]
 pub fn domain() -> ProtectionDomain {
     ProtectionDomain::new(&device().open().expect("open")).expect("protection domain")
 }
 
-/// One side: a queue pair with a completion queue of its own.
+/// The place of a byte range of a region, as its peer names it.
+#[track_caller]
+pub fn remote_addr(region: &MemoryRegion, range: Range<u64>) -> RemoteAddr {
+    region.remote().slice(range).expect("a range of the region").addr().expect("one run")
+}
+
+/// One side: a queue pair with its own completion queue.
 pub struct Side {
     pub queue: CompletionQueue,
     pub pair: QueuePair,
@@ -42,16 +49,16 @@ impl Side {
         Self { queue, pair }
     }
 
-    /// Posts one request and waits for its end, whatever that is.
+    /// Posts one request and waits for its completion, with any status.
     #[track_caller]
     pub fn complete(&self, operation: Operation, elements: &[Sge<'_>]) -> Completion {
         self.pair.post(77, operation, elements, true).expect("post");
-        let completion = self.queue.wait(LIMIT).expect("a completion");
+        let completion = self.queue.wait(TIMEOUT).expect("a completion");
         assert_eq!(completion.wr_id, 77);
         completion
     }
 
-    /// Posts one request and waits for its success.
+    /// Posts one request and waits for its successful completion.
     #[track_caller]
     pub fn succeed(&self, operation: Operation, elements: &[Sge<'_>]) -> Completion {
         let completion = self.complete(operation, elements);
@@ -60,7 +67,7 @@ impl Side {
     }
 }
 
-/// Two sides in one protection domain, connected to each other.
+/// Two connected sides in one protection domain.
 pub struct Peers {
     pub domain: ProtectionDomain,
     pub ours: Side,
@@ -86,19 +93,19 @@ impl Peers {
         self.domain.context()
     }
 
-    /// A region of a whole buffer with every access.
+    /// Registers a whole buffer with every access.
     #[track_caller]
     pub fn register(&self, buffer: &DmaBuf) -> MemoryRegion {
         MemoryRegion::builder(&self.domain, buffer).access(Access::REMOTE).register().expect("register")
     }
 
-    /// RDMA-WRITEs all of `from` to the same offsets of `to`.
+    /// Copies all of `from` to `to` by RDMA WRITE.
     #[track_caller]
     pub fn write(&self, from: &MemoryRegion, to: &MemoryRegion) {
         self.each_message(from, to, |remote| Operation::Write { remote });
     }
 
-    /// RDMA-READs all of `from` into the same offsets of `to`.
+    /// Copies all of `from` to `to` by RDMA READ.
     #[track_caller]
     pub fn read(&self, from: &MemoryRegion, to: &MemoryRegion) {
         self.each_message(to, from, |remote| Operation::Read { remote });
@@ -109,15 +116,14 @@ impl Peers {
         &self,
         local: &MemoryRegion,
         remote: &MemoryRegion,
-        operation: impl Fn(dmabuf_rdma::transfer::RemoteAddr) -> Operation,
+        operation: impl Fn(RemoteAddr) -> Operation,
     ) {
         let total = local.len();
         assert_eq!(total, remote.len());
         for offset in (0..total).step_by(MESSAGE as usize) {
-            let length = MESSAGE.min(total - offset);
-            let element = local.sge(offset, length).expect("local range");
-            let place = remote.remote().at(offset, length).expect("remote range");
-            self.ours.succeed(operation(place), &[element]);
+            let range = offset..total.min(offset + MESSAGE);
+            let element = local.sge(range.clone()).expect("local range");
+            self.ours.succeed(operation(remote_addr(remote, range)), &[element]);
         }
     }
 }

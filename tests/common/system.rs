@@ -1,18 +1,21 @@
-//! The guest around the tests: modules, kernel parameters, privileges. The tests run one at a time.
+//! Modules, kernel parameters and privileges of the guest. The tests run one at a time.
 
+use std::ffi::CStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::exporter::CaptureDevice;
 
-/// Loads a kernel module; failing that fails the test.
+/// Loads a kernel module; the test fails if that fails.
 #[track_caller]
 pub fn modprobe(module: &str) {
     run("modprobe", &[module]);
 }
 
-/// Runs a program to its success and returns what it printed.
+/// Runs a program, which must succeed, and returns its stdout.
 #[track_caller]
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
@@ -21,13 +24,13 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The camera; the module is loaded first, as light as it goes.
+/// Loads vivid and opens its first, single-planar camera.
 pub fn vivid() -> CaptureDevice {
     let [first, _] = cameras();
     CaptureDevice::open(first).expect("vivid")
 }
 
-/// Nodes of two cameras, of which the second one has the multi-planar queue.
+/// Loads vivid with few features and returns the nodes of its two cameras. The second is multi-planar.
 pub fn cameras() -> [&'static str; 2] {
     let options = [
         "n_devs=2",
@@ -40,27 +43,27 @@ pub fn cameras() -> [&'static str; 2] {
     run("modprobe", &[&["vivid"], options.as_slice()].concat());
     let nodes = ["/dev/video0", "/dev/video1"];
     let end = Instant::now() + Duration::from_secs(20);
-    // They appear a moment after the module is in.
+    // The nodes appear shortly after modprobe returns.
     while nodes.iter().any(|node| CaptureDevice::open(node).is_err()) {
-        assert!(Instant::now() < end, "vivid has no {nodes:?}");
+        assert!(Instant::now() < end, "vivid did not create {nodes:?} within 20 s");
         std::thread::sleep(Duration::from_millis(50));
     }
     nodes
 }
 
-/// The PCI devices that a driver is bound to, in order of their addresses.
+/// The PCI devices that a driver is bound to, sorted by address.
 #[track_caller]
-pub fn driven_by(driver: &str) -> Vec<dmabuf_rdma::pci::PciAddress> {
+pub fn driven_by(driver: &str) -> Vec<dma_sg::pci::PciAddress> {
     let path = format!("/sys/bus/pci/drivers/{driver}");
     let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let mut found: Vec<_> =
         entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect();
     found.sort();
-    assert!(!found.is_empty(), "{path} has no device");
+    assert!(!found.is_empty(), "{path} lists no device");
     found
 }
 
-/// A kernel parameter with another value, until this is dropped.
+/// Sets a kernel parameter, and restores the old value when dropped.
 pub struct Setting {
     path: String,
     before: String,
@@ -84,37 +87,62 @@ impl Drop for Setting {
     }
 }
 
-/// The value of a parameter, also of one that lists its choices as `always [never] advise`.
+/// The value of a parameter. Some parameters list their choices, as in `always [never] advise`.
 fn chosen(text: &str) -> String {
     let bracketed = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     bracketed.map_or(text, |(value, _)| value).trim().into()
 }
 
-/// Huge pages of 2 MiB in the pool, until this is dropped.
+/// Reserves huge pages of 2 MiB until dropped.
 pub fn huge_pages(count: u32) -> Setting {
     Setting::new("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", &count.to_string())
 }
 
-/// Transparent huge pages for memfds that ask for them, until this is dropped.
+/// Enables transparent huge pages for memfds that request them, until dropped.
 pub fn transparent_huge_pages() -> Setting {
     Setting::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise")
 }
 
-/// Runs something on a thread of its own that has lost every privilege of root: its capabilities are
-/// gone, and files are opened as nobody's.
+/// Runs `action` on a new thread without root's privileges: it has no capabilities, and opens files as
+/// `nobody`.
 pub fn unprivileged<T: Send>(action: impl FnOnce() -> T + Send) -> T {
-    let privileged = |action: Box<dyn FnOnce() -> T + Send + '_>| {
-        std::thread::scope(|scope| scope.spawn(action).join().expect("the unprivileged thread"))
-    };
-    privileged(Box::new(move || {
-        // SAFETY: takes a number; a raw system call changes this thread only.
+    unprivileged_after(|| {}, action)
+}
+
+/// Runs `prepare` on a new thread as root, and then `action` there without root's privileges.
+fn unprivileged_after<T: Send>(prepare: impl FnOnce() + Send, action: impl FnOnce() -> T + Send) -> T {
+    let thread = || {
+        prepare();
+        // SAFETY: the argument is a number; the raw system call changes only this thread.
         unsafe { libc::syscall(libc::SYS_setfsuid, 65534) };
         drop_capabilities();
         action()
-    }))
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join().expect("the unprivileged thread"))
 }
 
-/// Runs something on a thread of its own that is root's and has no capability.
+/// Runs `action` as [`unprivileged`] does, on a thread that sees no other device nodes than this file of root's.
+pub fn with_forbidden_node<T: Send>(node: &str, action: impl FnOnce() -> T + Send) -> T {
+    unprivileged_after(|| private_dev(Path::new(node)), action)
+}
+
+/// Gives this thread a /dev of its own, with a file that only root may open.
+fn private_dev(node: &Path) {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare");
+    let mount = |source: &CStr, at: &CStr, flags| {
+        // SAFETY: the strings end in NUL, and the data is null.
+        let answer =
+            unsafe { libc::mount(source.as_ptr(), at.as_ptr(), source.as_ptr(), flags, std::ptr::null()) };
+        assert_eq!(answer, 0, "mount at {at:?}: {}", std::io::Error::last_os_error());
+    };
+    mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE);
+    mount(c"tmpfs", c"/dev", 0);
+    fs::create_dir_all(node.parent().expect("a node in /dev")).expect("a folder in /dev");
+    fs::write(node, "").expect("a file in /dev");
+    fs::set_permissions(node, fs::Permissions::from_mode(0o600)).expect("its mode");
+}
+
+/// Runs `action` on a new thread of root without capabilities.
 pub fn without_capabilities<T: Send>(action: impl FnOnce() -> T + Send) -> T {
     let bare = || {
         drop_capabilities();
@@ -123,19 +151,20 @@ pub fn without_capabilities<T: Send>(action: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(bare).join().expect("the thread without capabilities"))
 }
 
-/// The capabilities of one thread, `struct __user_cap_header_struct` and `__user_cap_data_struct`.
+/// Drops all capabilities of this thread. The arguments are `struct __user_cap_header_struct` and
+/// `__user_cap_data_struct`.
 fn drop_capabilities() {
     const VERSION_3: u32 = 0x2008_0522; // linux/capability.h
     let header: [u32; 2] = [VERSION_3, 0];
     let none = [0_u32; 6];
-    // SAFETY: header and data have the layout of version 3, and both outlive the calls; a raw system
-    // call changes this thread only.
+    // SAFETY: header and data have the layout of version 3 and outlive the call; the raw system call
+    // changes only this thread.
     unsafe {
         assert_eq!(libc::syscall(libc::SYS_capset, &header, &none), 0, "capset");
     }
 }
 
-/// A soft RLIMIT_MEMLOCK of this process, until dropped.
+/// Sets the soft RLIMIT_MEMLOCK of this process until dropped.
 pub struct Memlock(nix::sys::resource::rlim_t, nix::sys::resource::rlim_t);
 
 impl Memlock {
@@ -154,7 +183,7 @@ impl Drop for Memlock {
     }
 }
 
-/// An example program, built beside the tests.
+/// The path of an example program, built with the tests.
 pub fn example(name: &str) -> std::path::PathBuf {
     let tests = std::env::current_exe().expect("this program");
     tests.ancestors().nth(2).expect("target/PROFILE").join("examples").join(name)

@@ -1,7 +1,7 @@
-//! Two connected ends, one on each device of the guest, with the wire between them.
+//! Connections between rxe0 and rxe1, over the wire.
 //!
-//! `cargo xtask` makes rxe0 and rxe1 on the two ends of a veth pair, wire0 and wire1, and has what one
-//! sends the other truly cross it, so that faults can be put on it.
+//! `cargo xtask` creates rxe0 and rxe1 on the two ends of a veth pair, wire0 and wire1. Its routing makes
+//! packets between them cross the pair, so that netem faults apply.
 
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
@@ -30,13 +30,13 @@ impl End {
         Self { connection, domain }
     }
 
-    /// All of a buffer, with every access.
+    /// Registers a whole buffer with every access.
     #[track_caller]
     pub fn register(&self, buffer: &DmaBuf) -> MemoryRegion {
         MemoryRegion::builder(&self.domain, buffer).access(Access::REMOTE).register().expect("register")
     }
 
-    /// A fresh buffer of the system heap with a pattern in it, and its region.
+    /// A new buffer of the system heap filled with a pattern, and its region.
     #[track_caller]
     pub fn filled(&self, size: u64, seed: u64) -> (DmaBuf, MemoryRegion) {
         let buffer = heap(size);
@@ -46,7 +46,7 @@ impl End {
     }
 }
 
-/// Both ends.
+/// Two connected ends: `near` on rxe0 and `far` on rxe1.
 pub struct Wire {
     pub near: End,
     pub far: End,
@@ -67,7 +67,7 @@ impl Wire {
     }
 }
 
-/// Packets that have crossed the wire in both directions.
+/// Packets that have crossed the wire, in both directions.
 pub fn packets() -> u64 {
     let count = |file: &str| {
         let path = format!("/sys/class/net/wire0/statistics/{file}");
@@ -80,11 +80,11 @@ pub fn packets() -> u64 {
     count("rx_packets") + count("tx_packets")
 }
 
-/// A fault of the wire, in both directions, until this is dropped.
+/// A fault on the wire, in both directions, until dropped.
 pub struct Fault(());
 
 impl Fault {
-    /// `fault` is in the words of tc-netem(8), such as `loss 1%`.
+    /// Adds a fault in the syntax of tc-netem(8), such as `loss 1%`.
     #[track_caller]
     pub fn new(fault: &str) -> Self {
         for end in ["wire0", "wire1"] {
@@ -94,15 +94,17 @@ impl Fault {
         Self(())
     }
 
-    /// What the queue of one end has dropped so far.
+    /// Packets that the queue of wire0 has dropped.
     pub fn dropped(&self) -> u64 {
         let text = run("/usr/sbin/tc", &["-s", "qdisc", "show", "dev", "wire0"]);
         let count = text.split_once("dropped ").and_then(|(_, rest)| rest.split_once(','));
-        count.and_then(|(count, _)| count.parse().ok()).unwrap_or_else(|| panic!("no count in {text:?}"))
+        count
+            .and_then(|(count, _)| count.parse().ok())
+            .unwrap_or_else(|| panic!("tc printed no count of dropped packets: {text:?}"))
     }
 }
 
-/// What both devices have counted so far of one kind: `duplicate_request`, `out_of_seq_request`, ….
+/// The sum over both devices of a hardware counter, such as `duplicate_request` or `out_of_seq_request`.
 #[track_caller]
 pub fn counted(counter: &str) -> u64 {
     let of = |device| {

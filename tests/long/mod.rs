@@ -1,4 +1,4 @@
-//! What takes minutes: `cargo xtask test --long`, on the device that imports dma-bufs.
+//! Tests that take minutes: `cargo xtask test --long`, on the device that imports dma-bufs.
 
 mod transfer;
 
@@ -8,7 +8,7 @@ use dmabuf_rdma::verbs::Operation;
 
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::Census;
-use crate::common::peers::{Peers, domain};
+use crate::common::peers::{Peers, domain, remote_addr};
 use crate::common::{assert_same, contents, pattern};
 
 #[test]
@@ -34,7 +34,7 @@ fn every_byte_of_a_gibibyte() {
     assert_same(&contents(&to), &put, "a gibibyte");
 }
 
-/// As one region and as a set, addressed at every boundary by remote keys.
+/// A set and one region of the same buffer, addressed at every chunk boundary.
 #[test]
 fn eight_gibibytes_as_a_set() {
     const GIB: u64 = 1 << 30;
@@ -55,24 +55,25 @@ fn eight_gibibytes_as_a_set() {
         let own = heap(8192);
         let region = peers.register(&own);
         for boundary in 0..=8 {
-            // The bytes on both sides of it, each in its own run; nothing is before the first or past the last.
+            // A page on each side of the boundary, where there is one. Each page lies in one run.
             for (start, seed) in [(boundary * GIB).wrapping_sub(4096), boundary * GIB].into_iter().zip(1..) {
                 if start >= 8 * GIB {
                     continue;
                 }
                 let bytes = pattern(4096, boundary << 8 | seed);
                 own.map().unwrap().write(0, &bytes).unwrap();
-                let write = Operation::Write { remote: remote.at(start, 4096).unwrap() };
-                peers.ours.succeed(write, &[region.sge(0, 4096).unwrap()]);
+                let page = start..start + 4096;
+                let place = remote.slice(page.clone()).unwrap().addr().unwrap();
+                peers.ours.succeed(Operation::Write { remote: place }, &[region.sge(..4096).unwrap()]);
                 let mut seen = vec![0; 4096];
                 mapping.read(start, &mut seen).unwrap();
-                assert_same(&seen, &bytes, "written by a chunk's key");
-                // The other region and the chunk's local key see the same.
+                assert_same(&seen, &bytes, "written through a chunk's remote key");
+                // The one region and the chunk read the same through their local keys.
                 for (from, at) in [(&set, 4096), (&one, 0)] {
-                    let read = Operation::Write { remote: region.remote().at(at, 4096).unwrap() };
-                    peers.ours.succeed(read, &from.sges(start, 4096).unwrap());
+                    let back = Operation::Write { remote: remote_addr(&region, at..at + 4096) };
+                    peers.ours.succeed(back, &from.slice(page.clone()).unwrap().sges());
                 }
-                assert_same(&contents(&own), &[bytes.clone(), bytes].concat(), "read by local keys");
+                assert_same(&contents(&own), &[bytes.clone(), bytes].concat(), "read through local keys");
             }
         }
         set.deregister().unwrap();

@@ -1,10 +1,11 @@
-//! One imported fd: identity, names, mode, CPU mapping.
+//! One imported dma-buf: identity, names, mode, CPU mapping.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use dmabuf_rdma::dmabuf::CpuAccess;
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::{DmaBuf, Error};
+use dma_sg::RangeError;
+use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::dmabuf::{CpuAccess, Error};
+use dmabuf_rdma::exporter::PageKind;
 
 use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap, udmabuf};
@@ -35,7 +36,7 @@ fn identity_is_that_of_the_buffer_not_of_the_descriptor() {
 fn size_and_exporter_are_what_was_asked_for() {
     let buffer = heap(5 << 20);
     assert_eq!((buffer.size(), buffer.exporter_name().unwrap().as_str()), (5 << 20, "system"));
-    let buffer = udmabuf(Pages::Base, 8192).dmabuf;
+    let buffer = udmabuf(PageKind::Base, 8192).dmabuf;
     assert_eq!((buffer.size(), buffer.exporter_name().unwrap().as_str()), (8192, "udmabuf"));
 }
 
@@ -71,9 +72,12 @@ fn the_cpu_mapping_copies_both_ways_and_outlives_the_buffer() {
 fn the_cpu_mapping_refuses_what_is_outside_and_the_wrong_direction() {
     let mapping = heap(8192).map().unwrap();
     let mut bytes = [0; 16];
-    assert_refused!(mapping.read(8192 - 15, &mut bytes), Error::OutOfRange { size: 8192, .. });
-    assert_refused!(mapping.read(u64::MAX, &mut bytes), Error::OutOfRange { .. });
-    assert_refused!(mapping.write(0, &[]), Error::ZeroLength { .. });
+    assert_refused!(
+        mapping.read(8192 - 15, &mut bytes),
+        Error::Range(RangeError::OutOfRange { size: 8192, .. })
+    );
+    assert_refused!(mapping.read(u64::MAX, &mut bytes), Error::Range(RangeError::OutOfRange { .. }));
+    assert_refused!(mapping.write(0, &[]), Error::Range(RangeError::Empty { .. }));
     let reading = mapping.begin(CpuAccess::Read).unwrap();
     assert_refused!(reading.write(0, &bytes), Error::CpuAccessDirection { access: CpuAccess::Read });
     let writing = mapping.begin(CpuAccess::Write).unwrap();
@@ -89,7 +93,7 @@ fn a_read_only_buffer_can_be_read_and_not_written() {
     let mut bytes = [1; 8];
     mapping.read(0, &mut bytes).unwrap();
     assert_eq!(bytes, [0; 8], "a heap's memory begins as zeros");
-    let message = assert_refused!(mapping.write(0, &bytes), Error::ReadOnlyBuffer { .. });
+    let message = assert_refused!(mapping.write(0, &bytes), Error::ReadOnly { .. });
     assert!(message.contains("DRM_RDWR"), "{message}");
 }
 

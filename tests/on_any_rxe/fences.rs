@@ -1,9 +1,9 @@
-//! Waiting for a buffer's fences: real ones, of vgem.
+//! Waiting for a buffer's fences, which vgem makes.
 
 use std::time::Duration;
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::dmabuf::CpuAccess;
+use dmabuf_rdma::dmabuf::{CpuAccess, Error};
+use dmabuf_rdma::exporter::Exporter;
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -13,13 +13,12 @@ const SOON: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_writers_fence_holds_up_readers_and_writers() {
-    use dmabuf_rdma::exporter::Exporter;
+fn readers_and_writers_wait_for_a_writers_fence() {
     let buffer = card("vgem").allocate(4096).unwrap().dmabuf;
     buffer.wait(CpuAccess::ReadWrite, Duration::ZERO).unwrap();
     let fence = Fence::attach(&buffer, true);
     for access in [CpuAccess::Read, CpuAccess::Write, CpuAccess::ReadWrite] {
-        assert_refused!(buffer.wait(access, SOON), Error::FenceTimeout { limit: SOON });
+        assert_refused!(buffer.wait(access, SOON), Error::FenceTimeout { timeout: SOON });
     }
     assert_refused!(buffer.wait(CpuAccess::Read, Duration::ZERO), Error::FenceTimeout { .. });
     fence.signal();
@@ -28,8 +27,7 @@ fn a_writers_fence_holds_up_readers_and_writers() {
 }
 
 #[test]
-fn a_readers_fence_holds_up_writers_only() {
-    use dmabuf_rdma::exporter::Exporter;
+fn only_writers_wait_for_a_readers_fence() {
     let buffer = card("vgem").allocate(4096).unwrap().dmabuf;
     let fence = Fence::attach(&buffer, false);
     buffer.wait(CpuAccess::Read, Duration::ZERO).unwrap();
@@ -40,13 +38,12 @@ fn a_readers_fence_holds_up_writers_only() {
 
 #[test]
 fn a_wait_ends_when_the_fence_signals() {
-    use dmabuf_rdma::exporter::Exporter;
     let buffer = card("vgem").allocate(4096).unwrap().dmabuf;
     let fence = Fence::attach(&buffer, true);
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| buffer.wait(CpuAccess::Read, LONG));
         std::thread::sleep(SOON);
-        assert!(!waiter.is_finished(), "the fence has not signalled yet");
+        assert!(!waiter.is_finished(), "the fence has not signaled yet");
         fence.signal();
         waiter.join().unwrap().unwrap();
     });
@@ -54,7 +51,6 @@ fn a_wait_ends_when_the_fence_signals() {
 
 #[test]
 fn fences_move_to_another_buffer_as_a_sync_file() {
-    use dmabuf_rdma::exporter::Exporter;
     let (source, target) = (card("vgem").allocate(4096).unwrap().dmabuf, heap(4096));
     let fence = Fence::attach(&source, true);
     let sync_file = source.export_fences(CpuAccess::Read).unwrap();
@@ -66,8 +62,8 @@ fn fences_move_to_another_buffer_as_a_sync_file() {
 }
 
 #[test]
-fn what_is_no_sync_file_is_refused() {
+fn a_descriptor_that_is_not_a_sync_file_is_refused() {
     let (buffer, other) = (heap(4096), heap(4096));
     let message = assert_refused!(buffer.import_fence(CpuAccess::Write, &other), Error::Fence { .. });
-    assert_eq!(message, "cannot add a fence of the dma-buf");
+    assert_eq!(message, "cannot add a fence to the dma-buf");
 }

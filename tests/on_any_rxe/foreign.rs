@@ -2,13 +2,13 @@
 
 use std::ptr::{NonNull, null_mut};
 
-use dmabuf_rdma::exporter::Pages;
+use dmabuf_rdma::exporter::PageKind;
 use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair};
 use ibverbs_sys as ffi;
 
 use crate::common::buffers::udmabuf;
 use crate::common::census::Census;
-use crate::common::peers::{LIMIT, Peers};
+use crate::common::peers::{Peers, TIMEOUT};
 use crate::common::{contents, pattern};
 
 /// What a C program would have made, undone as it would do.
@@ -57,7 +57,7 @@ fn a_foreign_domain_and_queue_serve_and_stay() {
     };
     assert_eq!(context.device_name(), domain.context().device_name());
 
-    let allocation = udmabuf(Pages::Base, 64 << 10);
+    let allocation = udmabuf(PageKind::Base, 64 << 10);
     let options = Default::default();
     let sides = [(); 2].map(|()| QueuePair::new(&domain, &queue, &queue, options).unwrap());
     sides[0].connect(&sides[1].endpoint().unwrap()).unwrap();
@@ -69,9 +69,9 @@ fn a_foreign_domain_and_queue_serve_and_stay() {
         .unwrap();
     let bytes = pattern(4096, 3);
     allocation.dmabuf.map().unwrap().write(0, &bytes).unwrap();
-    let remote = region.remote().at(8192, 4096).unwrap();
-    sides[0].post(9, Operation::Write { remote }, &[region.sge(0, 4096).unwrap()], true).unwrap();
-    assert_eq!(queue.wait(LIMIT).unwrap().success().unwrap().wr_id, 9);
+    let remote = region.remote().slice(8192..12288).unwrap().addr().unwrap();
+    sides[0].post(9, Operation::Write { remote }, &[region.sge(..4096).unwrap()], true).unwrap();
+    assert_eq!(queue.wait(TIMEOUT).unwrap().success().unwrap().wr_id, 9);
     assert_eq!(contents(&allocation.dmabuf)[8192..][..4096], bytes);
 
     region.deregister().unwrap();
@@ -88,9 +88,9 @@ fn a_foreign_queue_pair_is_posted_to_and_stays() {
     assert_eq!((foreign.number(), foreign.endpoint()), (peers.ours.pair.number(), None));
     peers.theirs.pair.post_recv(1, &[]).unwrap();
     foreign.post(2, Operation::Send, &[], true).unwrap();
-    peers.ours.queue.wait(LIMIT).unwrap().success().unwrap();
+    peers.ours.queue.wait(TIMEOUT).unwrap().success().unwrap();
     let refused = foreign.connect(&peers.theirs.pair.endpoint().unwrap());
-    assert!(matches!(refused, Err(dmabuf_rdma::Error::ForeignQueuePair { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(dmabuf_rdma::verbs::Error::ForeignQueuePair { .. })), "{refused:?}");
     drop(foreign);
 
     // Its owner goes on with it.

@@ -1,8 +1,7 @@
 //! The physical pages of host memory, proved by reading them through the kernel's own view.
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::sg::{PageList, pagemap};
+use dma_sg::{Error, PageList, pagemap};
+use dmabuf_rdma::exporter::PageKind;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use crate::assert_refused;
@@ -24,7 +23,7 @@ fn the_pages_of_every_udmabuf_hold_its_bytes() {
         let subject = (kind.allocate)(6 << 20);
         let put = pattern(6 << 20, 41);
         subject.dmabuf.map().unwrap().write(0, &put).unwrap();
-        let pages = pagemap::of_backing(subject.backing.as_ref().unwrap()).expect(kind.name);
+        let pages = subject.backing.as_ref().unwrap().page_list().expect(kind.name);
         assert_eq!((pages.total_len(), pages.page_size()), (6 << 20, PAGE), "{}", kind.name);
         assert_same(&kcore.gather(physical(&pages)), &put, kind.name);
     }
@@ -34,9 +33,9 @@ fn the_pages_of_every_udmabuf_hold_its_bytes() {
 fn huge_pages_are_few_and_aligned_runs() {
     let _transparent = transparent_huge_pages();
     let _pool = huge_pages(16);
-    for pages in [Pages::Transparent, Pages::HUGE_2M] {
+    for pages in [PageKind::Transparent, PageKind::HUGE_2M] {
         let subject = udmabuf(pages, 6 << 20);
-        let pages = pagemap::of_backing(&subject.backing.unwrap()).unwrap();
+        let pages = subject.backing.unwrap().page_list().unwrap();
         assert!(pages.runs().len() <= 3, "{} runs of 3 huge pages", pages.runs().len());
         for (address, length) in physical(&pages) {
             assert_eq!((address % (2 << 20), length % (2 << 20)), (0, 0), "{address:#x} + {length:#x}");
@@ -65,7 +64,7 @@ fn pages_that_nobody_touched_are_brought_in_and_keep_their_bytes() {
         // Beyond the end of the file there is no page to bring in.
         let end = start.wrapping_add(length as usize);
         let beyond = pagemap::host_range(end, 8);
-        assert_refused!(beyond, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. }));
+        assert_refused!(beyond, Error::NoFrame { .. });
         assert_eq!(beyond.unwrap_err().errno(), Some(libc::EFAULT));
     }
 }
@@ -78,9 +77,8 @@ fn a_dma_bufs_own_mapping_is_refused_and_not_shown_as_zeros() {
     // SAFETY: a new mapping at an address of the kernel's choice, of which no reference is made.
     let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &buffer, 0).unwrap() };
     let refused = pagemap::host_range(start.as_ptr().cast(), 1 << 20);
-    let message =
-        assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. }));
-    assert!(message.contains("take the Backing of a udmabuf, or a device's view"), "{message}");
+    let message = assert_refused!(refused, Error::NoFrame { .. });
+    assert!(message.contains("a udmabuf's memfds"), "{message}");
     assert_eq!(refused.unwrap_err().errno(), Some(libc::EINVAL));
     // SAFETY: this test's own mapping, used no more.
     unsafe { nix::sys::mman::munmap(start, size.get()).unwrap() };
@@ -88,27 +86,20 @@ fn a_dma_bufs_own_mapping_is_refused_and_not_shown_as_zeros() {
 
 #[test]
 fn without_the_privilege_there_are_no_addresses() {
-    let backing = udmabuf(Pages::Base, 1 << 20).backing.unwrap();
-    let refused = unprivileged(|| pagemap::of_backing(&backing));
-    let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::FramesHidden));
+    let backing = udmabuf(PageKind::Base, 1 << 20).backing.unwrap();
+    let refused = unprivileged(|| backing.page_list());
+    let message = assert_refused!(refused, Error::FramesHidden);
     assert!(message.contains("CAP_SYS_ADMIN"), "{message}");
 }
 
 #[test]
 fn addresses_that_are_not_mapped_are_refused() {
     let null = pagemap::host_range(std::ptr::null(), 1);
-    assert_refused!(null, Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { address: 0, .. }));
+    assert_refused!(null, Error::NoFrame { address: 0, .. });
     let odd = pagemap::host_range(std::ptr::without_provenance(1 << 62), PAGE);
-    assert!(
-        matches!(
-            odd,
-            Err(Error::Addresses(dmabuf_rdma::error::AddressError::NoFrame { .. })
-                | Error::Addresses(dmabuf_rdma::error::AddressError::PagemapTruncated { .. }))
-        ),
-        "{odd:?}"
-    );
+    assert!(matches!(odd, Err(Error::NoFrame { .. } | Error::PagemapTruncated { .. })), "{odd:?}");
     assert_refused!(
         pagemap::host_range(std::ptr::without_provenance(16), u64::MAX - 20),
-        Error::Addresses(dmabuf_rdma::error::AddressError::AddressOverflow { .. })
+        Error::AddressOverflow { .. }
     );
 }

@@ -1,8 +1,11 @@
-//! What a registration refuses before any system call, whatever the device.
+//! What a registration refuses before any system call, on any device.
 
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::mr::{Access, MemoryRegion};
-use dmabuf_rdma::{Error, Iova, Umem};
+use std::ops::Bound;
+
+use dma_sg::RangeError;
+use dmabuf_rdma::exporter::PageKind;
+use dmabuf_rdma::mr::{Access, MemoryRegion, RegisterError};
+use dmabuf_rdma::{Iova, Umem};
 
 use super::dmabuf::read_only;
 use crate::assert_refused;
@@ -11,29 +14,41 @@ use crate::common::census::Census;
 use crate::common::peers::domain;
 
 #[test]
-fn ranges_that_are_not_in_the_buffer() {
-    let (domain, buffer) = (domain(), heap(1 << 20));
-    let range = |offset, length| MemoryRegion::builder(&domain, &buffer).range(offset, length).register();
-    assert_refused!(range(4096, 0), Error::ZeroLength { offset: 4096 });
-    assert_refused!(range(0, (1 << 20) + 1), Error::OutOfRange { size: 0x10_0000, .. });
-    assert_refused!(range(1 << 20, 1), Error::OutOfRange { .. });
-    let message = assert_refused!(range(u64::MAX - 4095, 8192), Error::OutOfRange { .. });
-    assert_eq!(
-        message,
-        "a range of 8192 bytes at offset 18446744073709547520 does not lie within 1048576 bytes"
-    );
+fn ranges_outside_the_buffer() {
+    const SIZE: u64 = 1 << 20;
+    let (domain, buffer) = (domain(), heap(SIZE));
+    let builder = MemoryRegion::builder(&domain, &buffer);
+    let refused = |range: (Bound<u64>, Bound<u64>)| match builder.range(range).register() {
+        Err(RegisterError::Range(error)) => error,
+        other => panic!("expected a RangeError, got {other:?}"),
+    };
+    let (from, to) = (Bound::Included, Bound::Excluded);
+    let out_of_range = |offset, length| RangeError::OutOfRange { offset, length, size: SIZE };
+    let past_the_end = refused((from(0), to(SIZE + 1)));
+    assert_eq!(past_the_end, out_of_range(0, SIZE + 1));
+    let message = "1048577 bytes at offset 0 do not lie within 1048576 bytes: choose a range inside";
+    assert_eq!(past_the_end.to_string(), message);
+    assert_eq!(refused((from(SIZE), to(SIZE + 1))), out_of_range(SIZE, 1));
+    assert_eq!(refused((from(u64::MAX - 4095), to(u64::MAX))), out_of_range(u64::MAX - 4095, 4095));
+    // The end of the range does not fit in 64 bits.
+    assert_eq!(refused((from(4096), Bound::Included(u64::MAX))), out_of_range(4096, u64::MAX - 4096));
+    assert_eq!(refused((from(4096), to(4096))), RangeError::Empty { offset: 4096 });
+    assert_eq!(refused((from(SIZE), Bound::Unbounded)), RangeError::Empty { offset: SIZE });
+    assert_eq!(refused((from(8192), to(4096))), RangeError::Inverted { start: 8192, end: 4096 });
 }
 
 #[test]
-fn iovas_that_overflow_or_lie_elsewhere_in_their_page() {
+fn iovas_that_overflow_or_are_not_congruent() {
     let (domain, buffer) = (domain(), heap(1 << 20));
     let at = |offset, iova| {
-        MemoryRegion::builder(&domain, &buffer).range(offset, 8192).iova(Iova(iova)).register()
+        let range = offset..offset + 8192;
+        MemoryRegion::builder(&domain, &buffer).range(range).iova(Iova(iova)).register()
     };
-    assert_refused!(at(0, u64::MAX - 4095), Error::IovaOverflow { length: 8192, .. });
-    let message = assert_refused!(at(0x1012, 0x7000), Error::IovaNotCongruent { .. });
+    assert_refused!(at(0, u64::MAX - 4095), RegisterError::IovaOverflow { length: 8192, .. });
+    let message = assert_refused!(at(0x1012, 0x7000), RegisterError::IovaNotCongruent { .. });
     assert!(message.contains("in that page, 0x7012 fits"), "{message}");
-    Umem::new(&buffer, 0x1012, 8192, Iova(0x7012)).unwrap();
+    let umem = Umem::new(&buffer, 0x1012..0x3012, Iova(0x7012)).unwrap();
+    assert_eq!((umem.offset(), umem.len(), umem.iova()), (0x1012, 8192, Iova(0x7012)));
 }
 
 #[test]
@@ -43,10 +58,13 @@ fn access_flags_that_are_not_permitted() {
     for bit in [4, 5, 6, 7, 8, 9, 31] {
         // MW_BIND, ZERO_BASED, ON_DEMAND, HUGETLB, FLUSH_GLOBAL, FLUSH_PERSISTENT, and an unknown one.
         let flag = Access::from_bits_retain(1 << bit);
-        assert_refused!(with(Access::REMOTE | flag), Error::AccessNotPermitted { flags } if *flags == flag);
+        assert_refused!(with(Access::REMOTE | flag), RegisterError::AccessNotPermitted { flags, .. } if *flags == flag);
     }
-    assert_refused!(with(Access::REMOTE_WRITE), Error::LocalWriteMissing { .. });
-    assert_refused!(with(Access::REMOTE_ATOMIC | Access::REMOTE_READ), Error::LocalWriteMissing { .. });
+    assert_refused!(with(Access::REMOTE_WRITE), RegisterError::LocalWriteMissing { .. });
+    assert_refused!(
+        with(Access::REMOTE_ATOMIC | Access::REMOTE_READ),
+        RegisterError::LocalWriteMissing { .. }
+    );
 }
 
 #[test]
@@ -54,18 +72,18 @@ fn write_access_to_a_read_only_buffer() {
     let (domain, buffer) = (domain(), read_only());
     for access in [Access::LOCAL_WRITE, Access::REMOTE, Access::LOCAL_WRITE | Access::REMOTE_WRITE] {
         let refused = MemoryRegion::builder(&domain, &buffer).access(access).register();
-        let message = assert_refused!(refused, Error::ReadOnlyBuffer { .. });
+        let message = assert_refused!(refused, RegisterError::ReadOnlyBuffer { .. });
         assert!(message.starts_with("Access(LOCAL_WRITE"), "{message}");
     }
 }
 
 #[test]
-fn host_pages_of_another_buffer_and_no_path_at_all() {
-    let (domain, ours, other) = (domain(), udmabuf(Pages::Base, 4096), udmabuf(Pages::Base, 4096));
+fn host_pages_of_another_buffer_and_no_path() {
+    let (domain, ours, other) = (domain(), udmabuf(PageKind::Base, 4096), udmabuf(PageKind::Base, 4096));
     let builder = || MemoryRegion::builder(&domain, &ours.dmabuf);
     let backing = other.backing.as_ref().unwrap();
-    assert_refused!(builder().host_mapping(backing).register(), Error::ForeignBacking);
-    assert_refused!(builder().paths(&[]).register(), Error::NoPath);
+    assert_refused!(builder().host_mapping(backing).register(), RegisterError::ForeignBacking);
+    assert_refused!(builder().paths(&[]).register(), RegisterError::NoPath);
 }
 
 #[test]
@@ -74,7 +92,7 @@ fn refusals_leave_nothing_behind() {
     for _ in 0..50 {
         let (domain, buffer) = (domain(), heap(4096));
         let builder = || MemoryRegion::builder(&domain, &buffer);
-        builder().range(0, 0).register().unwrap_err();
+        builder().range(0..0).register().unwrap_err();
         builder().access(Access::REMOTE_WRITE).register().unwrap_err();
         builder().paths(&[]).register().unwrap_err();
     }

@@ -1,12 +1,12 @@
-//! A hundred thousand cycles through the cache, against a model that is a list.
+//! The cache against a model that is a list, for a hundred thousand requests.
 
 use std::collections::VecDeque;
 
-use dmabuf_rdma::mr::{Access, CacheOptions, CachedRegion, RegionCache};
-use dmabuf_rdma::{DmaBuf, Error, error::RegistrationError};
+use dmabuf_rdma::mr::{Access, CacheOptions, RegionCache, RegionSlice, RegisterError};
+use dmabuf_rdma::{DmaBuf, Iova};
 
 use crate::common::buffers::heap;
-use crate::common::census::Census;
+use crate::common::census::{Census, regions};
 use crate::common::peers::domain;
 
 const PAGE: u64 = 4096;
@@ -15,7 +15,7 @@ const BUFFERS: usize = 64;
 const MAX_BYTES: u64 = 3900 * PAGE;
 const MAX_ENTRIES: usize = 128;
 
-/// An entry as the cache should have it.
+/// An entry that the cache should have.
 #[derive(Debug, Clone)]
 struct Entry {
     number: u64,
@@ -27,9 +27,9 @@ struct Entry {
 
 #[derive(Default)]
 struct Model {
-    /// In order of their registration.
+    /// In the order of their registrations.
     entries: Vec<Entry>,
-    /// Numbers of the entries that handles are held of.
+    /// Numbers of the entries that the test holds slices of.
     held: VecDeque<u64>,
     clock: u64,
     next: u64,
@@ -39,7 +39,7 @@ struct Model {
 }
 
 impl Model {
-    /// The entry that serves a request; `None` where there is no room.
+    /// The entry that serves a request, or `None` if there is no room.
     fn get(&mut self, buffer: usize, start: u64, end: u64) -> Option<Entry> {
         let clock = self.clock;
         let covers = |e: &&mut Entry| e.buffer == buffer && e.start <= start && end <= e.end;
@@ -89,17 +89,18 @@ impl Model {
 }
 
 #[test]
-fn a_hundred_thousand_cycles_are_what_the_model_says() {
+fn the_cache_does_what_the_model_does() {
     let census = Census::take();
     {
         let domain = domain();
         let mut buffers: Vec<DmaBuf> = (0..BUFFERS).map(|_| heap(SIZE)).collect();
-        let options = CacheOptions { max_bytes: MAX_BYTES, max_entries: MAX_ENTRIES, ..Default::default() };
+        let options = CacheOptions::default().max_bytes(MAX_BYTES).max_entries(MAX_ENTRIES);
         let (cache, mut model) = (RegionCache::new(options), Model::default());
-        let mut handles: VecDeque<CachedRegion> = VecDeque::new();
+        let mut slices: VecDeque<RegionSlice> = VecDeque::new();
+        let before = regions();
         let (mut random, mut full) = (88_172_645_463_325_252_u64, 0);
         let mut draw = |below: u64| {
-            // xorshift64: the same cycles each time.
+            // xorshift64: the same requests in every run.
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
@@ -108,7 +109,7 @@ fn a_hundred_thousand_cycles_are_what_the_model_says() {
         for cycle in 0..100_000 {
             let at = draw(BUFFERS as u64) as usize;
             match draw(400) {
-                // The buffer goes and another of its size comes.
+                // Another buffer of the same size takes the place of this one.
                 0 => {
                     let there = model.entries.iter().filter(|e| e.buffer == at).count();
                     assert_eq!(cache.invalidate(buffers[at].id()), there, "cycle {cycle}");
@@ -116,29 +117,30 @@ fn a_hundred_thousand_cycles_are_what_the_model_says() {
                     buffers[at] = heap(SIZE);
                 }
                 1 => {
-                    handles.clear();
+                    slices.clear();
                     model.held.clear();
                 }
                 _ => {
                     let start = draw(SIZE - 1);
                     let end = (start + 1 + draw(16 * PAGE)).min(SIZE);
-                    let got = cache.get(&domain, &buffers[at], start, end - start, Access::REMOTE);
+                    let got = cache.get(&domain, &buffers[at], start..end, Access::REMOTE);
                     match (got, model.get(at, start, end)) {
-                        (Ok(handle), Some(expected)) => {
-                            let umem = handle.region().umem();
+                        (Ok(slice), Some(expected)) => {
+                            assert_eq!((slice.iova(), slice.len()), (Iova(start), end - start));
+                            let umem = slice.region().umem();
                             assert_eq!(umem.buffer(), buffers[at].id(), "cycle {cycle}");
                             let range = (umem.offset(), umem.offset() + umem.len());
                             assert_eq!(range, (expected.start, expected.end), "cycle {cycle}");
                             if draw(4) == 0 {
-                                handles.push_back(handle);
+                                slices.push_back(slice);
                                 model.held.push_back(expected.number);
                             }
-                            if handles.len() > 24 {
-                                handles.pop_front();
+                            if slices.len() > 24 {
+                                slices.pop_front();
                                 model.held.pop_front();
                             }
                         }
-                        (Err(Error::Registration(RegistrationError::CacheFull { .. })), None) => full += 1,
+                        (Err(RegisterError::CacheFull { .. }), None) => full += 1,
                         (got, expected) => panic!("cycle {cycle}: {got:?}, not {expected:?}"),
                     }
                 }
@@ -147,7 +149,9 @@ fn a_hundred_thousand_cycles_are_what_the_model_says() {
         let now = cache.gauges();
         assert_eq!((now.hits, now.misses, now.evictions), (model.hits, model.misses, model.evictions));
         assert_eq!(now.entries, model.entries.len() as u64);
-        assert!(now.hits > 10_000 && now.evictions > 1000, "{now:?}, {full} times full");
+        slices.clear();
+        assert_eq!(regions() - before, model.entries.len(), "one region for each entry");
+        assert!(now.hits > 10_000 && now.evictions > 1000, "{now:?}, full {full} times");
     }
     census.assert_unchanged();
 }

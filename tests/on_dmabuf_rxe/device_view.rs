@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::sg::{DmaDevice, DmaSgList, device_view};
-use rdma_sys_ext::dma_sg;
+use dma_sg::DmaSgList;
+use dma_sg::device_view::{self, DeviceView, DmaDevice};
+use dma_sg::pci;
+use dmabuf_rdma::exporter::PageKind;
 
 use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap, udmabuf};
@@ -16,6 +16,10 @@ use crate::common::kcore::Kcore;
 use crate::common::peers::{Peers, device};
 use crate::common::system::{driven_by, modprobe, run, unprivileged, without_capabilities};
 use crate::common::{assert_same, pattern};
+
+// Past the checks of the crate.
+#[path = "../../dma-sg/src/device_view/sys.rs"]
+mod sys;
 
 const SIZE: u64 = 6 << 20;
 
@@ -29,12 +33,12 @@ fn the_memory_that_a_list_names_has_every_byte_that_a_peer_wrote() {
     modprobe("dma_sg");
     let kcore = Kcore::open();
     let rdma = device();
-    let pci = driven_by("virtio-pci")[0];
+    let address = driven_by("virtio-pci")[0];
     for kind in every_kind() {
         let peers = Peers::new();
         let subject = (kind.allocate)(SIZE);
         let size = subject.dmabuf.size();
-        let other = udmabuf(Pages::Base, size);
+        let other = udmabuf(PageKind::Base, size);
         let (source, target) = (peers.register(&other.dmabuf), peers.register(&subject.dmabuf));
         let write = |seed| {
             let put = pattern(size as usize, seed);
@@ -44,8 +48,8 @@ fn the_memory_that_a_list_names_has_every_byte_that_a_peer_wrote() {
         };
         let put = write(51);
         // None of these is behind an IOMMU here, so each list is of physical addresses.
-        let devices = [DmaDevice::None, DmaDevice::Rdma(rdma.name()), DmaDevice::Pci(pci)];
-        let views = devices.map(|device| device_view(&subject.dmabuf, device).unwrap());
+        let devices = [DmaDevice::Untranslated, DmaDevice::Rdma(rdma.name()), DmaDevice::Pci(address)];
+        let views = devices.map(|device| DeviceView::new(&subject.dmabuf, device).unwrap());
         let lists = views.each_ref().map(|view| view.list().unwrap());
         for (device, list) in devices.iter().zip(&lists) {
             let what = format!("{} for {device}", kind.name);
@@ -64,7 +68,7 @@ fn huge_pages_are_few_and_long_runs() {
     modprobe("dma_sg");
     for kind in every_kind().iter().filter(|kind| kind.name.contains("huge pages")) {
         let subject = (kind.allocate)(SIZE);
-        let list = device_view(&subject.dmabuf, DmaDevice::None).unwrap().list().unwrap();
+        let list = DeviceView::new(&subject.dmabuf, DmaDevice::Untranslated).unwrap().list().unwrap();
         assert!(list.runs().len() <= 3, "{}: {} runs of 3 huge pages", kind.name, list.runs().len());
         assert!(list.runs().iter().all(|run| run.addr % (2 << 20) == 0), "{}", kind.name);
     }
@@ -73,17 +77,17 @@ fn huge_pages_are_few_and_long_runs() {
 #[test]
 fn a_list_is_read_in_batches_of_any_size() {
     modprobe("dma_sg");
-    let buffer = crate::common::buffers::pieces(1 << 20).dmabuf;
-    let view = device_view(&buffer, DmaDevice::None).unwrap();
+    let buffer = crate::common::buffers::four_ranges(1 << 20).dmabuf;
+    let view = DeviceView::new(&buffer, DmaDevice::Untranslated).unwrap();
     let whole = view.list().unwrap();
-    let (_, total) = dma_sg::read(view.as_fd(), 0, &mut []).unwrap();
+    let (_, total) = sys::read(view.as_fd(), 0, &mut []).unwrap();
     assert_eq!(total, whole.runs().len() as u64);
     assert!(total >= 2, "four memfds in another order are not one run");
     for size in [1, 3, 1000] {
         let mut seen = Vec::new();
-        let mut batch = vec![dma_sg::Entry::default(); size];
+        let mut batch = vec![sys::Entry::default(); size];
         loop {
-            let (count, _) = dma_sg::read(view.as_fd(), seen.len() as u64, &mut batch).unwrap();
+            let (count, _) = sys::read(view.as_fd(), seen.len() as u64, &mut batch).unwrap();
             seen.extend(batch[..count].iter().map(|entry| (entry.addr, entry.len)));
             if count < size {
                 break;
@@ -92,7 +96,7 @@ fn a_list_is_read_in_batches_of_any_size() {
         let expected: Vec<_> = whole.runs().iter().map(|run| (run.addr, run.len)).collect();
         assert_eq!(seen, expected, "in batches of {size}");
     }
-    let past = dma_sg::read(view.as_fd(), total + 1, &mut [dma_sg::Entry::default()]);
+    let past = sys::read(view.as_fd(), total + 1, &mut [sys::Entry::default()]);
     assert_eq!(past.unwrap_err().raw_os_error(), Some(libc::EINVAL));
 }
 
@@ -106,7 +110,7 @@ fn killing_the_holder_of_a_view_leaves_nothing() {
     modprobe("dma_sg");
     let census = Census::take();
     let (users_before, buffers_before) = (users(), dma_bufs());
-    let view = device_view(&heap(SIZE), DmaDevice::None).unwrap();
+    let view = DeviceView::new(heap(SIZE), DmaDevice::Untranslated).unwrap();
     let holder = Command::new("sleep").arg("1000").stdin(Stdio::from(OwnedFd::from(view))).spawn();
     let mut holder = holder.expect("sleep");
     assert_eq!((users(), dma_bufs()), (users_before + 1, buffers_before + 1), "held by the child alone");
@@ -123,12 +127,12 @@ fn a_thousand_views_leave_nothing() {
     modprobe("dma_sg");
     let kinds = every_kind();
     let buffers: Vec<_> = kinds.iter().map(|kind| (kind.allocate)(256 << 10)).collect();
-    let pci = driven_by("virtio-pci")[0];
+    let address = driven_by("virtio-pci")[0];
     let census = Census::take();
     for cycle in 0..1000 {
         let buffer = &buffers[cycle % buffers.len()].dmabuf;
-        let device = if cycle % 2 == 0 { DmaDevice::None } else { DmaDevice::Pci(pci) };
-        let view = device_view(buffer, device).unwrap();
+        let device = if cycle % 2 == 0 { DmaDevice::Untranslated } else { DmaDevice::Pci(address) };
+        let view = DeviceView::new(buffer, device).unwrap();
         assert_eq!(view.list().unwrap().total_len(), buffer.size());
     }
     census.assert_unchanged();
@@ -137,7 +141,7 @@ fn a_thousand_views_leave_nothing() {
 /// The module's own answer, past the checks of the library.
 fn errno(dmabuf: BorrowedFd<'_>, kind: u32, name: &std::ffi::CStr) -> Option<i32> {
     let node = File::open("/dev/dma_sg").unwrap();
-    dma_sg::map(node.as_fd(), dmabuf, kind, name).unwrap_err().raw_os_error()
+    sys::map(node.as_fd(), dmabuf, kind, name).unwrap_err().raw_os_error()
 }
 
 #[test]
@@ -147,34 +151,48 @@ fn what_is_no_dma_buf_or_no_device_is_refused() {
     let buffer = heap(4096);
     // SAFETY: nothing owns this number, which is above any limit, and it is only looked up.
     let closed = unsafe { BorrowedFd::borrow_raw(1_000_000_000) };
-    assert_eq!(errno(closed, dma_sg::DEVICE_NONE, c""), Some(libc::EBADF));
+    assert_eq!(errno(closed, sys::DEVICE_NONE, c""), Some(libc::EBADF));
     let null = File::open("/dev/null").unwrap();
-    assert_eq!(errno(null.as_fd(), dma_sg::DEVICE_NONE, c""), Some(libc::EINVAL));
+    assert_eq!(errno(null.as_fd(), sys::DEVICE_NONE, c""), Some(libc::EINVAL));
     let malformed: [(u32, &std::ffi::CStr); 6] = [
-        (dma_sg::DEVICE_NONE, c"rxe0"),
-        (dma_sg::DEVICE_PCI, c""),
-        (dma_sg::DEVICE_PCI, c"0000:00:20.0"),
-        (dma_sg::DEVICE_PCI, c"0000:00:00.8"),
-        (dma_sg::DEVICE_PCI, c"0000:00:00.0x"),
+        (sys::DEVICE_NONE, c"rxe0"),
+        (sys::DEVICE_PCI, c""),
+        (sys::DEVICE_PCI, c"0000:00:20.0"),
+        (sys::DEVICE_PCI, c"0000:00:00.8"),
+        (sys::DEVICE_PCI, c"0000:00:00.0x"),
         (3, c""),
     ];
     for (kind, name) in malformed {
         assert_eq!(errno(buffer.as_fd(), kind, name), Some(libc::EINVAL), "{kind} {name:?}");
     }
-    assert_eq!(errno(buffer.as_fd(), dma_sg::DEVICE_PCI, c"0000:fe:1f.7"), Some(libc::ENODEV));
-    assert_eq!(errno(buffer.as_fd(), dma_sg::DEVICE_RDMA, c"nowhere0"), Some(libc::ENODEV));
+    assert_eq!(errno(buffer.as_fd(), sys::DEVICE_PCI, c"0000:fe:1f.7"), Some(libc::ENODEV));
+    assert_eq!(errno(buffer.as_fd(), sys::DEVICE_RDMA, c"nowhere0"), Some(libc::ENODEV));
 
-    let view = |device| device_view(&buffer, device);
-    let message = assert_refused!(view(DmaDevice::Rdma("nowhere0")), Error::UnknownDevice { .. });
+    let message = assert_refused!(
+        DeviceView::new(&null, DmaDevice::Untranslated),
+        device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::EINVAL)
+    );
+    assert!(message.contains("not a dma-buf"), "{message}");
+    let view = |device| DeviceView::new(&buffer, device);
+    let message = assert_refused!(
+        view(DmaDevice::Rdma("nowhere0")),
+        device_view::Error::Device(pci::Error::UnknownRdmaDevice { .. })
+    );
     assert!(message.contains("rxe0"), "{message}");
     let long = "x".repeat(64);
-    assert_refused!(view(DmaDevice::Rdma(&long)), Error::UnknownDevice { .. });
-    assert_refused!(view(DmaDevice::Rdma("rxe0\0x")), Error::UnknownDevice { .. });
+    assert_refused!(
+        view(DmaDevice::Rdma(&long)),
+        device_view::Error::Device(pci::Error::UnknownRdmaDevice { .. })
+    );
+    assert_refused!(
+        view(DmaDevice::Rdma("rxe0\0x")),
+        device_view::Error::Device(pci::Error::UnknownRdmaDevice { .. })
+    );
     let absent = DmaDevice::Pci("0000:fe:1f.7".parse().unwrap());
-    assert_refused!(view(absent), Error::Addresses(dmabuf_rdma::error::AddressError::NotInSysfs { .. }));
+    assert_refused!(view(absent), device_view::Error::Device(pci::Error::NotInSysfs { .. }));
     // The host bridge has no driver.
     let bridge = view(DmaDevice::Pci("0000:00:00.0".parse().unwrap()));
-    assert_refused!(bridge, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENXIO));
+    assert_refused!(bridge, device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::ENXIO));
     drop((buffer, null));
     census.assert_unchanged();
 }
@@ -183,14 +201,14 @@ fn what_is_no_dma_buf_or_no_device_is_refused() {
 fn only_an_administrator_sees_addresses() {
     modprobe("dma_sg");
     let buffer = heap(4096);
-    let view = || device_view(&buffer, DmaDevice::None);
+    let view = || DeviceView::new(&buffer, DmaDevice::Untranslated);
     let refused = unprivileged(view);
-    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::ViewNotPermitted { source, .. }) if source.raw_os_error() == Some(libc::EACCES));
+    assert_refused!(refused, device_view::Error::NotPermitted { source, .. } if source.raw_os_error() == Some(libc::EACCES));
     let refused = without_capabilities(view);
-    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::ViewNotPermitted { source, .. }) if source.raw_os_error() == Some(libc::EPERM));
+    assert_refused!(refused, device_view::Error::NotPermitted { source, .. } if source.raw_os_error() == Some(libc::EPERM));
     // Nor through a descriptor that somebody else opened.
     let node = File::open("/dev/dma_sg").unwrap();
-    let map = || dma_sg::map(node.as_fd(), buffer.as_fd(), dma_sg::DEVICE_NONE, c"");
+    let map = || sys::map(node.as_fd(), buffer.as_fd(), sys::DEVICE_NONE, c"");
     assert_eq!(without_capabilities(map).unwrap_err().raw_os_error(), Some(libc::EPERM));
 }
 
@@ -198,12 +216,9 @@ fn only_an_administrator_sees_addresses() {
 fn without_the_module_the_error_says_so() {
     modprobe("dma_sg");
     run("rmmod", &["dma_sg"]);
-    let refused = device_view(&heap(4096), DmaDevice::None);
-    let message = assert_refused!(
-        refused,
-        Error::Addresses(dmabuf_rdma::error::AddressError::ViewModuleMissing { .. })
-    );
+    let refused = DeviceView::new(heap(4096), DmaDevice::Untranslated);
+    let message = assert_refused!(refused, device_view::Error::ModuleMissing { .. });
     assert!(message.contains("modprobe dma_sg"), "{message}");
     modprobe("dma_sg");
-    device_view(&heap(4096), DmaDevice::None).unwrap();
+    DeviceView::new(heap(4096), DmaDevice::Untranslated).unwrap();
 }

@@ -1,4 +1,4 @@
-//! What holds what, and that nothing stays: regions, descriptors, dma-bufs.
+//! What a region holds, and that nothing leaks: regions, descriptors, dma-bufs.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -6,16 +6,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dmabuf_rdma::mr::{Access, MemoryRegion};
+use dmabuf_rdma::verbs::Operation;
 
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
 use crate::common::link::Link;
-use crate::common::peers::{Peers, domain};
+use crate::common::peers::{Peers, TIMEOUT, domain, remote_addr};
 use crate::common::system::example;
 use crate::common::{assert_same, contents, pattern};
 
 #[test]
-fn a_registration_counts_one_region_and_no_descriptor() {
+fn a_registration_adds_one_region_and_no_descriptor() {
     let domain = domain();
     let buffer = heap(1 << 20);
     let (fds_before, regions_before, buffers_before) = (fds(), regions(), dma_bufs());
@@ -37,11 +38,11 @@ fn a_thousand_cycles_leave_nothing() {
         let buffer = &buffers[cycle as usize % buffers.len()].dmabuf;
         let offset = cycle * 37 % (100 << 10);
         let region = MemoryRegion::builder(&domain, buffer)
-            .range(offset, (100 << 10) + cycle)
+            .range(offset..offset + (100 << 10) + cycle)
             .access(Access::REMOTE)
             .register()
             .unwrap();
-        // Half by the call that reports, half by dropping.
+        // `deregister` ends one half of them, dropping the other.
         if cycle % 2 == 0 {
             region.deregister().unwrap();
         }
@@ -50,7 +51,7 @@ fn a_thousand_cycles_leave_nothing() {
 }
 
 #[test]
-fn a_domain_dropped_before_its_regions_is_no_trouble() {
+fn a_domain_may_be_dropped_before_its_regions() {
     let census = Census::take();
     let domain = domain();
     let regions: Vec<_> =
@@ -61,7 +62,7 @@ fn a_domain_dropped_before_its_regions_is_no_trouble() {
 }
 
 #[test]
-fn threads_register_and_move_at_once() {
+fn threads_register_and_transfer_at_once() {
     let census = Census::take();
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -72,7 +73,7 @@ fn threads_register_and_move_at_once() {
                     let put = pattern(256 << 10, thread << 8 | round);
                     from.map().unwrap().write(0, &put).unwrap();
                     peers.write(&peers.register(&from), &peers.register(&to));
-                    assert_same(&contents(&to), &put, "a thread's own bytes");
+                    assert_same(&contents(&to), &put, "the bytes of one thread");
                 }
             });
         }
@@ -80,7 +81,7 @@ fn threads_register_and_move_at_once() {
     census.assert_unchanged();
 }
 
-/// Two processes that move bytes without end until one is killed.
+/// Two processes that transfer bytes until one is killed.
 struct Traffic {
     owner: Child,
     mover: Child,
@@ -103,11 +104,11 @@ impl Traffic {
             .stderr(Stdio::null())
             .spawn()
             .expect("the demo's mover");
-        // Under way once a first transfer is reported.
+        // The transfers have begun once the first one is reported.
         let mut lines = BufReader::new(mover.stdout.take().unwrap()).lines();
         let moved = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("MiB/s")));
         moved.expect("traffic").unwrap();
-        // Read on, so that the mover does not stop at a full or a closed pipe.
+        // The mover would stop at a full or a closed pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self { owner, mover }
     }
@@ -144,28 +145,24 @@ fn killing_the_mover_under_traffic_leaves_nothing() {
 }
 
 #[test]
-fn a_region_dropped_under_traffic_ends_the_transfer_only() {
+fn a_region_dropped_under_traffic_ends_only_the_transfer() {
     let census = Census::take();
     let peers = Peers::new();
     let (from, to) = (heap(8 << 20), heap(8 << 20));
     let source = peers.register(&from);
     let target = peers.register(&to);
-    let remote = target.remote().at(0, 8 << 20).unwrap();
-    let write = dmabuf_rdma::verbs::Operation::Write { remote };
+    let write = Operation::Write { remote: remote_addr(&target, 0..8 << 20) };
     for id in 0..4 {
-        peers.ours.pair.post(id, write, &[source.sge(0, 8 << 20).unwrap()], true).unwrap();
+        peers.ours.pair.post(id, write, &[source.sge(..).unwrap()], true).unwrap();
     }
     drop((target, to));
-    let ends: Vec<_> = (0..4)
-        .map(|_| peers.ours.queue.wait(crate::common::peers::LIMIT).unwrap().success().is_ok())
-        .collect();
-    assert!(!ends[3], "the region went long before the fourth message could end: {ends:?}");
+    let ends: Vec<_> = (0..4).map(|_| peers.ours.queue.wait(TIMEOUT).unwrap().success().is_ok()).collect();
+    assert!(!ends[3], "the region was gone long before the fourth message could end: {ends:?}");
     drop((source, from, peers));
     census.assert_unchanged();
 }
 
-/// The driver waits until the last user is gone (rxe cannot take its device away from one), then the
-/// device goes and everything with it.
+/// rxe cannot take its device away from a user: the driver waits for the last one, then deletes the device.
 #[test]
 fn deleting_the_device_while_regions_live() {
     let census = Census::take();

@@ -1,14 +1,17 @@
-//! A device that imports dma-bufs.
+//! Tests for a device that imports dma-bufs.
 
 mod cache;
 mod cache_model;
 mod data;
 mod device_view;
 mod fork;
+mod fork_objects;
+mod handles;
 mod lifetime;
 mod newer;
 mod observe;
 mod protection;
+mod queue_pairs;
 mod runtimes;
 mod self_check;
 mod sets;

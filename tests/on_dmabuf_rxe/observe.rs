@@ -5,9 +5,9 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use dmabuf_rdma::RegionSet;
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::mr::{Access, FdPolicy, MemoryRegion, Path, RegionCache};
-use dmabuf_rdma::observe::{self, Gauges, gauges};
+use dmabuf_rdma::exporter::PageKind;
+use dmabuf_rdma::mr::{Access, MemoryRegion, RegionCache};
+use dmabuf_rdma::observe::{self, Gauges, RegionGauges, gauges};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -19,13 +19,13 @@ use crate::common::census::regions;
 use crate::common::peers::domain;
 
 #[test]
-fn the_gauges_are_what_is_held() {
+fn the_gauges_count_what_the_process_holds() {
     let domain = domain();
     let (before, counted) = (gauges(), regions());
-    let allocation = udmabuf(Pages::Base, 1 << 20);
+    let allocation = udmabuf(PageKind::Base, 1 << 20);
     let buffer = &allocation.dmabuf;
-    let region = MemoryRegion::builder(&domain, buffer).range(0, 4096).register().unwrap();
-    let set = RegionSet::builder(buffer).chunk_size(256 << 10).fd_policy(FdPolicy::PerChunk);
+    let region = MemoryRegion::builder(&domain, buffer).range(..4096).register().unwrap();
+    let set = RegionSet::builder(buffer).chunk_size(256 << 10).own_descriptors();
     let set = set.register(&domain).unwrap();
     let host = MemoryRegion::builder(&domain, buffer)
         .paths(&[])
@@ -34,18 +34,20 @@ fn the_gauges_are_what_is_held() {
         .unwrap();
     let cache = RegionCache::default();
     for _ in 0..3 {
-        cache.get(&domain, buffer, 0, 8192, Access::empty()).unwrap();
+        cache.get(&domain, buffer, ..8192, Access::empty()).unwrap();
     }
 
     let now = gauges();
-    let more = |path, of: fn(&Gauges, Path) -> u64| of(&now, path) - of(&before, path);
-    let count = |gauges: &Gauges, path| gauges.regions.of(path).regions;
-    let bytes = |gauges: &Gauges, path| gauges.regions.of(path).bytes;
-    assert_eq!(more(Path::Uverbs, count), 6);
-    assert_eq!(more(Path::Uverbs, bytes), 4096 + (1 << 20) + 8192);
-    assert_eq!((more(Path::HostMapping, count), more(Path::HostMapping, bytes)), (1, 1 << 20));
-    assert_eq!(now.regions.total().regions - before.regions.total().regions, (regions() - counted) as u64);
-    // The buffer's, and one for each chunk.
+    let more =
+        |now: RegionGauges, before: RegionGauges| (now.regions - before.regions, now.bytes - before.bytes);
+    assert_eq!(more(now.uverbs, before.uverbs), (6, 4096 + (1 << 20) + 8192));
+    assert_eq!(more(now.host_mapping, before.host_mapping), (1, 1 << 20));
+    for path in ["Verbs", "VerbsEx", "DataDirect"] {
+        let of = |gauges: Gauges| gauges.by_path().find(|(name, _)| *name == path).unwrap().1;
+        assert_eq!(more(of(now), of(before)), (0, 0), "{path}");
+    }
+    assert_eq!(more(now.regions(), before.regions()).0, (regions() - counted) as u64);
+    // The buffer's descriptor, and one for each chunk.
     assert_eq!(now.fds - before.fds, 5);
     let (hits, misses) = (now.cache.hits - before.cache.hits, now.cache.misses - before.cache.misses);
     assert_eq!((hits, misses, now.cache.entries - before.cache.entries), (2, 1, 1));
@@ -66,25 +68,25 @@ fn the_gauges_are_what_is_held() {
         })
         .collect();
     let gauge = |value: u64| DebugValue::Gauge((value as f64).into());
-    assert_eq!(seen["dmabuf_rdma_regions Uverbs"], gauge(now.regions.of(Path::Uverbs).regions));
-    assert_eq!(seen["dmabuf_rdma_mapped_bytes Uverbs"], gauge(now.regions.of(Path::Uverbs).bytes));
+    assert_eq!(seen["dmabuf_rdma_regions Uverbs"], gauge(now.uverbs.regions));
+    assert_eq!(seen["dmabuf_rdma_mapped_bytes Uverbs"], gauge(now.uverbs.bytes));
     assert_eq!(seen["dmabuf_rdma_fds "], gauge(now.fds));
     assert_eq!(seen["dmabuf_rdma_cache_hits "], DebugValue::Counter(now.cache.hits));
 
     drop((region, set, host, cache, allocation));
     let after = gauges();
-    assert_eq!((after.regions, after.fds), (before.regions, before.fds));
+    assert_eq!((after.regions(), after.fds), (before.regions(), before.fds));
     assert_eq!((after.cache.hits, after.cache.entries), (now.cache.hits, before.cache.entries));
 }
 
-/// Spans by name with their fields, as they are closed.
+/// Closed spans, by name, with their fields.
 #[derive(Default, Clone)]
 struct Spans(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
     open: HashMap<u64, (&'static Metadata<'static>, HashMap<String, String>)>,
-    /// How often each is referred to.
+    /// References to each span.
     references: HashMap<u64, u32>,
     current: Vec<u64>,
     closed: Vec<(String, HashMap<String, String>)>,
@@ -160,14 +162,14 @@ impl Subscriber for Spans {
 }
 
 #[test]
-fn spans_name_what_was_done_and_how_long_it_took() {
+fn spans_report_each_step_and_its_duration() {
     let spans = Spans::default();
     let (key, inode) = tracing::subscriber::with_default(spans.clone(), || {
         let (domain, buffer) = (domain(), heap(1 << 20));
-        let region = MemoryRegion::builder(&domain, &buffer).range(4096, 8192).register().unwrap();
+        let region = MemoryRegion::builder(&domain, &buffer).range(4096..12_288).register().unwrap();
         let key = region.lkey().0.to_string();
         region.deregister().unwrap();
-        let _ = MemoryRegion::builder(&domain, &buffer).range(0, 0).register().unwrap_err();
+        let _ = MemoryRegion::builder(&domain, &buffer).range(0..0).register().unwrap_err();
         let text = format!("{:?}", buffer.id());
         let inode = text.split("inode: ").nth(1).unwrap().trim_end_matches([' ', '}']).to_owned();
         (key, inode)
@@ -186,5 +188,5 @@ fn spans_name_what_was_done_and_how_long_it_took() {
     for (at, name) in names.iter().enumerate().take(4) {
         field(at, "duration").parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}"));
     }
-    assert!(field(3, "error").contains("a range of 0 bytes"));
+    assert!(field(3, "error").contains("has 0 bytes"));
 }

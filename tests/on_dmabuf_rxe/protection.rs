@@ -1,14 +1,14 @@
 //! What a peer, and this side, may not do.
 
-use dmabuf_rdma::mr::{Access, MemoryRegion, Rkey};
-use dmabuf_rdma::transfer::RemoteAddr;
-use dmabuf_rdma::verbs::{CompletionStatus, Operation};
-use dmabuf_rdma::{DmaBuf, Error};
+use dma_sg::RangeError;
+use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::mr::{Access, MemoryRegion};
+use dmabuf_rdma::verbs::{self, CompletionStatus, Operation, RemoteAddr, Rkey};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
 use crate::common::contents;
-use crate::common::peers::Peers;
+use crate::common::peers::{Peers, remote_addr};
 
 struct Scene {
     peers: Peers,
@@ -26,11 +26,11 @@ fn scene() -> Scene {
 
 impl Scene {
     fn write(&self, remote: RemoteAddr) -> CompletionStatus {
-        self.peers.ours.complete(Operation::Write { remote }, &[self.source.sge(0, 64).unwrap()]).status
+        self.peers.ours.complete(Operation::Write { remote }, &[self.source.sge(..64).unwrap()]).status
     }
 
     fn read(&self, remote: RemoteAddr) -> CompletionStatus {
-        self.peers.ours.complete(Operation::Read { remote }, &[self.source.sge(0, 64).unwrap()]).status
+        self.peers.ours.complete(Operation::Read { remote }, &[self.source.sge(..64).unwrap()]).status
     }
 
     fn region(&self, access: Access) -> MemoryRegion {
@@ -47,7 +47,7 @@ impl Scene {
 fn a_region_for_reading_is_not_written() {
     let scene = scene();
     let region = scene.region(Access::REMOTE_READ);
-    let remote = region.remote().at(0, 64).unwrap();
+    let remote = remote_addr(&region, 0..64);
     assert_eq!(scene.read(remote), CompletionStatus::SUCCESS);
     assert_eq!(scene.write(remote), CompletionStatus::REM_ACCESS_ERR);
     scene.assert_untouched();
@@ -57,7 +57,7 @@ fn a_region_for_reading_is_not_written() {
 fn a_region_for_writing_is_not_read() {
     let scene = scene();
     let region = scene.region(Access::LOCAL_WRITE | Access::REMOTE_WRITE);
-    assert_eq!(scene.read(region.remote().at(0, 64).unwrap()), CompletionStatus::REM_ACCESS_ERR);
+    assert_eq!(scene.read(remote_addr(&region, 0..64)), CompletionStatus::REM_ACCESS_ERR);
 }
 
 #[test]
@@ -74,8 +74,8 @@ fn a_region_without_remote_access_is_neither() {
 fn atomics_need_their_flag() {
     let scene = scene();
     let region = scene.region(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ);
-    let add = Operation::FetchAdd { remote: region.remote().at(0, 8).unwrap(), add: 1 };
-    let ended = scene.peers.ours.complete(add, &[scene.source.sge(0, 8).unwrap()]);
+    let add = Operation::FetchAdd { remote: remote_addr(&region, 0..8), add: 1 };
+    let ended = scene.peers.ours.complete(add, &[scene.source.sge(..8).unwrap()]);
     assert_eq!(ended.status, CompletionStatus::REM_ACCESS_ERR);
     scene.assert_untouched();
 }
@@ -93,7 +93,7 @@ fn a_key_that_nobody_gave_is_refused() {
 fn a_deregistered_region_is_out_of_reach() {
     let scene = scene();
     let region = scene.region(Access::REMOTE);
-    let remote = region.remote().at(0, 64).unwrap();
+    let remote = remote_addr(&region, 0..64);
     assert_eq!(scene.read(remote), CompletionStatus::SUCCESS);
     region.deregister().unwrap();
     assert_eq!(scene.write(remote), CompletionStatus::REM_ACCESS_ERR);
@@ -103,7 +103,7 @@ fn a_deregistered_region_is_out_of_reach() {
 #[test]
 fn a_dropped_region_is_out_of_reach() {
     let scene = scene();
-    let remote = scene.region(Access::REMOTE).remote().at(0, 64).unwrap();
+    let remote = remote_addr(&scene.region(Access::REMOTE), 0..64);
     assert_eq!(scene.write(remote), CompletionStatus::REM_ACCESS_ERR);
     scene.assert_untouched();
 }
@@ -112,8 +112,8 @@ fn a_dropped_region_is_out_of_reach() {
 fn a_read_does_not_land_in_a_region_without_local_write() {
     let scene = scene();
     let region = scene.region(Access::REMOTE_READ);
-    let remote = scene.source.remote().at(0, 64).unwrap();
-    let ended = scene.peers.ours.complete(Operation::Read { remote }, &[region.sge(0, 64).unwrap()]);
+    let remote = remote_addr(&scene.source, 0..64);
+    let ended = scene.peers.ours.complete(Operation::Read { remote }, &[region.sge(..64).unwrap()]);
     assert_ne!(ended.status, CompletionStatus::SUCCESS);
     scene.assert_untouched();
 }
@@ -122,14 +122,16 @@ fn a_read_does_not_land_in_a_region_without_local_write() {
 fn ranges_of_a_region_are_checked_before_posting() {
     let scene = scene();
     let region = scene.region(Access::REMOTE);
-    assert_refused!(region.sge(8192, 1), Error::OutOfRange { size: 8192, .. });
-    assert_refused!(region.sge(0, 0), Error::ZeroLength { .. });
-    assert_refused!(region.sge(u64::MAX, u64::MAX), Error::OutOfRange { .. });
-    assert_refused!(region.remote().at(8000, 193), Error::OutOfRange { .. });
-    let elements = [region.sge(0, 8).unwrap(); 5];
-    let remote = region.remote().at(0, 64).unwrap();
+    let past_the_end = region.sge(8192..=8192);
+    assert_refused!(past_the_end, verbs::Error::Range(RangeError::OutOfRange { size: 8192, .. }));
+    assert_refused!(region.sge(0..0), verbs::Error::Range(RangeError::Empty { .. }));
+    let past_64_bits = region.sge(u64::MAX..=u64::MAX);
+    assert_refused!(past_64_bits, verbs::Error::Range(RangeError::OutOfRange { .. }));
+    assert_refused!(region.remote().slice(8000..8193), RangeError::OutOfRange { .. });
+    let elements = [region.sge(..8).unwrap(); 5];
+    let remote = remote_addr(&region, 0..64);
     let refused = scene.peers.ours.pair.post(1, Operation::Write { remote }, &elements, true);
-    assert_refused!(refused, Error::TooManySge { count: 5, limit: 4 });
+    assert_refused!(refused, verbs::Error::TooManySge { count: 5, limit: 4 });
     let refused = scene.peers.ours.pair.post_recv(1, &elements);
-    assert_refused!(refused, Error::TooManySge { count: 5, limit: 4 });
+    assert_refused!(refused, verbs::Error::TooManySge { count: 5, limit: 4 });
 }

@@ -1,13 +1,12 @@
-//! From pointers to bytes on the wire, with stub libraries in the place of CUDA, ROCm and Level Zero.
+//! From pointers to bytes on the wire, with stub libraries in place of CUDA, ROCm and Level Zero.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::error::ExporterError;
-use dmabuf_rdma::exporter::cuda::PcieMapping;
-use dmabuf_rdma::exporter::runtime::Route;
-use dmabuf_rdma::exporter::{Cuda, Hsa, LevelZero, MemoryKind, Runtime, Runtimes};
+use dmabuf_rdma::RemoteSlice;
+use dmabuf_rdma::exporter::{Cuda, Error, Hsa, LevelZero, MemoryKind, PointerError, Runtime, Runtimes};
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::Operation;
 use gpu_stubs::Stub;
@@ -19,14 +18,14 @@ use crate::common::census::{Census, fds};
 use crate::common::drm::card;
 use crate::common::gpu::{self, Gpu};
 use crate::common::peers::Peers;
-use crate::common::system::{unprivileged, vivid};
+use crate::common::system::{vivid, with_forbidden_node};
 use crate::common::{assert_same, pattern};
 
 static CUDA: LazyLock<Stub> = LazyLock::new(|| Stub::load("libcuda.so.1"));
 static HSA: LazyLock<Stub> = LazyLock::new(|| Stub::load("libhsa-runtime64.so.1"));
 static ZE: LazyLock<Stub> = LazyLock::new(|| Stub::load("libze_loader.so.1"));
 
-/// Goes through the three runtimes; each has to get back what it gave, and to have been called rightly.
+/// Runs a test on the three runtimes. Each stub must have been called correctly and have everything back.
 #[track_caller]
 fn each(test: impl Fn(&dyn Gpu, &Stub)) {
     for (stub, load) in [
@@ -47,7 +46,7 @@ fn clean(stub: &Stub, test: impl FnOnce()) {
     census.assert_unchanged();
 }
 
-/// Memory that is not for export, of a stub's own.
+/// Memory of a stub that is not exported: managed or host memory.
 fn other(stub: &Stub, managed: bool) -> u64 {
     // SAFETY: the type in the stub's source.
     unsafe { stub.function::<unsafe extern "C" fn(i32, usize) -> u64>("stub_other")(managed.into(), 1 << 20) }
@@ -80,7 +79,7 @@ fn allocates() {
 
 #[test]
 fn devices_have_their_pci_addresses() {
-    let texts = |all: &mut dyn Iterator<Item = Option<dmabuf_rdma::pci::PciAddress>>| {
+    let texts = |all: &mut dyn Iterator<Item = Option<dma_sg::pci::PciAddress>>| {
         all.map(|address| address.unwrap().to_string()).collect::<Vec<_>>()
     };
     let _ = (&*CUDA, &*HSA, &*ZE);
@@ -92,13 +91,13 @@ fn devices_have_their_pci_addresses() {
     assert_eq!(texts(&mut ze.devices()), ["0000:9a:02.0", "0001:9a:02.0"]);
     let second = cuda.with_device(1).unwrap();
     let memory = second.memory(4096).unwrap();
-    let found = second.find(memory.address()).unwrap().unwrap();
-    assert_eq!(found.device.unwrap().to_string(), "0001:5e:00.0");
-    assert_refused!(second.with_device(2), Error::Exporters(ExporterError::NoDevice { .. }));
+    let info = second.find(memory.address()).unwrap().unwrap();
+    assert_eq!(info.device.unwrap().to_string(), "0001:5e:00.0");
+    assert_refused!(second.with_device(2), Error::Pointer(PointerError::NoDevice { .. }));
 }
 
 #[test]
-fn a_pointer_is_found_by_its_owner_among_all_that_are_loaded() {
+fn a_pointer_is_found_by_its_runtime_among_all_that_are_loaded() {
     let (cuda, hsa, ze) = (&*CUDA, &*HSA, &*ZE);
     clean(cuda, || {
         let all = Runtimes::loaded().unwrap();
@@ -110,17 +109,14 @@ fn a_pointer_is_found_by_its_owner_among_all_that_are_loaded() {
         ];
         for gpu in &gpus {
             let memory = gpu.memory(1 << 20).unwrap();
-            let found = all.find(memory.address() + 5).unwrap().unwrap();
-            assert_eq!((found.runtime, found.base), (Runtime::name(gpu.as_ref()), memory.address()));
-            assert_eq!(all.export(memory.address() + 5, 10).unwrap().pieces()[0].offset, 5);
+            let info = all.find(memory.address() + 5).unwrap().unwrap();
+            assert_eq!((info.runtime, info.base), (Runtime::name(gpu.as_ref()), memory.address()));
+            assert_eq!(all.export(memory.address() + 5, 10).unwrap()[0].range(), 5..15);
         }
         let local = 7_u64;
         let address = (&raw const local) as u64;
         assert_eq!(all.find(address).unwrap(), None);
-        let message = assert_refused!(
-            all.export(address, 8),
-            Error::Exporters(ExporterError::HostMemory { runtime: None, .. })
-        );
+        let message = assert_refused!(all.export(address, 8), PointerError::HostMemory { runtime: None, .. });
         assert!(message.contains("make a udmabuf of it"), "{message}");
     });
     assert_eq!((hsa.misuse(), ze.misuse()), (None, None));
@@ -133,45 +129,41 @@ fn memory_of_the_wrong_kind_is_refused() {
     let (host, managed) = (other(stub, false), other(stub, true));
     assert_eq!(cuda.find(host).unwrap().unwrap().kind, MemoryKind::Host);
     assert_eq!(cuda.find(host).unwrap().unwrap().device, None);
-    let message = assert_refused!(
-        cuda.export_at(host, 1),
-        Error::Exporters(ExporterError::HostMemory { runtime: Some("CUDA"), .. })
-    );
-    assert!(message.contains("host memory known to CUDA"), "{message}");
-    let message = assert_refused!(
-        cuda.export_at(managed, 1),
-        Error::Exporters(ExporterError::ManagedMemory { runtime: "CUDA", .. })
-    );
+    let message =
+        assert_refused!(cuda.export_at(host, 1), PointerError::HostMemory { runtime: Some("CUDA"), .. });
+    assert!(message.contains("host memory of CUDA"), "{message}");
+    let message =
+        assert_refused!(cuda.export_at(managed, 1), PointerError::ManagedMemory { runtime: "CUDA", .. });
     assert!(message.contains("allocate device memory"), "{message}");
 
     let (hsa, ze) = (&*HSA, &*ZE);
     let locked = other(hsa, false);
     assert_refused!(
         Hsa::load().unwrap().export_at(locked, 1),
-        Error::Exporters(ExporterError::HostMemory { runtime: Some("ROCm"), .. })
+        PointerError::HostMemory { runtime: Some("ROCm"), .. }
     );
     let (host, shared) = (other(ze, false), other(ze, true));
     let level_zero = LevelZero::load().unwrap();
     assert_refused!(
         level_zero.export_at(host, 1),
-        Error::Exporters(ExporterError::HostMemory { runtime: Some("Level Zero"), .. })
+        PointerError::HostMemory { runtime: Some("Level Zero"), .. }
     );
     assert_refused!(
         level_zero.export_at(shared, 1),
-        Error::Exporters(ExporterError::ManagedMemory { runtime: "Level Zero", .. })
+        PointerError::ManagedMemory { runtime: "Level Zero", .. }
     );
     // Memory that was not allocated for export.
     // SAFETY: the type in the stub's source.
     let plain = unsafe { ze.function::<unsafe extern "C" fn(usize) -> u64>("stub_plain")(1 << 20) };
     let message = assert_refused!(
         level_zero.export_at(plain, 1),
-        Error::Exporters(ExporterError::NotExportable { runtime: "Level Zero", .. })
+        PointerError::NotExportable { runtime: "Level Zero", .. }
     );
     assert!(message.contains("ze_external_memory_export_desc_t"), "{message}");
     assert_eq!((stub.misuse(), hsa.misuse(), ze.misuse()), (None, None, None));
 }
 
-/// What a refusal of the runtime becomes, for each code that its manual has.
+/// Codes that the runtime returns become errors with their names.
 #[test]
 fn refusals_become_errors_with_their_names() {
     let refused = |gpu: &dyn Gpu, stub: &Stub, call: &str, code: i64| {
@@ -180,13 +172,10 @@ fn refusals_become_errors_with_their_names() {
         stub.refuse(call, code);
         let refused = gpu.export_at(memory.address(), 4096).unwrap_err();
         assert_eq!(fds(), before);
-        match refused {
-            Error::Exporters(error) => error,
-            other => panic!("{other:?}"),
-        }
+        refused
     };
-    let call = |error: ExporterError| match error {
-        ExporterError::RuntimeCall { call, code, name, .. } => (call, code, name),
+    let call = |error: PointerError| match error {
+        PointerError::RuntimeCall { call, code, name, .. } => (call, code, name),
         other => panic!("{other:?}"),
     };
     let stub = &*CUDA;
@@ -194,7 +183,7 @@ fn refusals_become_errors_with_their_names() {
         let cuda = Cuda::load().unwrap();
         let export = "cuMemGetHandleForAddressRange";
         let unsupported = refused(&cuda, stub, export, 801);
-        assert!(matches!(unsupported, ExporterError::NotExportable { runtime: "CUDA", .. }));
+        assert!(matches!(unsupported, PointerError::NotExportable { runtime: "CUDA", .. }));
         for (code, name) in [
             (1, "CUDA_ERROR_INVALID_VALUE"),
             (201, "CUDA_ERROR_INVALID_CONTEXT"),
@@ -207,7 +196,7 @@ fn refusals_become_errors_with_their_names() {
         assert_eq!(call(refused(&cuda, stub, "cuMemGetAddressRange", 999)).0, "cuMemGetAddressRange");
         assert_eq!(call(refused(&cuda, stub, "cuPointerGetAttributes", 999)).0, "cuPointerGetAttributes");
         stub.refuse("cuInit", 100);
-        let message = assert_refused!(Cuda::load(), Error::Exporters(ExporterError::NoDevice { .. }));
+        let message = assert_refused!(Cuda::load(), Error::Pointer(PointerError::NoDevice { .. }));
         assert!(message.contains("nvidia-smi"), "{message}");
     });
     let stub = &*HSA;
@@ -215,15 +204,15 @@ fn refusals_become_errors_with_their_names() {
         let hsa = Hsa::load().unwrap();
         let export = "hsa_amd_portable_export_dmabuf";
         let past = refused(&hsa, stub, export, 0x1003);
-        assert!(matches!(past, ExporterError::PastAllocation { runtime: "ROCm", .. }));
+        assert!(matches!(past, PointerError::PastAllocation { runtime: "ROCm", .. }));
         let agent = refused(&hsa, stub, export, 0x1004);
-        assert!(matches!(agent, ExporterError::NotExportable { runtime: "ROCm", .. }));
+        assert!(matches!(agent, PointerError::NotExportable { runtime: "ROCm", .. }));
         let (at, code, name) = call(refused(&hsa, stub, export, 0x1000));
         assert_eq!((at, code), (export, 0x1000));
         assert!(name.starts_with("HSA_STATUS_ERROR:"), "{name}");
         assert_eq!(call(refused(&hsa, stub, "hsa_amd_pointer_info", 0x1000)).0, "hsa_amd_pointer_info");
         stub.refuse("hsa_init", 0x1008);
-        let message = assert_refused!(Hsa::load(), Error::Exporters(ExporterError::NoDevice { .. }));
+        let message = assert_refused!(Hsa::load(), Error::Pointer(PointerError::NoDevice { .. }));
         assert!(message.contains("rocminfo"), "{message}");
     });
     let stub = &*ZE;
@@ -235,46 +224,37 @@ fn refusals_become_errors_with_their_names() {
             ("zeMemGetAddressRange", 0x7800_0004, "ZE_RESULT_ERROR_INVALID_ARGUMENT")
         );
         stub.refuse("zeInit", 0x7800_0001);
-        let message = assert_refused!(LevelZero::load(), Error::Exporters(ExporterError::NoDevice { .. }));
+        let message = assert_refused!(LevelZero::load(), Error::Pointer(PointerError::NoDevice { .. }));
         assert!(message.contains("ZE_AFFINITY_MASK"), "{message}");
     });
 }
 
-/// A node that is there and not for this user is named, where the runtime only says that it has no device.
+/// If this user may not open a node, the error names it; the runtime only reports that it has no device.
 #[test]
 fn a_forbidden_device_node_is_named() {
-    use std::os::unix::fs::PermissionsExt;
-    // What the guest's kernel does not make: any file will do, since it is only tried.
-    for node in ["/dev/nvidiactl", "/dev/kfd"] {
-        assert!(!std::path::Path::new(node).exists(), "{node} of this machine's is in the way");
-        std::fs::write(node, "").unwrap();
-        std::fs::set_permissions(node, std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
-    let (cuda, hsa) = (&*CUDA, &*HSA);
+    // Whatever GPUs this machine has: a file of root's serves, because the library only opens it.
+    let (cuda, hsa, ze) = (&*CUDA, &*HSA, &*ZE);
+    let refused = |node, load: &(dyn Fn() -> Result<(), Error> + Sync)| {
+        let refused = with_forbidden_node(node, load);
+        assert_refused!(refused, Error::NotPermitted { .. })
+    };
     cuda.refuse("cuInit", 100);
-    let message =
-        assert_refused!(unprivileged(|| Cuda::load().map(drop)), Error::ExporterNotPermitted { .. });
-    assert!(message.starts_with("/dev/nvidiactl may not be opened: join the group"), "{message}");
+    let message = refused("/dev/nvidiactl", &|| Cuda::load().map(drop));
+    assert!(message.starts_with("no permission to open /dev/nvidiactl: join the group"), "{message}");
     hsa.refuse("hsa_init", 0x1008);
-    let message = assert_refused!(unprivileged(|| Hsa::load().map(drop)), Error::ExporterNotPermitted { .. });
-    assert!(message.starts_with("/dev/kfd may not be opened: join the group render"), "{message}");
-    for node in ["/dev/nvidiactl", "/dev/kfd"] {
-        std::fs::remove_file(node).unwrap();
-    }
-    // The render node of virtio-gpu stands for an Intel GPU's.
-    drop(card("virtio_gpu"));
-    ZE.refuse("zeInit", 0x7800_0001);
-    let message =
-        assert_refused!(unprivileged(|| LevelZero::load().map(drop)), Error::ExporterNotPermitted { .. });
-    assert!(message.starts_with("/dev/dri/renderD128 may not be opened"), "{message}");
+    let message = refused("/dev/kfd", &|| Hsa::load().map(drop));
+    assert!(message.starts_with("no permission to open /dev/kfd: join the group render"), "{message}");
+    ze.refuse("zeInit", 0x7800_0001);
+    let message = refused("/dev/dri/renderD128", &|| LevelZero::load().map(drop));
+    assert!(message.starts_with("no permission to open /dev/dri/renderD128"), "{message}");
 }
 
 #[test]
-fn a_process_that_is_out_of_descriptors_is_told_so() {
+fn running_out_of_descriptors_is_reported() {
     each(|gpu, _| {
         let memory = gpu.memory(1 << 20).unwrap();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        // Whatever the descriptors' numbers are: as many as are open, and none beyond.
+        // The limit is one above the highest open descriptor; the loop below uses up the numbers under it.
         let highest = std::fs::read_dir("/proc/self/fd").unwrap();
         let highest =
             highest.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u64>().ok()).max();
@@ -286,7 +266,7 @@ fn a_process_that_is_out_of_descriptors_is_told_so() {
         let refused = gpu.export_at(memory.address(), 4096);
         drop(taken);
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-        let message = assert_refused!(refused, Error::Exporters(ExporterError::OutOfDescriptors { .. }));
+        let message = assert_refused!(refused, PointerError::OutOfDescriptors { .. });
         assert!(message.contains("ulimit -n"), "{message}");
         assert_eq!(refused.unwrap_err().errno(), Some(libc::EMFILE));
     });
@@ -307,39 +287,38 @@ fn mappings_side_by_side_are_several_buffers_and_one_list() {
         };
         // SAFETY: likewise.
         let base = unsafe { map(3, PART as usize, 1) };
-        let found = cuda.find(base + 100).unwrap().unwrap();
-        assert_eq!((found.base, found.size), (base, 4 * PART), "the reservation");
+        let info = cuda.find(base + 100).unwrap().unwrap();
+        assert_eq!((info.base, info.size), (base, 4 * PART), "the reserved range");
         let (offset, length) = (PART - 8192, PART + 3 * 8192);
         let exported = cuda.export_at(base + offset, length).unwrap();
-        let parts: Vec<_> = exported.pieces().iter().map(|piece| (piece.offset, piece.length)).collect();
-        assert_eq!(parts, [(PART - 8192, 8192), (0, PART), (0, 2 * 8192)]);
-        assert_eq!(exported.len(), length);
-        let ids: std::collections::HashSet<_> =
-            exported.pieces().iter().map(|piece| piece.dmabuf.id()).collect();
+        let ranges: Vec<_> = exported.iter().map(|part| part.range()).collect();
+        assert_eq!(ranges, [PART - 8192..PART, 0..PART, 0..2 * 8192]);
+        assert_eq!(exported.iter().map(|part| part.len()).sum::<u64>(), length);
+        let ids: std::collections::HashSet<_> = exported.iter().map(|part| part.dmabuf.id()).collect();
         assert_eq!(ids.len(), 3);
 
-        // Each part by itself arrives where it belongs.
+        // Each range is written on its own, at its place.
         let peers = Peers::new();
         let bytes = pattern(length as usize, 31);
         let source = heap(length);
         source.map().unwrap().write(0, &bytes).unwrap();
         let source_region = peers.register(&source);
         let mut at = 0;
-        for piece in exported.pieces() {
-            let builder = MemoryRegion::builder(&peers.domain, &piece.dmabuf);
-            let region = builder.range(piece.offset, piece.length).access(Access::REMOTE).register().unwrap();
-            let remote = region.remote().at(0, piece.length).unwrap();
-            let local = source_region.sge(at, piece.length).unwrap();
+        for part in &exported {
+            let builder = MemoryRegion::builder(&peers.domain, &part.dmabuf);
+            let region = builder.range(part.range()).access(Access::REMOTE).register().unwrap();
+            let remote = RemoteSlice::from(region.remote()).addr().unwrap();
+            let local = source_region.sge(at..at + part.len()).unwrap();
             peers.ours.succeed(Operation::Write { remote }, &[local]);
-            at += piece.length;
+            at += part.len();
         }
-        // SAFETY: the stub maps its memory for the processor, there, and nothing writes it meanwhile.
+        // SAFETY: the stub maps its memory for the processor at this address, and nothing writes it now.
         let seen = unsafe { std::slice::from_raw_parts((base + offset) as *const u8, length as usize) };
         assert_same(seen, &bytes, "three mappings side by side");
 
-        // Into the hole behind them.
+        // A range into the hole after the last mapping.
         let refused = cuda.export_at(base + 3 * PART - 4096, 8192);
-        assert_refused!(refused, Error::Exporters(ExporterError::PastAllocation { .. }));
+        assert_refused!(refused, PointerError::PastAllocation { .. });
         // SAFETY: as above.
         unsafe { unmap(base) };
     });
@@ -377,14 +356,11 @@ fn small_allocations_of_cuda_share_a_page_and_come_out_exact() {
         });
         let [first, second, third] = addresses.into_inner();
         assert_eq!((second - first, third - first), (1024, 6144));
-        // None is current now, and the memory's own context, no primary one, has to be.
+        // No context is current now. The export must make the memory's own one current, which is no primary one.
         let exported = cuda.export_at(second + 10, 4990).unwrap();
-        let [piece] = exported.pieces() else { panic!("one allocation") };
-        assert_eq!((piece.offset, piece.length, piece.dmabuf.size()), (1034, 4990, 8192));
-        assert_refused!(
-            cuda.export_at(second + 10, 4991),
-            Error::Exporters(ExporterError::PastAllocation { size: 5000, .. })
-        );
+        let [part] = exported.as_slice() else { panic!("one allocation, {exported:?}") };
+        assert_eq!((part.range(), part.dmabuf.size()), (1034..1034 + 4990, 8192));
+        assert_refused!(cuda.export_at(second + 10, 4991), PointerError::PastAllocation { size: 5000, .. });
         in_context(&|| {
             for address in [first, second, third] {
                 // SAFETY: allocated above.
@@ -395,26 +371,21 @@ fn small_allocations_of_cuda_share_a_page_and_come_out_exact() {
 }
 
 #[test]
-fn the_mapping_by_pcie_is_a_matter_of_policy() {
+fn the_pcie_mapping_is_taken_where_the_driver_has_it() {
     let stub = &*CUDA;
     // SAFETY: the type in the stub's source.
     let pcie = |yes: bool| unsafe { stub.function::<unsafe extern "C" fn(i32)>("stub_pcie")(yes.into()) };
     clean(stub, || {
         let cuda = Cuda::load().unwrap();
         let memory = cuda.memory(1 << 20).unwrap();
-        let route = |policy| {
-            let exported = cuda.clone().with_pcie_mapping(policy).export_at(memory.address(), 1);
-            exported.map(|exported| exported.pieces()[0].route)
+        let mapped_by_pcie = |requested| {
+            let cuda = cuda.clone().with_pcie_mapping(requested);
+            cuda.export_at(memory.address(), 1).unwrap()[0].pcie
         };
         pcie(true);
-        assert_eq!(route(PcieMapping::Never).unwrap(), Route::Default);
-        assert_eq!(route(PcieMapping::Prefer).unwrap(), Route::Pcie);
-        assert_eq!(route(PcieMapping::Require).unwrap(), Route::Pcie);
+        assert_eq!((mapped_by_pcie(false), mapped_by_pcie(true)), (false, true));
         pcie(false);
-        assert_eq!(route(PcieMapping::Never).unwrap(), Route::Default);
-        assert_eq!(route(PcieMapping::Prefer).unwrap(), Route::Default);
-        let refused = route(PcieMapping::Require);
-        assert_refused!(refused, Error::Exporters(ExporterError::NotExportable { .. }));
+        assert_eq!((mapped_by_pcie(false), mapped_by_pcie(true)), (false, false));
     });
 }
 
@@ -426,16 +397,22 @@ fn level_zero_hands_out_one_descriptor_and_keeps_it() {
         let memory = ze.memory(1 << 20).unwrap();
         let one = ze.export_at(memory.address(), 1).unwrap();
         let other = ze.export_at(memory.address() + 4096, 1).unwrap();
-        assert_eq!(one.pieces()[0].dmabuf.id(), other.pieces()[0].dmabuf.id());
+        assert_eq!(one[0].dmabuf.id(), other[0].dmabuf.id());
         drop(one);
-        assert_eq!(other.pieces()[0].dmabuf.map().unwrap().len(), 1 << 20, "the other's is open");
+        assert_eq!(other[0].dmabuf.map().unwrap().len(), 1 << 20, "the other descriptor is open");
     });
 }
 
 #[test]
 fn a_runtime_that_is_missing_or_too_old_is_named() {
     let program = crate::common::system::example("gpu_send");
-    let said = |exporter: &str, folder: &str| {
+    // A file that is no library hides the machine's own.
+    let none = std::env::temp_dir().join("no-runtimes");
+    std::fs::create_dir_all(&none).unwrap();
+    for library in ["libcuda.so.1", "libhsa-runtime64.so.1", "libze_loader.so.1", "libvulkan.so.1"] {
+        std::fs::write(none.join(library), "").unwrap();
+    }
+    let said = |exporter: &str, folder: &Path| {
         let mut command = Command::new(&program);
         let output = command.args(["--exporter", exporter]).env("LD_LIBRARY_PATH", folder).output().unwrap();
         assert!(!output.status.success(), "{exporter} with {folder:?}");
@@ -446,21 +423,26 @@ fn a_runtime_that_is_missing_or_too_old_is_named() {
         ("hsa", "libhsa-runtime64.so.1", "hsa_amd_portable_export_dmabuf", "ROCm 5.6"),
         ("level-zero", "libze_loader.so.1", "zeMemGetAddressRange", "version 1.0"),
     ] {
-        let missing = said(exporter, "");
-        assert!(missing.contains(&format!("since {library} cannot be loaded: install")), "{missing}");
-        let old = said(exporter, gpu_stubs::OLD_FOLDER);
-        assert!(old.contains(&format!("lacks {symbol}, which it has from {since} on")), "{old}");
+        let missing = said(exporter, &none);
+        assert!(missing.contains(&format!("because {library} cannot be loaded: install")), "{missing}");
+        assert!(missing.contains("file too short"), "{missing}");
+        let old = said(exporter, Path::new(gpu_stubs::OLD_FOLDER));
+        assert!(old.contains(&format!("lacks {symbol}, added in {since}")), "{old}");
     }
-    let missing = said("vulkan", "");
-    assert!(missing.contains("since libvulkan.so.1 cannot be loaded"), "{missing}");
+    let missing = said("vulkan", &none);
+    assert!(missing.contains("because libvulkan.so.1 cannot be loaded"), "{missing}");
+    std::fs::remove_dir_all(none).unwrap();
 }
 
 #[test]
 fn gpu_send_sends_memory_of_every_exporter() {
     let program = crate::common::system::example("gpu_send");
-    // Beside the stubs, what `cargo xtask test` brings for Vulkan.
-    let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-    let libraries = format!("{}:{libraries}", gpu_stubs::FOLDER);
+    // The stubs, and the Vulkan libraries that `cargo xtask test` installs.
+    let mut libraries = OsString::from(gpu_stubs::FOLDER);
+    if let Some(others) = std::env::var_os("LD_LIBRARY_PATH") {
+        libraries.push(":");
+        libraries.push(others);
+    }
     drop((card("virtio_gpu"), vivid()));
     for exporter in ["cuda", "hsa", "level-zero", "vulkan", "gbm", "v4l2", "heap", "udmabuf"] {
         let mut command = Command::new(&program);

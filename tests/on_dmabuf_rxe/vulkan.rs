@@ -1,11 +1,12 @@
 //! A real Vulkan driver, Mesa's lavapipe, and GBM.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
-use dmabuf_rdma::error::ExporterError;
-use dmabuf_rdma::exporter::vulkan::{MemoryChoice, export_memory};
-use dmabuf_rdma::exporter::{Exporter, Gbm, Udmabuf, Vulkan};
-use dmabuf_rdma::{DmaBuf, Error};
+use dma_sg::RangeError;
+use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::exporter::vulkan::{ash, export_raw};
+use dmabuf_rdma::exporter::{Error, Exporter, Gbm, PointerError, Udmabuf, Vulkan};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -17,25 +18,27 @@ use crate::common::{assert_same, contents, pattern};
 
 const SIZE: u64 = 1 << 20;
 
-/// One device for all tests: making one takes seconds under emulation.
+/// One device for all tests, because making one takes seconds under emulation.
 static VULKAN: LazyLock<Vulkan> = LazyLock::new(|| {
     Vulkan::by_name("llvmpipe").expect("Mesa's lavapipe, which `cargo xtask test` brings; --vulkan for vm")
 });
 
-/// A word for each page, and the bytes that they make.
-fn words() -> Vec<(u64, u64, u32)> {
-    (0..SIZE / 4096).map(|page| (page * 4096, 4096, (page as u32 + 3).wrapping_mul(0x9e37_79b1))).collect()
+/// A word for each page.
+fn words() -> Vec<(Range<u64>, u32)> {
+    let page = |number: u64| number * 4096..(number + 1) * 4096;
+    (0..SIZE / 4096).map(|number| (page(number), (number as u32 + 3).wrapping_mul(0x9e37_79b1))).collect()
 }
 
+/// The bytes of a buffer filled with these words.
 fn bytes() -> Vec<u8> {
-    words().into_iter().flat_map(|(_, length, word)| word.to_le_bytes().repeat(length as usize / 4)).collect()
+    words().into_iter().flat_map(|(_, word)| word.to_le_bytes().repeat(1024)).collect()
 }
 
 #[test]
-fn what_the_device_wrote_is_read_by_a_peer() {
+fn a_peer_reads_what_the_device_wrote() {
     let peers = Peers::new();
-    for choice in [MemoryChoice::Device, MemoryChoice::HostVisible] {
-        let buffer = VULKAN.clone().with_memory(choice).buffer(SIZE).unwrap();
+    for vulkan in [VULKAN.clone(), VULKAN.clone().with_host_visible_memory()] {
+        let buffer = vulkan.buffer(SIZE).unwrap();
         buffer.fill_each(words()).unwrap();
         let exported = buffer.export().unwrap();
         assert_eq!((exported.size(), exported.exporter_name().unwrap().as_str()), (SIZE, "udmabuf"));
@@ -47,20 +50,20 @@ fn what_the_device_wrote_is_read_by_a_peer() {
 }
 
 #[test]
-fn what_a_peer_wrote_is_read_by_the_device() {
+fn the_device_reads_what_a_peer_wrote() {
     let peers = Peers::new();
     let (from, to) = (VULKAN.buffer(SIZE).unwrap(), VULKAN.buffer(SIZE).unwrap());
     let source = heap(SIZE);
     source.map().unwrap().write(0, &pattern(SIZE as usize, 41)).unwrap();
     let exported = from.export().unwrap();
     peers.write(&peers.register(&source), &peers.register(&exported));
-    // The device copies it on, and the copy is what is looked at.
+    // The device copies it, and the test reads the copy.
     to.copy_from(&from).unwrap();
     assert_same(&contents(&to.export().unwrap()), &pattern(SIZE as usize, 41), "what the device copied");
 }
 
 #[test]
-fn a_dmabuf_of_ours_is_memory_of_the_device() {
+fn an_imported_dmabuf_is_device_memory() {
     let ours = Udmabuf::open().unwrap().allocate(SIZE).unwrap().dmabuf;
     ours.map().unwrap().write(0, &pattern(SIZE as usize, 42)).unwrap();
     let imported = VULKAN.import(&ours).unwrap();
@@ -69,16 +72,16 @@ fn a_dmabuf_of_ours_is_memory_of_the_device() {
     assert_same(&contents(&copy.export().unwrap()), &pattern(SIZE as usize, 42), "what the device read");
     imported.fill_each(words()).unwrap();
     assert_same(&contents(&ours), &bytes(), "what the device wrote into our buffer");
-    // Lavapipe answers with success and no descriptor here.
-    assert_refused!(imported.export(), Error::Exporters(ExporterError::NotExportable { .. }));
+    // Lavapipe returns success and no descriptor here.
+    assert_refused!(imported.export(), Error::Pointer(PointerError::NotExportable { .. }));
 }
 
-/// A device as an application makes it, and memory of it.
+/// The test makes a device as an application does, and memory of it.
 #[test]
-fn memory_of_a_device_of_the_callers_is_exported() {
+fn memory_of_an_applications_device_is_exported() {
     use ash::vk;
     const DMA_BUF: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT;
-    // SAFETY: all of this is made here, used by one thread, and destroyed in the end.
+    // SAFETY: all objects are made here, used by one thread, and destroyed at the end.
     unsafe {
         let entry = ash::Entry::load().unwrap();
         let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_1);
@@ -95,13 +98,13 @@ fn memory_of_a_device_of_the_callers_is_exported() {
         let mut export = vk::ExportMemoryAllocateInfo::default().handle_types(DMA_BUF);
         let size = vk::MemoryAllocateInfo::default().allocation_size(SIZE);
         let memory = device.allocate_memory(&size.push_next(&mut export), None).unwrap();
-        let buffer = export_memory(&instance, &device, memory).unwrap();
+        let buffer = export_raw(&instance, &device, memory).unwrap();
         assert_eq!((buffer.size(), buffer.exporter_name().unwrap().as_str()), (SIZE, "udmabuf"));
         let plain = vk::MemoryAllocateInfo::default().allocation_size(SIZE);
         let plain = device.allocate_memory(&plain, None).unwrap();
-        assert!(export_memory(&instance, &device, plain).is_err(), "it was not allocated for export");
+        assert!(export_raw(&instance, &device, plain).is_err(), "it was not allocated for export");
 
-        // The bytes are those that the application's mapping shows.
+        // The application's mapping shows the bytes that arrived.
         let peers = Peers::new();
         let other = heap(SIZE);
         other.map().unwrap().write(0, &pattern(SIZE as usize, 43)).unwrap();
@@ -127,21 +130,21 @@ fn the_exporter_gives_zeroed_memory_that_outlives_it() {
 }
 
 #[test]
-fn vulkan_refuses_with_names_and_leaves_nothing() {
+fn vulkan_refuses_with_exact_errors_and_leaves_nothing() {
     let buffer = VULKAN.buffer(4096).unwrap();
-    // The loader closes something of the first device when a second one goes.
-    assert_refused!(Vulkan::by_name("no such"), Error::Exporters(ExporterError::NoDevice { .. }));
-    // Not in the census: Mesa 25 itself keeps the memfd whose udmabuf was refused.
+    // The loader closes a descriptor of the first device when a second one is destroyed.
+    assert_refused!(Vulkan::by_name("no such"), Error::Pointer(PointerError::NoDevice { .. }));
+    // Before the census: Mesa 25 itself leaks the memfd whose udmabuf was refused.
     {
         let _limit = Setting::new("/sys/module/udmabuf/parameters/size_limit_mb", "1");
         let refused = VULKAN.buffer(2 << 20);
-        assert_refused!(refused, Error::Exporters(ExporterError::TooLarge { size: 0x20_0000, .. }));
+        assert_refused!(refused, Error::OutOfMemory { requested: 0x20_0000, available: None, .. });
     }
     let census = Census::take();
-    assert_refused!(VULKAN.buffer(0), Error::ZeroLength { .. });
+    assert_refused!(VULKAN.buffer(0), Error::Range(RangeError::Empty { .. }));
     assert_refused!(VULKAN.buffer(u64::MAX), Error::SizeTooLarge { .. });
-    assert_refused!(buffer.fill(0, 4097, 1), Error::OutOfRange { .. });
-    assert_refused!(Vulkan::by_name("no such"), Error::Exporters(ExporterError::NoDevice { .. }));
+    assert_refused!(buffer.fill(..4097, 1), Error::Range(RangeError::OutOfRange { .. }));
+    assert_refused!(Vulkan::by_name("no such"), Error::Pointer(PointerError::NoDevice { .. }));
     for _ in 0..10 {
         drop((buffer.export().unwrap(), VULKAN.buffer(SIZE).unwrap().export().unwrap()));
     }
@@ -152,12 +155,12 @@ fn vulkan_refuses_with_names_and_leaves_nothing() {
     census.assert_unchanged();
 }
 
-/// The extension is listed all the same; the device is asked.
+/// Lavapipe lists the extension all the same, so the library has to ask the device.
 #[test]
-fn lavapipe_without_udmabuf_says_what_it_wants() {
+fn lavapipe_without_udmabuf_says_what_it_needs() {
     let refused = unprivileged(|| Vulkan::load().map(drop));
-    let message = assert_refused!(refused, Error::ExporterNotPermitted { .. });
-    assert!(message.contains("/dev/udmabuf may not be opened: lavapipe"), "{message}");
+    let message = assert_refused!(refused, Error::NotPermitted { .. });
+    assert!(message.contains("no permission to open /dev/udmabuf: lavapipe"), "{message}");
 }
 
 #[test]
@@ -166,21 +169,23 @@ fn linear_images_of_gbm_are_writable_and_cross_the_wire() {
     for driver in ["virtio_gpu", "vgem"] {
         card(driver);
         let gbm = Gbm::by_driver(driver).unwrap();
-        let image = gbm.image(333, 77).unwrap();
-        let rows = u64::from(image.stride) * u64::from(image.height);
-        assert!(image.stride >= 333 * 4 && image.dmabuf.size() >= rows, "{driver}: {image:?}");
-        assert!(image.dmabuf.is_writable(), "{driver}: libgbm's own export is not");
-        let size = image.dmabuf.size();
+        let (image, stride) = gbm.image(333, 77).unwrap();
+        let size = image.size();
+        assert!(
+            stride >= 333 * 4 && size >= 77 * u64::from(stride),
+            "{driver}: stride {stride}, {size} bytes"
+        );
+        assert!(image.is_writable(), "{driver}: libgbm's own export is not");
         let source = heap(size);
         let put = pattern(size as usize, 51);
         source.map().unwrap().write(0, &put).unwrap();
-        peers.write(&peers.register(&source), &peers.register(&image.dmabuf));
-        assert_same(&contents(&image.dmabuf), &put, driver);
-        assert_refused!(gbm.image(0, 5), Error::ZeroLength { .. });
+        peers.write(&peers.register(&source), &peers.register(&image));
+        assert_same(&contents(&image), &put, driver);
+        assert_refused!(gbm.image(0, 5), Error::Range(RangeError::Empty { .. }));
         let made = gbm.allocate(100_000).unwrap().dmabuf;
-        // Drivers pad rows too: virtio_gpu's makes 256 KiB of it.
+        // Drivers also pad rows: virtio_gpu's makes 256 KiB of this.
         assert!(made.size() >= 100_000 && made.size() <= 256 << 10, "{driver}: {}", made.size());
     }
-    assert_refused!(Gbm::open("/dev/dri/card63"), Error::ExporterMissing { .. });
-    assert_refused!(Gbm::open("/dev/null"), Error::ExporterUnusable { .. });
+    assert_refused!(Gbm::open("/dev/dri/card63"), Error::Missing { .. });
+    assert_refused!(Gbm::open("/dev/null"), Error::Unusable { .. });
 }

@@ -1,4 +1,4 @@
-//! A real NVIDIA GPU of this machine: `cargo xtask test --gpu`. Nothing is skipped for want of one.
+//! A real NVIDIA GPU of this machine: `cargo xtask test --gpu`. Without one, these tests fail.
 
 use dmabuf_rdma::exporter::{Cuda, Exporter, Runtime, Runtimes};
 
@@ -38,11 +38,11 @@ fn an_allocation_has_an_identity_of_its_own() {
     let before = id(one.address());
     drop(one);
     let again = cuda.memory(2 << 20).unwrap();
-    assert_ne!(id(again.address()), before, "a number is not used again");
+    assert_ne!(id(again.address()), before, "CUDA does not reuse a number");
 }
 
 #[test]
-fn the_driver_is_found_and_asked() {
+fn the_loaded_driver_finds_its_memory() {
     let cuda = cuda();
     assert!(cuda.devices().all(|address| address.is_some()), "{cuda:?}");
     let memory = cuda.memory(1 << 20).unwrap();
@@ -52,7 +52,7 @@ fn the_driver_is_found_and_asked() {
     assert!(Exporter::name(&cuda).starts_with("CUDA device 0"));
 }
 
-/// On machines that have an RDMA device too.
+/// For machines that also have an RDMA device.
 mod registered {
     use super::*;
 

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::pci::PciAddress;
-use dmabuf_rdma::sg::{DmaDevice, DmaSgList, device_view};
+use dma_sg::DmaSgList;
+use dma_sg::device_view::{self, DeviceView, DmaDevice};
+use dma_sg::pci::PciAddress;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::assert_refused;
@@ -50,8 +50,8 @@ fn the_iommu_makes_scattered_memory_one_run() {
         let size = subject.dmabuf.size();
         let put = pattern(size as usize, 61);
         subject.dmabuf.map().unwrap().write(0, &put).unwrap();
-        let list = |device| device_view(&subject.dmabuf, device).unwrap().list().unwrap();
-        let (seen, physical) = (list(DmaDevice::Pci(behind)), list(DmaDevice::None));
+        let list = |device| DeviceView::new(&subject.dmabuf, device).unwrap().list().unwrap();
+        let (seen, physical) = (list(DmaDevice::Pci(behind)), list(DmaDevice::Untranslated));
         assert_eq!((seen.total_len(), physical.total_len()), (size, size), "{}", kind.name);
         assert_ne!(seen, physical, "{}", kind.name);
         assert_eq!(seen.runs().len(), 1, "{}: {seen}", kind.name);
@@ -63,8 +63,8 @@ fn the_iommu_makes_scattered_memory_one_run() {
         let runs = physical.runs().iter().map(|run| (run.addr, run.len));
         assert_same(&kcore.gather(runs), &put, kind.name);
     }
-    let scattered = crate::common::buffers::pieces(SIZE).dmabuf;
-    let physical = device_view(&scattered, DmaDevice::None).unwrap().list().unwrap();
+    let scattered = crate::common::buffers::four_ranges(SIZE).dmabuf;
+    let physical = DeviceView::new(&scattered, DmaDevice::Untranslated).unwrap().list().unwrap();
     assert!(physical.runs().len() > 1, "nothing here was scattered: {physical}");
 }
 
@@ -74,8 +74,8 @@ fn a_device_that_loses_its_driver_ends_its_views() {
     for address in [behind, beside] {
         let census = Census::take();
         let buffer = heap(SIZE);
-        let [ending, other] =
-            [DmaDevice::Pci(address), DmaDevice::None].map(|device| device_view(&buffer, device).unwrap());
+        let [ending, other] = [DmaDevice::Pci(address), DmaDevice::Untranslated]
+            .map(|device| DeviceView::new(&buffer, device).unwrap());
         assert!(ending.is_valid());
         let driver = "/sys/bus/pci/drivers/virtio-pci";
         fs::write(format!("{driver}/unbind"), address.to_string()).unwrap();
@@ -84,14 +84,14 @@ fn a_device_that_loses_its_driver_ends_its_views() {
         let mut fds = [PollFd::new(ending.as_fd(), PollFlags::POLLPRI)];
         assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
         assert_eq!(fds[0].revents(), Some(PollFlags::POLLPRI));
-        assert_refused!(ending.list(), Error::Addresses(dmabuf_rdma::error::AddressError::ViewEnded { source, .. }) if source.raw_os_error() == Some(libc::ESTALE));
+        assert_refused!(ending.list(), device_view::Error::Ended { source, .. } if source.raw_os_error() == Some(libc::ESTALE));
         assert!(other.is_valid());
         assert_eq!(other.list().unwrap().total_len(), SIZE);
-        let unbound = device_view(&buffer, DmaDevice::Pci(address));
-        assert_refused!(unbound, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENXIO));
+        let unbound = DeviceView::new(&buffer, DmaDevice::Pci(address));
+        assert_refused!(unbound, device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::ENXIO));
 
         fs::write(format!("{driver}/bind"), address.to_string()).unwrap();
-        let again = device_view(&buffer, DmaDevice::Pci(address)).unwrap();
+        let again = DeviceView::new(&buffer, DmaDevice::Pci(address)).unwrap();
         assert_eq!(again.list().unwrap().total_len(), SIZE);
         drop((ending, other, again, buffer));
         census.assert_unchanged();
@@ -103,6 +103,6 @@ fn a_device_that_loses_its_driver_ends_its_views() {
 fn a_device_that_manages_its_own_dma_is_refused() {
     devices();
     let port = driven_by("pcieport")[0];
-    let refused = device_view(&heap(4096), DmaDevice::Pci(port));
-    assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::EBUSY));
+    let refused = DeviceView::new(heap(4096), DmaDevice::Pci(port));
+    assert_refused!(refused, device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::EBUSY));
 }

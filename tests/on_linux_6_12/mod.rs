@@ -1,10 +1,9 @@
-//! What later kernels do otherwise: here the dumb buffers of a bochs-display have no struct pages.
+//! Linux 6.12, where the dumb buffers of a bochs display have no struct pages. Later kernels give them some.
 
-use dmabuf_rdma::error::RegistrationError;
+use dma_sg::device_view::{self, DeviceView, DmaDevice};
 use dmabuf_rdma::exporter::Exporter;
-use dmabuf_rdma::mr::MemoryRegion;
-use dmabuf_rdma::sg::{DmaDevice, device_view};
-use dmabuf_rdma::{DmaBuf, Error, RegionSet};
+use dmabuf_rdma::mr::{MemoryRegion, RegisterError, SetError};
+use dmabuf_rdma::{DmaBuf, RegionSet};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -18,11 +17,11 @@ fn without_pages() -> DmaBuf {
 }
 
 #[test]
-fn memory_without_struct_pages_is_told_from_a_device_without_import() {
+fn memory_without_struct_pages_differs_from_a_device_without_import() {
     let census = Census::take();
     let (domain, buffer) = (domain(), without_pages());
     let refused = MemoryRegion::builder(&domain, &buffer).register();
-    let message = assert_refused!(refused, Error::MemoryWithoutPages { .. });
+    let message = assert_refused!(refused, RegisterError::MemoryWithoutPages { .. });
     assert!(message.contains("rxe0 imports dma-bufs, but the memory of exporter \"drm\""), "{message}");
     drop((domain, buffer));
     census.assert_unchanged();
@@ -33,17 +32,17 @@ fn an_exporter_that_refuses_is_quoted() {
     modprobe("dma_sg");
     let video = without_pages();
     let census = Census::take();
-    for device in [DmaDevice::None, DmaDevice::Pci(driven_by("virtio-pci")[0])] {
-        let refused = device_view(&video, device);
-        let message = assert_refused!(refused, Error::Addresses(dmabuf_rdma::error::AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS));
+    for device in [DmaDevice::Untranslated, DmaDevice::Pci(driven_by("virtio-pci")[0])] {
+        let refused = DeviceView::new(&video, device);
+        let message = assert_refused!(refused, device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::ENOSYS));
         assert!(message.contains("no pages"), "{message}");
     }
     census.assert_unchanged();
 }
 
-/// The exporter itself refuses: video memory without pages among buffers with them.
+/// The exporter refuses: video memory without pages, among buffers with pages.
 #[test]
-fn a_buffer_that_cannot_be_registered_takes_the_set_with_it() {
+fn a_buffer_that_is_refused_ends_the_set() {
     let census = Census::take();
     let domain = domain();
     let video = without_pages();
@@ -53,10 +52,10 @@ fn a_buffer_that_cannot_be_registered_takes_the_set_with_it() {
         let refused = RegionSet::of_buffers(&buffers).threads(threads).register(&domain);
         let message = assert_refused!(
             refused,
-            Error::Registration(RegistrationError::Chunk { chunk: 2, chunks: 4, offset: 0x2_0000, length, source, .. })
-                if *length == size && matches!(**source, Error::MemoryWithoutPages { .. })
+            SetError::Chunk { chunk: 2, chunks: 4, offset: 0x2_0000, length, source, .. }
+                if *length == size && matches!(**source, RegisterError::MemoryWithoutPages { .. })
         );
-        assert!(message.starts_with("chunk 2 of 4"), "{message}");
+        assert!(message.starts_with("rxe0: chunk 2 of 4 was refused"), "{message}");
         assert_eq!(refused.unwrap_err().errno(), Some(libc::ENOSYS));
     }
     drop((domain, buffers));

@@ -1,16 +1,17 @@
-//! A kernel whose VFIO makes dma-bufs of PCI BARs, with an IOMMU, a device with memory of its own, and two
-//! devices to reach it: one behind the IOMMU and one beside it.
+//! A kernel whose VFIO exports PCI BARs as dma-bufs. The machine has an IOMMU, a device with memory, and two
+//! devices that can access it: one behind the IOMMU, the other not.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::error::{AddressError, VfioError};
-use dmabuf_rdma::exporter::VfioDevice;
-use dmabuf_rdma::mr::{MemoryRegion, Path, probe};
-use dmabuf_rdma::pci::{Bar, BarRefusal, PciAddress, Sysfs};
-use dmabuf_rdma::sg::{DmaDevice, DmaSg, device_view};
+use dma_sg::device_view::{DeviceView, DmaDevice, Error as ViewError};
+use dma_sg::pci::{self, Bar, BarRefusal, PciAddress, Sysfs};
+use dma_sg::{DmaSg, RangeError};
+use dmabuf_rdma::dmabuf;
+use dmabuf_rdma::exporter::{VfioDevice, VfioError};
+use dmabuf_rdma::mr::{MemoryRegion, Path, RegisterError, probe};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::assert_refused;
@@ -18,17 +19,17 @@ use crate::common::census::Census;
 use crate::common::peers::domain;
 use crate::common::system::{driven_by, modprobe};
 
-/// The BAR of ivshmem that is memory, and the one of its registers: 256 bytes.
+/// The BAR of ivshmem's memory, and that of its registers, which has 256 bytes.
 const MEMORY: u8 = 2;
 const REGISTERS: u8 = 0;
 
-/// The configuration space among the regions of a device, and the command register with the bit that
-/// switches memory decoding on.
+/// The configuration space's offset in the device's descriptor, the command register in it, and the bit that
+/// enables memory decoding.
 const CONFIG_REGION: u64 = 7 << 40;
 const COMMAND: u64 = 4;
 const MEMORY_DECODING: u16 = 1 << 1;
 
-/// The one device of a vendor and model.
+/// The only device of a vendor and model.
 #[track_caller]
 fn find(vendor: u16, device: u16) -> PciAddress {
     let id = |path: &std::path::Path, name| {
@@ -43,16 +44,16 @@ fn find(vendor: u16, device: u16) -> PciAddress {
     address.to_str().unwrap().parse().unwrap()
 }
 
-/// ivshmem: plain memory behind a BAR.
+/// QEMU's ivshmem: plain memory behind a BAR.
 fn ivshmem() -> PciAddress {
     find(0x1af4, 0x1110)
 }
 
-/// Has vfio-pci hold a device, whoever held it.
+/// Binds a device to vfio-pci.
 fn bind(address: PciAddress) {
     modprobe("vfio_pci");
     modprobe("vfio_iommu_type1");
-    // The emulated IOMMU does not remap interrupts, and VFIO wants that to be known.
+    // The emulated IOMMU does not remap interrupts, which VFIO must be told to accept.
     fs::write("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y").unwrap();
     let folder = format!("/sys/bus/pci/devices/{address}");
     fs::write(format!("{folder}/driver_override"), "vfio-pci").unwrap();
@@ -70,7 +71,7 @@ fn memory() -> Bar {
     Sysfs::new().device(ivshmem()).unwrap().bar(MEMORY).unwrap()
 }
 
-/// A virtio device behind the IOMMU, and one on the host bridge that bypasses it.
+/// A virtio device behind the IOMMU, and one on a host bridge that bypasses it.
 fn readers() -> (DmaDevice<'static>, DmaDevice<'static>) {
     modprobe("dma_sg");
     let behind = "0000:00:1e.0".parse().unwrap();
@@ -80,7 +81,7 @@ fn readers() -> (DmaDevice<'static>, DmaDevice<'static>) {
     (DmaDevice::Pci(behind), DmaDevice::Pci(beside))
 }
 
-/// Writes the command register through VFIO, which revokes and gives back what was exported.
+/// Switches memory decoding through VFIO, which revokes the exported buffers and makes them valid again.
 fn decode_memory(device: &VfioDevice, on: bool) {
     let file = File::from(device.as_fd().try_clone_to_owned().unwrap());
     let mut command = [0; 2];
@@ -96,42 +97,43 @@ fn a_bar_is_exported_whole_in_part_and_in_two_ranges() {
     let size = memory().size;
     assert_eq!(size, 16 << 20);
     let census = Census::take();
-    let whole = device.export(MEMORY).unwrap();
-    let part = device.export_ranges(MEMORY, &[(0x3000, 0x4000)]).unwrap();
-    let two = device.export_ranges(MEMORY, &[(size - 0x1000, 0x1000), (0, 0x2000)]).unwrap();
+    let whole = device.export(MEMORY, ..).unwrap();
+    let part = device.export(MEMORY, 0x3000..0x7000).unwrap();
+    let two = device.export_ranges(MEMORY, [size - 0x1000..size, 0..0x2000]).unwrap();
     assert_eq!([whole.size(), part.size(), two.size()], [size, 0x4000, 0x3000]);
     assert_eq!(whole.exporter_name().unwrap(), "vfio_pci_core");
     assert_ne!(whole.id(), part.id());
-    // It is no memory of the CPU's, and the error says whose it is.
+    // The CPU cannot map it, and the error names the exporter.
     let refused = whole.map();
-    let message = assert_refused!(refused, Error::Map { exporter, .. } if exporter == "vfio_pci_core");
+    let message =
+        assert_refused!(refused, dmabuf::Error::Map { exporter, .. } if exporter == "vfio_pci_core");
     assert!(message.contains("vfio_pci_core"), "{message}");
     drop((whole, part, two));
     census.assert_unchanged();
 }
 
-/// The point of it all: the addresses at which another device reaches the BAR.
+/// The addresses at which another device accesses the BAR.
 #[test]
-fn another_device_sees_the_bars_bus_addresses() {
+fn another_device_sees_the_bus_addresses_of_the_bar() {
     let device = device();
     let bar = memory();
     let (behind, beside) = readers();
     let census = Census::take();
     let run = |offset, len| DmaSg { addr: bar.bus_address + offset, len };
 
-    let whole = device.export(MEMORY).unwrap();
-    let list = device_view(&whole, beside).unwrap().list().unwrap();
+    let whole = device.export(MEMORY, ..).unwrap();
+    let list = DeviceView::new(&whole, beside).unwrap().list().unwrap();
     assert_eq!(list.runs(), [run(0, bar.size)]);
-    assert_eq!(list, bar.sg());
+    assert_eq!(list, bar.sg().unwrap());
 
-    let two = device.export_ranges(MEMORY, &[(0x8000, 0x2000), (0x1000, 0x1000)]).unwrap();
-    let list = device_view(&two, beside).unwrap().list().unwrap();
+    let two = device.export_ranges(MEMORY, [0x8000..0xa000, 0x1000..0x2000]).unwrap();
+    let list = DeviceView::new(&two, beside).unwrap().list().unwrap();
     assert_eq!(list.runs(), [run(0x8000, 0x2000), run(0x1000, 0x1000)]);
 
-    // The IOMMU in between gives it another address. (One range only: 7.3.4 links each range at the start of
-    // the IOVAs, and answers EADDRINUSE to the second.)
-    let part = device.export_ranges(MEMORY, &[(0x8000, 0x3000)]).unwrap();
-    let list = device_view(&part, behind).unwrap().list().unwrap();
+    // Behind the IOMMU the address is another one. (One range only: Linux 7.3.4 maps each range at the start
+    // of the IOVAs, and fails with EADDRINUSE on the second.)
+    let part = device.export(MEMORY, 0x8000..0xb000).unwrap();
+    let list = DeviceView::new(&part, behind).unwrap().list().unwrap();
     assert_eq!((list.runs().len(), list.total_len()), (1, 0x3000));
     assert_ne!(list.runs()[0].addr, run(0x8000, 0).addr);
     drop((whole, two, part));
@@ -139,27 +141,27 @@ fn another_device_sees_the_bars_bus_addresses() {
 }
 
 #[test]
-fn soft_roce_refuses_it_for_what_it_is() {
+fn soft_roce_refuses_memory_without_pages() {
     let device = device();
     let domain = domain();
     let census = Census::take();
-    let buffer = device.export(MEMORY).unwrap();
-    // EOPNOTSUPP of the exporter, which is also how a device without import answers.
+    let buffer = device.export(MEMORY, ..).unwrap();
+    // The exporter's EOPNOTSUPP, which a device that does not import dma-bufs also returns.
     let refused = MemoryRegion::builder(&domain, &buffer).register();
-    let message = assert_refused!(refused, Error::MemoryWithoutPages { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP));
+    let message = assert_refused!(refused, RegisterError::MemoryWithoutPages { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP));
     assert!(message.contains("rxe0 imports dma-bufs") && message.contains("vfio_pci_core"), "{message}");
-    assert_eq!(probe(domain.context()).unwrap().path(), Some(Path::Uverbs));
+    assert_eq!(probe(domain.context()).unwrap(), Path::Uverbs);
     drop(buffer);
     census.assert_unchanged();
 }
 
 #[test]
-fn an_exporter_that_takes_its_memory_away_ends_the_view() {
+fn revoking_the_buffer_ends_the_view() {
     let device = device();
     let (_, beside) = readers();
     let census = Census::take();
-    let buffer = device.export(MEMORY).unwrap();
-    let view = device_view(&buffer, beside).unwrap();
+    let buffer = device.export(MEMORY, ..).unwrap();
+    let view = DeviceView::new(&buffer, beside).unwrap();
     assert!(view.is_valid());
     decode_memory(&device, false);
 
@@ -167,80 +169,79 @@ fn an_exporter_that_takes_its_memory_away_ends_the_view() {
     let mut fds = [PollFd::new(view.as_fd(), PollFlags::POLLIN | PollFlags::POLLPRI)];
     assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
     assert_eq!(fds[0].revents(), Some(PollFlags::POLLIN | PollFlags::POLLPRI));
-    assert_refused!(view.list(), Error::Addresses(AddressError::ViewEnded { .. }));
-    // Nor is it mapped anew, until decoding is on again.
-    let refused = device_view(&buffer, beside);
-    assert_refused!(refused, Error::Addresses(AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::ENODEV));
-    let refused = device.export(MEMORY);
+    assert_refused!(view.list(), ViewError::Ended { .. });
+    // It cannot be mapped again until decoding is on.
+    let refused = DeviceView::new(&buffer, beside);
+    assert_refused!(refused, ViewError::Map { source, .. } if source.raw_os_error() == Some(libc::ENODEV));
+    let refused = device.export(MEMORY, ..);
     assert_refused!(
         refused,
-        Error::Addresses(AddressError::BarUnusable { bar: MEMORY, refusal: BarRefusal::NotDecoding, .. })
+        VfioError::Pci(pci::Error::BarUnusable { bar: MEMORY, refusal: BarRefusal::NotDecoding, .. })
     );
     decode_memory(&device, true);
-    assert_eq!(device_view(&buffer, beside).unwrap().list().unwrap(), memory().sg());
+    assert_eq!(DeviceView::new(&buffer, beside).unwrap().list().unwrap(), memory().sg().unwrap());
     drop((view, buffer));
     census.assert_unchanged();
 }
 
 #[test]
-fn what_cannot_be_exported_is_refused_by_name() {
+fn bars_and_ranges_that_cannot_be_exported_are_refused() {
     let device = device();
     let size = memory().size;
     let census = Census::take();
-    let ranges = |ranges: &[(u64, u64)]| device.export_ranges(MEMORY, ranges);
+    let range = |range: Range<u64>| device.export(MEMORY, range);
+    let ranges = |ranges: &[Range<u64>]| device.export_ranges(MEMORY, ranges.iter().cloned());
     let small = VfioError::BarTooSmall { device: ivshmem(), bar: REGISTERS, size: 256, page_size: 4096 };
-    let refused = device.export(REGISTERS);
-    assert_eq!(
-        assert_refused!(refused, Error::Vfio(VfioError::BarTooSmall { size: 256, .. })),
-        small.to_string()
-    );
-    assert_refused!(device.export(6), Error::Vfio(VfioError::NotABar { bar: 6, .. }));
+    let refused = device.export(REGISTERS, ..);
+    assert_eq!(assert_refused!(refused, VfioError::BarTooSmall { size: 256, .. }), small.to_string());
+    assert_refused!(device.export(6, ..), VfioError::NotABar { bar: 6, .. });
     assert_refused!(
-        device.export(5),
-        Error::Addresses(AddressError::BarUnusable { refusal: BarRefusal::Absent { .. }, .. })
+        device.export(5, ..),
+        VfioError::Pci(pci::Error::BarUnusable { refusal: BarRefusal::Absent { .. }, .. })
     );
-    assert_refused!(ranges(&[]), Error::ZeroLength { .. });
-    assert_refused!(ranges(&[(0x1000, 0)]), Error::ZeroLength { offset: 0x1000 });
-    assert_refused!(ranges(&[(0, 0x1000), (size, 0x1000)]), Error::OutOfRange { .. });
-    assert_refused!(ranges(&[(u64::MAX - 0xfff, 0x1000)]), Error::OutOfRange { .. });
-    assert_refused!(ranges(&[(0x800, 0x1000)]), Error::Vfio(VfioError::Unaligned { offset: 0x800, .. }));
+    assert_refused!(ranges(&[]), VfioError::Range(RangeError::Empty { .. }));
+    assert_refused!(range(0x1000..0x1000), VfioError::Range(RangeError::Empty { offset: 0x1000 }));
     assert_refused!(
-        ranges(&[(0, 0x1000), (0, 0x10)]),
-        Error::Vfio(VfioError::Unaligned { length: 0x10, .. })
+        ranges(&[0..0x1000, size..size + 0x1000]),
+        VfioError::Range(RangeError::OutOfRange { .. })
     );
+    assert_refused!(range(u64::MAX - 0xfff..u64::MAX), VfioError::Range(RangeError::OutOfRange { .. }));
+    assert_refused!(range(0x800..0x1800), VfioError::Unaligned { offset: 0x800, .. });
+    assert_refused!(ranges(&[0..0x1000, 0..0x10]), VfioError::Unaligned { length: 0x10, .. });
     census.assert_unchanged();
 }
 
 #[test]
-fn what_vfio_wants_of_a_device_is_said() {
+fn opening_says_what_vfio_needs() {
     let census = Census::take();
     let absent = "0000:fe:1f.7".parse().unwrap();
-    assert_refused!(VfioDevice::open(absent), Error::Addresses(AddressError::NotInSysfs { .. }));
+    assert_refused!(VfioDevice::open(absent), VfioError::Pci(pci::Error::NotInSysfs { .. }));
     let (behind, _) = readers();
     let DmaDevice::Pci(behind) = behind else { unreachable!() };
     let refused = VfioDevice::open(behind);
-    let message = assert_refused!(refused, Error::Vfio(VfioError::NotBound { driver: Some(_), .. }));
-    assert!(message.contains("held by virtio-pci"), "{message}");
-    // No driver at all, and no group.
+    let message = assert_refused!(refused, VfioError::NotBound { driver: Some(_), .. });
+    assert!(message.contains("is bound to virtio-pci"), "{message}");
+    // A device without a driver and without a group.
     let bridge = "0000:00:00.0".parse().unwrap();
-    assert_refused!(VfioDevice::open(bridge), Error::Vfio(VfioError::NotBound { driver: None, .. }));
+    assert_refused!(VfioDevice::open(bridge), VfioError::NotBound { driver: None, .. });
     let first = device();
-    // A group is opened once.
+    // A group can be opened once.
     let refused = VfioDevice::open(ivshmem());
-    assert_refused!(refused, Error::Vfio(VfioError::Open { source, .. }) if source.raw_os_error() == Some(libc::EBUSY));
+    let message = assert_refused!(refused, VfioError::Open { source, .. } if source.raw_os_error() == Some(libc::EBUSY));
+    assert!(message.ends_with("another process has the group"), "{message}");
     drop(first);
     drop(device());
     census.assert_unchanged();
 }
 
-/// What VFIO gave by other means, here a descriptor copied from a device opened the usual way.
+/// A device whose descriptor the process got otherwise: here a copy of one opened the usual way.
 #[test]
-fn a_device_from_elsewhere_exports_as_well() {
+fn a_device_descriptor_that_is_passed_in_exports_too() {
     let opened = device();
     let copy = VfioDevice::from_fd(opened.as_fd().try_clone_to_owned().unwrap(), ivshmem());
-    assert_eq!(copy.export(MEMORY).unwrap().size(), memory().size);
+    assert_eq!(copy.export(MEMORY, ..).unwrap().size(), memory().size);
     let other = VfioDevice::from_fd(File::open("/dev/null").unwrap(), ivshmem());
-    let refused = other.export(MEMORY);
-    let message = assert_refused!(refused, Error::Vfio(VfioError::Unsupported { source, .. }) if source.raw_os_error() == Some(libc::ENOTTY));
+    let refused = other.export(MEMORY, ..);
+    let message = assert_refused!(refused, VfioError::Unsupported { source, .. } if source.raw_os_error() == Some(libc::ENOTTY));
     assert!(message.contains("6.19"), "{message}");
 }

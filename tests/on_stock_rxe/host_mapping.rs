@@ -1,8 +1,7 @@
-//! HostMapping: host pages of ours, for devices that cannot import.
+//! HostMapping: registrations of our own host pages, for devices that cannot import.
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::exporter::Pages;
-use dmabuf_rdma::mr::{Access, MemoryRegion, Path};
+use dmabuf_rdma::exporter::PageKind;
+use dmabuf_rdma::mr::{Access, MemoryRegion, Path, RegisterError};
 
 use crate::assert_refused;
 use crate::common::buffers::{udmabuf, udmabuf_kinds};
@@ -18,7 +17,7 @@ fn every_byte_of_every_udmabuf() {
 }
 
 #[test]
-fn odd_ranges_with_an_iova_of_their_own() {
+fn odd_ranges_with_their_own_iova() {
     udmabuf_kinds().iter().for_each(|kind| bytes::odd_range(Path::HostMapping, kind));
 }
 
@@ -28,8 +27,8 @@ fn sends_and_atomics() {
 }
 
 #[test]
-fn the_importing_paths_come_first_and_the_path_taken_is_told() {
-    let (domain, allocation) = (domain(), udmabuf(Pages::Base, 4096));
+fn host_mapping_follows_the_importing_paths_and_is_reported() {
+    let (domain, allocation) = (domain(), udmabuf(PageKind::Base, 4096));
     let region = MemoryRegion::builder(&domain, &allocation.dmabuf)
         .host_mapping(allocation.backing.as_ref().unwrap())
         .register()
@@ -38,15 +37,15 @@ fn the_importing_paths_come_first_and_the_path_taken_is_told() {
 }
 
 #[test]
-fn the_pages_stay_as_long_as_the_region() {
+fn the_region_keeps_its_pages() {
     let census = Census::take();
     let peers = Peers::new();
-    let allocation = udmabuf(Pages::Base, 4096);
+    let allocation = udmabuf(PageKind::Base, 4096);
     let region = bytes::builder(&peers, Path::HostMapping, &allocation).register().unwrap();
     let bytes = pattern(4096, 9);
     allocation.dmabuf.map().unwrap().write(0, &bytes).unwrap();
     drop(allocation);
-    let other = udmabuf(Pages::Base, 4096);
+    let other = udmabuf(PageKind::Base, 4096);
     let other_region = bytes::builder(&peers, Path::HostMapping, &other).register().unwrap();
     peers.read(&region, &other_region);
     assert_eq!(contents(&other.dmabuf), bytes);
@@ -55,11 +54,11 @@ fn the_pages_stay_as_long_as_the_region() {
 }
 
 #[test]
-fn the_memlock_limit_is_named_with_the_need() {
-    let allocation = udmabuf(Pages::Base, 4 << 20);
+fn the_memlock_limit_is_reported_with_the_bytes_needed() {
+    let allocation = udmabuf(PageKind::Base, 4 << 20);
     let _limit = Memlock::new(1 << 20);
     let refused = unprivileged(|| {
-        // The device node is for everybody, so the domain is made by nobody too.
+        // Every user may open the device node, so `nobody` also makes the domain.
         let domain = domain();
         MemoryRegion::builder(&domain, &allocation.dmabuf)
             .access(Access::REMOTE)
@@ -67,9 +66,11 @@ fn the_memlock_limit_is_named_with_the_need() {
             .register()
             .map(drop)
     });
-    let message = assert_refused!(refused, Error::MemlockLimit { limit: 0x10_0000, needed: 0x40_0000, .. });
+    let message =
+        assert_refused!(refused, RegisterError::MemlockLimit { limit: 0x10_0000, needed: 0x40_0000, .. });
     assert!(
-        message.contains("registering 4194304 bytes") && message.contains("it is 1048576 bytes"),
+        message.contains("HostMapping pins 4194304 bytes")
+            && message.contains("RLIMIT_MEMLOCK is 1048576 bytes"),
         "{message}"
     );
 }
@@ -77,7 +78,7 @@ fn the_memlock_limit_is_named_with_the_need() {
 #[test]
 fn a_thousand_cycles_leave_nothing() {
     let domain = domain();
-    let allocation = udmabuf(Pages::Base, 64 << 10);
+    let allocation = udmabuf(PageKind::Base, 64 << 10);
     let census = Census::take();
     for _ in 0..1000 {
         let region = MemoryRegion::builder(&domain, &allocation.dmabuf)

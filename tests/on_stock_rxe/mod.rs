@@ -1,5 +1,4 @@
-//! The distribution's own soft-RoCE, which cannot import a dma-buf: every refusal says so, and
-//! HostMapping serves those who own the pages.
+//! The distribution's soft-RoCE, which cannot import dma-bufs: the refusals, and HostMapping.
 
 mod host_mapping;
 mod refusals;

@@ -1,10 +1,8 @@
 //! A kernel that bounces every DMA mapping (`swiotlb=force`): what the device writes must land in the
 //! buffer, not in a bounce page that is thrown away.
 
-use dmabuf_rdma::Error;
-use dmabuf_rdma::error::AddressError;
+use dma_sg::device_view::{self, DeviceView, DmaDevice};
 use dmabuf_rdma::mr::Path;
-use dmabuf_rdma::sg::{DmaDevice, device_view};
 
 use crate::assert_refused;
 use crate::common::buffers::{driver_kinds, heap, udmabuf_kinds};
@@ -36,10 +34,13 @@ fn a_devices_view_is_never_one_of_bounce_buffers() {
     let buffer = heap(1 << 20);
     let census = Census::take();
     let device = DmaDevice::Pci(driven_by("virtio-pci")[0]);
-    let refused = device_view(&buffer, device);
-    let message = assert_refused!(refused, Error::Addresses(AddressError::View { source, .. }) if source.raw_os_error() == Some(libc::EADDRNOTAVAIL));
+    let refused = DeviceView::new(&buffer, device);
+    let message = assert_refused!(refused, device_view::Error::Map { source, .. } if source.raw_os_error() == Some(libc::EADDRNOTAVAIL));
     assert!(message.contains("bounce"), "{message}");
-    assert_eq!(device_view(&buffer, DmaDevice::None).unwrap().list().unwrap().total_len(), 1 << 20);
+    assert_eq!(
+        DeviceView::new(&buffer, DmaDevice::Untranslated).unwrap().list().unwrap().total_len(),
+        1 << 20
+    );
     census.assert_unchanged();
 }
 

@@ -1,4 +1,4 @@
-//! Compiles the stub libraries, each as it is and as an old version that does not export yet.
+//! Compiles the stub libraries, each also as an old version that does not export dma-bufs.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-/* libcuda.so.1 as far as exporting memory takes it, with two GPUs. */
+/* The part of libcuda.so.1 that exporting memory needs, with two GPUs. */
 #include "stub.h"
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_CONTEXT = 201,
@@ -17,7 +17,7 @@ static __thread struct context *stack[16];
 static __thread int depth;
 static int initialised, pcie;
 
-/* Each call that needs it begins so. */
+/* The start of each call that needs cuInit. */
 #define BEGIN(call)                                                                                \
 	do {                                                                                       \
 		int64_t code;                                                                      \
@@ -93,10 +93,10 @@ int cuDevicePrimaryCtxRelease_v2(int device)
 	NEEDS(cuDevicePrimaryCtxRelease, primary[device - 100].retained > 0);
 	live--;
 	if (!--primary[device - 100].retained)
-		/* Its memory goes with it. */
+		/* The context's memory is freed with it. */
 		for (int i = 0; i < MOST; i++)
 			if (all[i].kind != FREE && all[i].owner == &primary[device - 100])
-				return wrong("cuDevicePrimaryCtxRelease", "memory is left"), OK;
+				return wrong("cuDevicePrimaryCtxRelease", "the context still has memory"), OK;
 	return OK;
 }
 
@@ -145,7 +145,7 @@ int cuMemGetInfo_v2(size_t *available, size_t *total)
 	return OK;
 }
 
-/* Small ones share a block of 2 MiB and begin at multiples of 512 bytes, as the driver's do. */
+/* As in the driver, small allocations share a block of 2 MiB and are aligned to 512 bytes. */
 int cuMemAlloc_v2(uintptr_t *address, size_t size)
 {
 	struct memory *new, *other = NULL;
@@ -226,7 +226,7 @@ int cuPointerGetAttributes(unsigned int count, const int *names, void *const *pl
 		case 9: *(int *)places[i] = memory ? memory->device : -2; break;
 		case 11: *(uintptr_t *)places[i] = memory ? memory->range : 0; break;
 		case 12: *(size_t *)places[i] = memory ? memory->range_size : 0; break;
-		default: return wrong("cuPointerGetAttributes", "an attribute that is not known"), INVALID_VALUE;
+		default: return wrong("cuPointerGetAttributes", "unknown attribute"), INVALID_VALUE;
 		}
 	return OK;
 }
@@ -255,7 +255,7 @@ int cuMemGetHandleForAddressRange(void *handle, uintptr_t address, size_t size, 
 	BEGIN(cuMemGetHandleForAddressRange);
 	NEEDS(cuMemGetHandleForAddressRange, handle && type == 1 && flags <= 1);
 	NEEDS(cuMemGetHandleForAddressRange, size && address % PAGE == 0 && size % PAGE == 0);
-	/* The range may begin before a small allocation, in its block. */
+	/* The range may begin in the block before a small allocation. */
 	for (int i = 0; i < MOST; i++)
 		if (all[i].kind == DEVICE && address - all[i].block < all[i].block_size)
 			memory = &all[i];
@@ -265,29 +265,29 @@ int cuMemGetHandleForAddressRange(void *handle, uintptr_t address, size_t size, 
 		return INVALID_CONTEXT;
 	if (flags && !pcie)
 		return NOT_SUPPORTED;
-	fd = dmabuf(memory, address, size, UDMABUF_FLAGS_CLOEXEC);
-	if (fd < 0)
+	fd = bare ? -1 : dmabuf(memory, address, size, UDMABUF_FLAGS_CLOEXEC);
+	if (fd < 0 && !bare)
 		return OPERATING_SYSTEM;
 	*(int *)handle = fd;
 	return OK;
 }
 #endif
 
-/* Of the test's: whether the GPU has the mapping by PCIe. */
+/* For the test: sets whether the GPU supports the PCIe mapping. */
 void stub_pcie(int yes)
 {
 	pcie = yes;
 }
 
-/* A context of the application's own. */
+/* For the test: a context of the application. */
 void *stub_context(int device)
 {
 	initialised = 1;
 	return &user[device];
 }
 
-/* `count` allocations of `size` bytes each, mapped one after the other into a reservation that has a hole
- * after them, as cuMemCreate and cuMemMap do. */
+/* For the test: `count` allocations of `size` bytes, mapped back to back into a reservation with a hole after
+ * them, as by cuMemCreate and cuMemMap. */
 uintptr_t stub_map(int count, size_t size, int device)
 {
 	uintptr_t base = reserve((count + 1) * size);
@@ -295,7 +295,7 @@ uintptr_t stub_map(int count, size_t size, int device)
 	for (int i = 0; i < count; i++) {
 		struct memory *new = make(DEVICE, size, NULL, device);
 
-		/* Elsewhere in the reservation. */
+		/* Move the memory to its place in the reservation. */
 		munmap((void *)new->base, size);
 		close(new->memfd);
 		new->base = new->block = base + i * size;
@@ -316,7 +316,7 @@ void stub_unmap(uintptr_t base)
 	}
 }
 
-/* cuMemAllocManaged and cuMemAllocHost. */
+/* For the test: cuMemAllocManaged and cuMemAllocHost. */
 uintptr_t stub_other(int managed, size_t size)
 {
 	return make(managed ? MANAGED : HOST, size, &user[0], 0)->base;

@@ -1,4 +1,4 @@
-/* libhsa-runtime64.so.1 as far as exporting memory takes it: a processor (agent 1) and two GPUs (2, 3). */
+/* The part of libhsa-runtime64.so.1 that exporting memory needs: a CPU (agent 1) and two GPUs (2, 3). */
 #include <stdbool.h>
 
 #include "stub.h"
@@ -85,10 +85,10 @@ int hsa_agent_get_info(handle agent, int attribute, void *value)
 	case 0xa006: *word = agent.handle << 8 | 5 << 3 | 1; return OK;
 	case 0xa00f: *word = agent.handle == 3; return OK;
 	}
-	return wrong("hsa_agent_get_info", "an attribute that is not known"), INVALID_ARGUMENT;
+	return wrong("hsa_agent_get_info", "unknown attribute"), INVALID_ARGUMENT;
 }
 
-/* Agent 2's pools: 20 cannot be allocated from, 21 is fine-grained, 22 is its memory. */
+/* Agent 2's pools: 20 allows no allocation, 21 is fine-grained, 22 is the GPU's memory. */
 int hsa_amd_agent_iterate_memory_pools(handle agent, int (*visit)(handle, void *), void *data)
 {
 	BEGIN(hsa_amd_agent_iterate_memory_pools);
@@ -111,7 +111,7 @@ int hsa_amd_memory_pool_get_info(handle pool, int attribute, void *value)
 	case 2: *(size_t *)value = POOL_SIZE; return OK;
 	case 5: *(bool *)value = pool.handle % 10 != 0; return OK;
 	}
-	return wrong("hsa_amd_memory_pool_get_info", "an attribute that is not known"), INVALID_ARGUMENT;
+	return wrong("hsa_amd_memory_pool_get_info", "unknown attribute"), INVALID_ARGUMENT;
 }
 
 int hsa_amd_memory_pool_allocate(handle pool, size_t size, uint32_t flags, void **address)
@@ -170,10 +170,10 @@ int hsa_amd_pointer_info(const void *address, struct info *info, void *(*alloc)(
 }
 
 #ifndef OLD
-/* Descriptors that are out. */
+/* Exported descriptors that are not closed yet. */
 static int out[64], outs;
 
-/* The dma-buf is of the whole allocation. */
+/* The dma-buf covers the whole allocation. */
 int hsa_amd_portable_export_dmabuf(const void *address, size_t size, int *fd, uint64_t *offset)
 {
 	const struct memory *memory = find((uintptr_t)address);
@@ -184,6 +184,9 @@ int hsa_amd_portable_export_dmabuf(const void *address, size_t size, int *fd, ui
 		return INVALID_ALLOCATION;
 	if (memory->kind != DEVICE)
 		return INVALID_AGENT;
+	*fd = -1;
+	if (bare)
+		return OK;
 	*fd = dmabuf(memory, memory->block, memory->block_size, 0);
 	if (*fd < 0)
 		return OUT_OF_RESOURCES;
@@ -202,11 +205,11 @@ int hsa_amd_portable_close_dmabuf(int fd)
 			live--;
 			return close(fd) ? RESOURCE_FREE : OK;
 		}
-	return wrong("hsa_amd_portable_close_dmabuf", "a descriptor that is not ours"), RESOURCE_FREE;
+	return wrong("hsa_amd_portable_close_dmabuf", "the descriptor was not exported here"), RESOURCE_FREE;
 }
 #endif
 
-/* Of the test's: host memory that was locked. */
+/* For the test: locked host memory. */
 uintptr_t stub_other(int managed, size_t size)
 {
 	(void)managed;

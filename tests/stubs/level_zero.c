@@ -1,4 +1,4 @@
-/* libze_loader.so.1 as far as exporting memory takes it: a driver without devices, and one with two. */
+/* The part of libze_loader.so.1 that exporting memory needs: a driver without devices, and one with two. */
 #include "stub.h"
 
 enum { OK = 0, OUT_OF_HOST_MEMORY = 0x70000002, OUT_OF_DEVICE_MEMORY = 0x70000003, UNINITIALIZED = 0x78000001,
@@ -56,7 +56,7 @@ static int initialised;
 		if (!(condition) && wrong(#call, #condition))                                      \
 			return INVALID_ARGUMENT;                                                   \
 	} while (0)
-/* A live one of several handles. */
+/* Whether a handle of a set is live. */
 #define IS(set, handle)                                                                            \
 	((char *)(handle) >= set && (char *)(handle) < set + sizeof(set) && *(char *)(handle))
 #define DEVICE_NUMBER(device) ((int)((char *)(device) - devices))
@@ -186,7 +186,9 @@ uint32_t zeMemGetAllocProperties(void *context, const void *address, struct prop
 		NEEDS(zeMemGetAllocProperties, found->next->flags == DMA_BUF && found->next->fd == -1);
 		if (!memory || !memory->exportable)
 			return UNSUPPORTED_FEATURE;
-		/* The same one each time; it goes with the allocation. */
+		if (bare)
+			return OK;
+		/* The same descriptor each time, closed with the allocation. */
 		if (memory->fd < 0)
 			memory->fd = dmabuf(memory, memory->block, memory->block_size, UDMABUF_FLAGS_CLOEXEC);
 		if (memory->fd < 0)
@@ -243,7 +245,7 @@ uint32_t zeCommandListDestroy(void *commands)
 	return OK;
 }
 
-/* Of the test's: zeMemAllocShared and zeMemAllocHost, and memory that was not made for export. */
+/* For the test: zeMemAllocShared, zeMemAllocHost, and memory that is not exportable. */
 uintptr_t stub_other(int managed, size_t size)
 {
 	return make(managed ? MANAGED : HOST, size, NULL, 0)->base;
@@ -259,7 +261,7 @@ void stub_free(uintptr_t address)
 	release(find(address));
 }
 
-/* The first context that there is. */
+/* For the test: the first live context. */
 void *stub_context(void)
 {
 	for (unsigned int i = 0; i < sizeof(contexts); i++)

@@ -1,6 +1,6 @@
-//! The stub libraries: where they are, and what a test can ask of them beside the runtime's own functions.
+//! Loads the stub libraries and calls their control functions.
 //!
-//! Each checks every argument strictly and hands out udmabufs. `unsafe` is here for calling into them.
+//! Each stub checks every argument strictly and exports udmabufs. `unsafe` is here to call the stubs.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 
@@ -8,23 +8,23 @@ use libloading::os::unix::Library;
 
 /// The folder with the libraries, for LD_LIBRARY_PATH.
 pub const FOLDER: &str = concat!(env!("OUT_DIR"), "/now");
-/// The same as they were before they exported dma-bufs.
+/// The folder with old versions, which do not export dma-bufs.
 pub const OLD_FOLDER: &str = concat!(env!("OUT_DIR"), "/old");
 
-/// A stub, loaded for good: whoever loads the runtime by its name now gets it.
+/// A loaded stub, never unloaded. Code that loads the runtime by its name now gets the stub.
 #[derive(Debug)]
 pub struct Stub {
     library: &'static Library,
 }
 
 impl Stub {
-    /// Loads `libcuda.so.1` or another.
+    /// Loads a stub by its library name, such as `libcuda.so.1`.
     ///
     /// # Panics
-    /// When it is not there.
+    /// If it cannot be loaded.
     pub fn load(name: &str) -> Self {
         let path = format!("{FOLDER}/{name}");
-        // SAFETY: their constructors only open a device.
+        // SAFETY: the constructor of a stub only opens a device.
         let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{path}: {error}"));
         Self { library: Box::leak(Box::new(library)) }
     }
@@ -32,39 +32,45 @@ impl Stub {
     /// A function of the stub.
     ///
     /// # Panics
-    /// When there is none of that name.
+    /// If the stub has no function with this name.
     ///
     /// # Safety
-    /// `F` is the type of a pointer to it.
+    /// `F` must be the type of a pointer to the function.
     pub unsafe fn function<F: Copy>(&self, name: &str) -> F {
-        // SAFETY: says the caller; the library is never unloaded.
+        // SAFETY: the caller guarantees the type; the library is never unloaded.
         *unsafe { self.library.get::<F>(name) }.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Has the next call of a function answer `code`.
+    /// Makes the next call of a function return `code`.
     pub fn refuse(&self, call: &str, code: i64) {
         let call = CString::new(call).expect("a name");
-        // SAFETY: the type in stub.h; the name is copied.
+        // SAFETY: the type is that in stub.h; the stub copies the name.
         unsafe {
             self.function::<unsafe extern "C" fn(*const c_char, i64)>("stub_refuse")(call.as_ptr(), code)
         };
     }
 
-    /// Objects that nobody has given back: allocations, contexts, descriptors, …
+    /// The number of objects not released yet: allocations, contexts, descriptors, …
     pub fn live(&self) -> i32 {
-        // SAFETY: the type in stub.h.
+        // SAFETY: the type is that in stub.h.
         unsafe { self.function::<unsafe extern "C" fn() -> c_int>("stub_live")() }
     }
 
-    /// Whether exports of one range are descriptors of one dma-buf, or each makes its own as drivers do.
+    /// With `sharing`, exports of one range share a dma-buf. Otherwise each makes a new one, as drivers do.
     pub fn share(&self, sharing: bool) {
-        // SAFETY: the type in stub.h.
+        // SAFETY: the type is that in stub.h.
         unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_share")(sharing.into()) };
     }
 
-    /// The first wrong argument that the stub was given, in words.
+    /// With `bare`, exports report success and make no descriptor.
+    pub fn export_nothing(&self, bare: bool) {
+        // SAFETY: the type is that in stub.h.
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_bare")(bare.into()) };
+    }
+
+    /// A description of the first wrong argument that the stub got.
     pub fn misuse(&self) -> Option<String> {
-        // SAFETY: the type in stub.h; a static string or null.
+        // SAFETY: the type is that in stub.h; the result is a static string or null.
         unsafe {
             let text = self.function::<unsafe extern "C" fn() -> *const c_char>("stub_misuse")();
             (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())

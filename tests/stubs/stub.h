@@ -1,5 +1,5 @@
-/* What the stub libraries share: memory made of memfds that is exported as udmabufs, refusals that a test
- * asks for, and a book of what was made and what was called wrongly. One thread at a time.
+/* Shared by the stub libraries: memory of memfds exported as udmabufs, failures that a test requests, a count
+ * of live objects, and the first wrong argument. Not thread-safe.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -17,12 +17,12 @@
 
 enum kind { FREE, DEVICE, HOST, MANAGED };
 
-/* One allocation, or one mapping of several into a reservation. */
+/* One allocation, or one of several mappings in a reservation. */
 struct memory {
 	enum kind kind;
-	/* Where it is, and the range that a pointer into it may be moved in. */
+	/* The allocation, and the reservation that contains it. */
 	uintptr_t base, size, range, range_size;
-	/* The memfd behind it, whose first byte is at `block`, and who else uses that. */
+	/* The memfd, mapped at `block`, and whether other allocations use it. */
 	uintptr_t block, block_size;
 	int memfd, shared;
 	uint64_t id;
@@ -39,13 +39,13 @@ static char refused[64];
 static int64_t refusal;
 static int udmabuf = -1;
 
-/* As a driver has its device open, so that no call pays for that. */
+/* Open the device at load time, as a driver does, so that no measured call does it. */
 __attribute__((constructor)) static void open_device(void)
 {
 	udmabuf = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
 }
 
-/* Whether the test wants this call to fail, and its code. */
+/* Whether the test requested that this call fails, and the code. */
 static int refuses(const char *call, int64_t *code)
 {
 	if (!refused[0] || strcmp(refused, call))
@@ -107,7 +107,7 @@ static uintptr_t reserve(uintptr_t size)
 	return at == MAP_FAILED ? 0 : round_up((uintptr_t)at, BLOCK);
 }
 
-/* A memfd of that many whole pages, mapped at `at`. */
+/* Creates a memfd of `size` bytes, whole pages, and maps it at `at`. */
 static int back(uintptr_t at, uintptr_t size)
 {
 	int memfd = memfd_create("stub", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -122,7 +122,7 @@ static int back(uintptr_t at, uintptr_t size)
 	return memfd;
 }
 
-/* Memory of its own, in whole pages. */
+/* Creates an allocation with its own memory, in whole pages. */
 static struct memory *make(enum kind kind, uintptr_t size, void *owner, int device)
 {
 	static uint64_t ids;
@@ -147,7 +147,7 @@ static void release(struct memory *memory)
 		if (all[i].kind != FREE && &all[i] != memory && all[i].memfd == memory->memfd)
 			last = 0;
 	if (last) {
-		/* The addresses stay reserved: a pointer that was freed is nobody's. */
+		/* Keep the addresses reserved, so that a freed pointer belongs to no allocation. */
 		mmap((void *)memory->block, memory->block_size, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 		close(memory->memfd);
@@ -158,7 +158,15 @@ static void release(struct memory *memory)
 	live--;
 }
 
-/* What `stub_share` asks for: one dma-buf for all exports of one range. */
+/* With `stub_bare`, exports succeed without a descriptor, as those of some drivers do. */
+static int bare;
+
+void stub_bare(int wanted)
+{
+	bare = wanted;
+}
+
+/* With `stub_share`, all exports of one range share this dma-buf. */
 static int sharing, shared = -1;
 static struct udmabuf_create shared_range;
 
@@ -170,7 +178,7 @@ void stub_share(int wanted)
 	shared = -1;
 }
 
-/* A dma-buf of whole pages of the memfd. */
+/* Exports whole pages of the memfd as a dma-buf. */
 static int dmabuf(const struct memory *memory, uintptr_t address, uintptr_t length, int flags)
 {
 	struct udmabuf_create create = { .memfd = memory->memfd, .flags = flags,

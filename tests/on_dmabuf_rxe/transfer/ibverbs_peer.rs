@@ -1,4 +1,4 @@
-//! A peer written with the crate `ibverbs`, which shares nothing with this library but the C library.
+//! A peer written with the crate `ibverbs`. It shares only the C library with this one.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ const MTU_4096: u32 = 5;
 
 #[test]
 fn sends_go_to_and_from_a_dma_buf() {
-    // As one message, which is what the other crate posts.
-    let options = ConnectionOptions { message: SIZE as u64, ..Default::default() };
+    // The other crate posts one message.
+    let options = ConnectionOptions::default().message_size(SIZE as u64);
     let mut ours = End::new("rxe0", options);
     let (buffer, region) = ours.filled(SIZE as u64, 1);
     let endpoint = ours.connection.endpoint();
@@ -32,39 +32,40 @@ fn sends_go_to_and_from_a_dma_buf() {
     let prepared = builder.build().unwrap();
     let theirs = prepared.endpoint();
     let gid: ibverbs_sys::ibv_gid = theirs.gid.expect("a GID").into();
-    // SAFETY: `raw` is the view of the union that any 16 bytes are valid for.
+    // SAFETY: any 16 bytes are valid for `raw`.
     let gid = unsafe { gid.raw };
-    let peer = Endpoint { qp_num: theirs.num, psn: 0, lid: theirs.lid, gid, mtu: 4096, rd_atomic: 1 };
+    let (qp_num, lid) = (theirs.num, theirs.lid);
+    let peer = Endpoint { qp_num, psn: 0, lid, gid, mtu: 4096, rd_atomic: 1, roce_version: 0 };
     ours.connection.connect(&peer).unwrap();
-    let here = ibverbs::QueuePairEndpoint {
+    let endpoint = ibverbs::QueuePairEndpoint {
         num: endpoint.qp_num,
         lid: endpoint.lid,
         gid: Some(ibverbs_sys::ibv_gid { raw: endpoint.gid }.into()),
     };
-    let mut pair = prepared.handshake(here).unwrap();
+    let mut pair = prepared.handshake(endpoint).unwrap();
     let mut memory = domain.allocate::<u8>(SIZE).unwrap();
 
-    // Theirs to ours.
+    // From the peer to the dma-buf.
     let sent = pattern(SIZE, 2);
     memory.copy_from_slice(&sent);
-    let receiving = ours.connection.halves().1.start(&region).unwrap();
-    // SAFETY: the memory lives until the completion has come, and is not touched before.
+    let receiving = ours.connection.start_recv(&region).unwrap();
+    // SAFETY: the memory lives until the completion, and nothing touches it before.
     unsafe { pair.post_send(&mut memory, .., 1).unwrap() };
     receiving.wait().unwrap();
     completed(&queue, 1);
-    assert_same(&contents(&buffer), &sent, "what they sent");
+    assert_same(&contents(&buffer), &sent, "sent by the peer");
 
-    // Ours to theirs.
+    // From the dma-buf to the peer.
     let sent = pattern(SIZE, 3);
     buffer.map().unwrap().write(0, &sent).unwrap();
     // SAFETY: as above.
     unsafe { pair.post_receive(&mut memory, .., 2).unwrap() };
     ours.connection.send(&region).unwrap();
     completed(&queue, 2);
-    assert_same(&memory[..], &sent, "what they received");
+    assert_same(&memory[..], &sent, "received by the peer");
 }
 
-/// Waits for this request's success.
+/// Waits until this request has completed with success.
 fn completed(queue: &ibverbs::CompletionQueue<'_>, wr_id: u64) {
     let end = Instant::now() + Duration::from_secs(20);
     let mut completions = [ibverbs::ibv_wc::default(); 4];

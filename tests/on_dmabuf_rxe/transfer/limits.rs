@@ -1,25 +1,25 @@
-//! The boundaries that 32-bit lengths have, with a message limit of 4 KiB in the place of 2 GiB; and what
-//! a request may cost.
+//! Lengths around multiples of the message size, here 4 KiB; and what a transfer allocates.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dmabuf_rdma::transfer::{Connection, ConnectionOptions, LocalRange, Request};
+use dmabuf_rdma::Connection;
+use dmabuf_rdma::transfer::ConnectionOptions;
 
 use crate::common::wire::Wire;
 use crate::common::{assert_same, contents, pattern};
 
-/// Counts what this thread allocates.
+/// Counts the allocations of each thread.
 struct Counting;
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: everything is the system's allocator; the count is a plain number of this thread.
+// SAFETY: every call goes to the system's allocator; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no count any more.
+        // A thread that ends has destroyed its count.
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller keeps to the rules of `alloc`.
         unsafe { System.alloc(layout) }
@@ -41,27 +41,25 @@ fn allocations(action: impl FnOnce()) -> u64 {
 }
 
 #[test]
-fn lengths_around_every_power_of_two_of_messages() {
-    const LIMIT: u64 = 4096;
-    const SIZE: u64 = 64 * LIMIT;
-    let Wire { mut near, far } =
-        Wire::with(ConnectionOptions { message: LIMIT, window: 4, ..Default::default() });
+fn lengths_around_multiples_of_the_message_size() {
+    const MESSAGE: u64 = 4096;
+    const SIZE: u64 = 64 * MESSAGE;
+    let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(MESSAGE).window(4));
     let (ours, source) = near.filled(SIZE, 1);
     let from = contents(&ours);
-    // One message, two, the window, the window and a list, and all of these and one byte off.
+    // One message, a chain, a window and more; and one byte less and one more than each.
     for messages in [1, 2, 4, 5, 8, 32] {
-        for length in [messages * LIMIT - 1, messages * LIMIT, messages * LIMIT + 1] {
+        for length in [messages * MESSAGE - 1, messages * MESSAGE, messages * MESSAGE + 1] {
             let (theirs, target) = far.filled(SIZE, messages);
             let remote = target.remote();
-            let range = |at: u64| LocalRange::from(&source).range(at, length).unwrap();
-            near.connection.write(range(7), remote.range(13, length).unwrap()).unwrap();
+            let place = remote.slice(13..13 + length).unwrap();
+            near.connection.write(source.slice(7..7 + length).unwrap(), &place).unwrap();
             let mut expected = pattern(SIZE as usize, messages);
             let end = 13 + length as usize;
             expected[13..end].copy_from_slice(&from[7..7 + length as usize]);
             assert_same(&contents(&theirs), &expected, &format!("{length} bytes written"));
             let (back, into) = near.filled(SIZE, 99);
-            let local = LocalRange::from(&into).range(21, length).unwrap();
-            near.connection.read(local, remote.range(13, length).unwrap()).unwrap();
+            near.connection.read(into.slice(21..21 + length).unwrap(), &place).unwrap();
             let mut expected = pattern(SIZE as usize, 99);
             expected[21..21 + length as usize].copy_from_slice(&from[7..7 + length as usize]);
             assert_same(&contents(&back), &expected, &format!("{length} bytes read"));
@@ -69,20 +67,18 @@ fn lengths_around_every_power_of_two_of_messages() {
     }
 }
 
-/// A transfer of a thousand requests allocates as little as one of one.
+/// A transfer allocates nothing, whether it has one work request or a thousand.
 #[test]
-fn requests_are_not_allocated() {
-    let options = ConnectionOptions { message: 1024, window: 16, ..Default::default() };
+fn transfers_allocate_nothing() {
+    let options = ConnectionOptions::default().message_size(1024).window(16);
     let Wire { mut near, far } = Wire::with(options);
     let ((_ours, source), (_theirs, target)) = (near.filled(1 << 20, 1), far.filled(1 << 20, 2));
     let remote = target.remote();
-    let moves = |connection: &mut Connection, length: u64| {
-        let local = LocalRange::from(&source).range(0, length).unwrap();
-        let request = Request::write(local, remote.range(0, length).unwrap());
-        connection.start(request).unwrap().wait().unwrap();
+    let write = |connection: &mut Connection, length: u64| {
+        connection.write(source.slice(..length).unwrap(), remote.slice(..length).unwrap()).unwrap();
     };
-    moves(&mut near.connection, 1024);
-    let one = allocations(|| moves(&mut near.connection, 1024));
-    let thousand = allocations(|| moves(&mut near.connection, 1 << 20));
+    write(&mut near.connection, 1024);
+    let one = allocations(|| write(&mut near.connection, 1024));
+    let thousand = allocations(|| write(&mut near.connection, 1 << 20));
     assert_eq!((one, thousand), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! The example programs across the wire, as a user starts them.
+//! The example programs across the wire, started as a user does.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use crate::common::system::{example, run};
 use crate::common::wire::FAR;
 use crate::common::{assert_same, pattern};
 
-/// Starts a program that says where it listens, and waits for that.
+/// Starts a program and waits until it prints where it listens.
 fn listening(command: &mut Command) -> (std::process::Child, BufReader<std::process::ChildStdout>) {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("an example");
     let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -23,7 +23,7 @@ fn bulk_sends_a_file() {
     let census = Census::take();
     let folder = std::env::temp_dir();
     let (from, to) = (folder.join("bulk-original"), folder.join("bulk-copy"));
-    // Neither pages nor messages.
+    // Not a multiple of the page size or the message size.
     let bytes = pattern((3 << 20) + 1234, 9);
     std::fs::write(&from, &bytes).unwrap();
     let (mut receiver, output) =
@@ -34,9 +34,9 @@ fn bulk_sends_a_file() {
         &["send", "--connect", FAR, "--exporter", "udmabuf", "--file", file],
     );
     assert!(sent.contains("sent 3.00 MiB"), "{sent}");
-    let said: Vec<_> = output.lines().map_while(Result::ok).collect();
+    let printed: Vec<_> = output.lines().map_while(Result::ok).collect();
     assert!(receiver.wait().unwrap().success());
-    assert!(said.iter().any(|line| line.ends_with("verified")), "{said:?}");
+    assert!(printed.iter().any(|line| line.ends_with("verified")), "{printed:?}");
     assert_same(&std::fs::read(&to).unwrap(), &bytes, "the copy");
     std::fs::remove_file(from).unwrap();
     std::fs::remove_file(to).unwrap();
@@ -47,12 +47,13 @@ fn bulk_sends_a_file() {
 fn pingpong_goes_to_and_fro() {
     let program = example("pingpong");
     let (mut waiting, _output) = listening(Command::new(&program).args(["--listen", FAR, "--count", "20"]));
-    let said = run(program.to_str().unwrap(), &["--connect", FAR, "--count", "20"]);
-    assert!(said.starts_with("one way: median "), "{said}");
+    let printed = run(program.to_str().unwrap(), &["--connect", FAR, "--count", "20"]);
+    assert!(printed.starts_with("one way: median "), "{printed}");
     assert!(waiting.wait().unwrap().success());
 }
 
-/// Two ranks of an MPI program find each other by MPI, and move their buffers by a connection of their own.
+/// Two ranks of an MPI program exchange endpoints over MPI, and the contents of their buffers over a
+/// connection.
 #[test]
 fn mpi_ranks_exchange_buffers() {
     let census = Census::take();
@@ -69,12 +70,12 @@ fn mpi_ranks_exchange_buffers() {
         "-n",
         "2",
     ];
-    let said = run("mpirun", &words.into_iter().chain([program.to_str().unwrap()]).collect::<Vec<_>>());
+    let printed = run("mpirun", &words.into_iter().chain([program.to_str().unwrap()]).collect::<Vec<_>>());
     for line in [
         "rank 0 on rxe0: 16 MiB to and from rank 1, verified",
         "rank 1 on rxe1: 16 MiB to and from rank 0, verified",
     ] {
-        assert!(said.lines().any(|said| said == line), "{said}");
+        assert!(printed.lines().any(|printed| printed == line), "{printed}");
     }
     census.assert_unchanged();
 }

@@ -1,4 +1,4 @@
-//! Our rping and that of rdmacm-utils, in every pairing, across the wire.
+//! The example rping and the rping of rdmacm-utils, in every pairing, across the wire.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::common::census::Census;
 use crate::common::system::{example, run};
 
-/// Whose program.
+/// The two programs.
 #[derive(Clone, Copy, PartialEq)]
 enum Rping {
     Ours,
@@ -36,7 +36,7 @@ impl Rping {
         command
     }
 
-    /// Starts a server and returns when it listens: a request before that is repeated after seconds only.
+    /// Starts a server and waits until it listens: the kernel repeats an earlier request only after seconds.
     fn serve(self, words: &str, address: &str) -> Running {
         let mut server = self.command(&format!("-s -a {address} {words}")).spawn().expect("rping");
         let end = Instant::now() + Duration::from_secs(20);
@@ -60,7 +60,7 @@ impl Rping {
     }
 }
 
-/// A program that is read while it runs: it prints more than a pipe holds.
+/// A running program. A thread reads its output, which may be more than a pipe holds.
 struct Running {
     pid: Pid,
     reader: JoinHandle<std::io::Result<Output>>,
@@ -88,7 +88,7 @@ impl Running {
         self.done.try_recv() == Err(TryRecvError::Empty)
     }
 
-    /// Waits for its success and gives its output.
+    /// Waits until it ends with success, and returns its output.
     #[track_caller]
     fn ended(self, what: &str) -> String {
         let hangs = self.done.recv_timeout(Duration::from_secs(60)).is_err();
@@ -103,7 +103,7 @@ impl Running {
     }
 }
 
-/// What the data of a round is, without its NUL.
+/// The data of a round, without the NUL.
 fn data(round: usize, size: usize) -> String {
     let letters = (b'A'..=b'z').cycle().skip(round).map(char::from);
     let mut text = format!("rdma-ping-{round}: ");
@@ -114,7 +114,7 @@ fn data(round: usize, size: usize) -> String {
 fn once(server: Rping, client: Rping, size: usize, exporter: &str, address: &str) {
     let what = format!("{size} bytes to {address}");
     let ours = |who| if who == Ours { format!(" --exporter {exporter}") } else { String::new() };
-    // The other rping's server has a buffer of its own size, and refuses more.
+    // The server of rdmacm-utils refuses more bytes than its own option says.
     let server_size = if server == Theirs { " -S 65535" } else { "" };
     let serving = server.serve(&format!("-v{server_size}{}", ours(server)), address);
     let words = format!("-v -V -C 3 -S {size}{}", ours(client));
@@ -122,10 +122,10 @@ fn once(server: Rping, client: Rping, size: usize, exporter: &str, address: &str
     let served = serving.ended(&format!("server, {what}"));
     for round in 0..3 {
         let text = data(round, size);
-        // Word by word would be megabytes of message.
+        // Without the texts: they would be megabytes.
         assert!(seen.lines().any(|line| line == format!("ping data: {text}")), "client, {what}, {round}");
         let line = format!("server ping data: {text}");
-        // The other server prints its buffer to the first NUL, which may be behind older text.
+        // The server of rdmacm-utils prints up to the first NUL of its buffer, which may follow older text.
         assert!(served.lines().any(|seen| seen.starts_with(&line)), "server, {what}, {round}");
     }
 }
@@ -133,7 +133,7 @@ fn once(server: Rping, client: Rping, size: usize, exporter: &str, address: &str
 #[test]
 fn our_server_answers_their_client() {
     let census = Census::take();
-    // Theirs refuses less than 23.
+    // The client of rdmacm-utils refuses less than 23 bytes.
     for (size, exporter, address) in
         [(23, "heap", V4), (64, "udmabuf", V6), (1000, "udmabuf:thp", V4), (65535, "heap", V6)]
     {
@@ -160,7 +160,7 @@ fn our_client_asks_our_server() {
     }
 }
 
-/// With -P, several clients at once, of both programs.
+/// With -P, a server has several clients at once, of both programs.
 #[test]
 fn persistent_servers_have_many_clients() {
     for server in [Ours, Theirs] {
@@ -173,22 +173,21 @@ fn persistent_servers_have_many_clients() {
         for (number, client) in clients.into_iter().enumerate() {
             client.ended(&format!("client {number}"));
         }
-        // And later.
         Ours.client("-V -C 2", V4).ended("a later client");
-        assert!(serving.runs(), "it serves on");
+        assert!(serving.runs(), "the server still runs");
         serving.kill();
     }
 }
 
 #[test]
-fn a_client_that_nobody_waits_for_is_told() {
+fn a_client_without_a_server_says_so() {
     let output = Ours.command(&format!("-c -a {V4} -p 9999 -C 1")).output().unwrap();
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("rejected the connection: nobody listens at that port"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(printed.contains("rejected the connection: no program listens at that port"), "{printed}");
 }
 
-/// A peer process that is killed is noticed, also by a side that only waits.
+/// The server notices that the client process was killed, also while it only waits.
 #[test]
 fn a_killed_client_ends_its_server() {
     use std::io::{BufRead, BufReader};
@@ -197,8 +196,8 @@ fn a_killed_client_ends_its_server() {
         let server = Ours.serve("-C 0", V4);
         let mut client = Ours.start_client(&format!("-v -S {size}"), V4);
         let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
-        lines.next().expect("a ping under way").unwrap();
-        // Read on, so that it goes on.
+        lines.next().expect("a ping").unwrap();
+        // Reads on, or the client would block on a full pipe.
         let reader = std::thread::spawn(move || lines.for_each(drop));
         std::thread::sleep(Duration::from_millis(size % 100));
         client.kill().unwrap();
@@ -206,7 +205,7 @@ fn a_killed_client_ends_its_server() {
         reader.join().unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while server.runs() {
-            assert!(Instant::now() < end, "the server waits for a client that is gone");
+            assert!(Instant::now() < end, "the server still waits for a client that is gone");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
