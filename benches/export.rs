@@ -1,15 +1,14 @@
-//! Exporting device memory as a dma-buf, and finding whose a pointer is: this library, on the stub
-//! libraries of the tests, against the driver's own call by itself.
+//! Exporting device memory as a dma-buf, and finding the runtime of a pointer: this library on the tests' stub
+//! libraries, against the driver's own calls alone.
 //!
 //! Both sides run in this process and take turns in pairs, A B then B A, on one processor; see
-//! `register.rs`. The driver's own calls are those that nobody gets a right answer without: what is at the
-//! pointer, its context made current, the export, and what closes the descriptor again. What the library
-//! adds is looking at the descriptor (fstat and fcntl), a descriptor of its own where the runtime keeps its
-//! own, and whatever it costs to be the library. The difference is the median over the pairs, not that of
-//! two medians.
+//! `register.rs`. The driver's own calls are those that a correct export cannot omit: looking up the pointer,
+//! making its context current, the export, and closing the descriptor. The library adds a check of the
+//! descriptor (fstat and fcntl), a duplicate where the runtime keeps its own descriptor, and its own code. The
+//! difference is the median over the pairs, not that of two medians.
 //!
-//! The stubs give descriptors of one dma-buf here: in an emulated guest whatever is called right after one was
-//! made takes longer, fstat four times as long, and that would count as the library's.
+//! The stubs return descriptors of one dma-buf here. In an emulated guest every call right after a dma-buf is
+//! made takes longer, fstat four times as long, and that would count against the library.
 //!
 //! Needs /dev/udmabuf. Rows go to stdout and, as lines of JSON, into the file that `BENCH_ROWS` names.
 
@@ -37,8 +36,8 @@ fn main() -> Result<()> {
     let mut rows = Rows::new()?;
     let (cuda, hsa, ze) = (Cuda::load()?, Hsa::load()?, LevelZero::load()?);
 
-    // As small as it goes: what udmabuf takes for each page is not of interest. The driver of CUDA, other
-    // than `device_memory`, makes allocations of a page.
+    // The smallest size, so that udmabuf's time for each page does not count. CUDA's driver allocates single
+    // pages, but `device_memory` does not, so the stub is called directly.
     let (of_hsa, of_ze) = (hsa.device_memory(4096)?, ze.device_memory(4096)?);
     let memory = [cuda_page(&stubs[0]), of_hsa.address(), of_ze.address()];
     let owners = Runtimes::loaded()?;
@@ -59,7 +58,7 @@ fn main() -> Result<()> {
     find(&mut rows, "Level Zero's memory", memory[2])?;
     find(&mut rows, "host memory", (&raw const *host) as u64)?;
 
-    // What a system call that does nothing takes here, to compare with.
+    // For comparison: a system call that does nothing.
     let nothing = (0..301).map(|_| {
         timed(|| {
             std::hint::black_box(nix::unistd::getppid());
@@ -80,7 +79,7 @@ fn main() -> Result<()> {
         rows.add(&row, "us", over(|pair| pair.library), Some(Peer::of(&pairs)), None)?;
         let row = format!("added to the driver's calls, {}", runtime.name());
         rows.add(&row, "us", over(|pair| pair.library - pair.bare), None, Some("value <= 1"))?;
-        // Of both, without what the counting takes.
+        // Instructions of both, without those of the counting.
         let count = |call: &dyn Fn() -> Result<()>| -> Result<f64> {
             let times = |times| steps::count(|| (0..times).for_each(|_| call().expect("it just did")));
             Ok((times(30)? - times(10)?) as f64 / 20.0)
@@ -93,7 +92,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// An allocation of the stub's that is a page, in the primary context, which stays current.
+/// Allocates one page from the stub, in the primary context, which stays current.
 fn cuda_page(stub: &Stub) -> u64 {
     let mut context = std::ptr::null_mut();
     let mut address = 0;
@@ -110,7 +109,7 @@ fn cuda_page(stub: &Stub) -> u64 {
     address
 }
 
-/// Microseconds a call.
+/// Microseconds per call.
 fn timed(call: impl Fn() -> Result<()>) -> Result<f64> {
     call()?;
     let start = Instant::now();
@@ -120,7 +119,7 @@ fn timed(call: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(start.elapsed().as_nanos() as f64 / 1e3 / f64::from(TIMES))
 }
 
-/// The driver's own calls by themselves, with what gives the descriptor back.
+/// The driver's own calls alone, up to closing or returning the descriptor.
 fn bare(runtime: &str, stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
     match runtime {
         "CUDA" => cuda(stub, address, size),
@@ -147,14 +146,14 @@ fn cuda(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
             stub.function::<unsafe extern "C" fn(*mut *mut c_void) -> u32>("cuCtxPopCurrent_v2"),
         )
     };
-    // Context, kind, number, managed, device, base and size.
+    // The attributes context, memory type, buffer id, managed, ordinal, base and size.
     const NAMES: [c_int; 7] = [1, 2, 7, 8, 9, 11, 12];
     Box::new(move || {
         let mut words = [0_u64; 7];
         let places = words.each_mut().map(|word| std::ptr::from_mut(word).cast::<c_void>());
         let (mut base, mut length, mut fd, mut popped) = (0, 0, -1, std::ptr::null_mut());
-        // SAFETY: each place has room for its attribute; the context is the memory's; one descriptor is
-        // written, which is closed here and nowhere else.
+        // SAFETY: each place has room for its attribute, and the context is the memory's. The export writes one
+        // descriptor, which only this closes.
         unsafe {
             check(attributes(NAMES.len() as u32, NAMES.as_ptr(), places.as_ptr(), address))?;
             check(push(words[0] as *mut c_void))?;
@@ -184,8 +183,8 @@ fn hsa(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
         let (mut fd, mut offset) = (-1, 0);
         let (none, nobody) = (std::ptr::null_mut(), std::ptr::null_mut());
         let address = address as *const c_void;
-        // SAFETY: the struct says how large it is; the calls write what they are given, and the descriptor
-        // goes back.
+        // SAFETY: the struct carries its size, and the calls write to the places passed. The descriptor goes
+        // back to the runtime.
         unsafe {
             (*found.as_mut_ptr()).size = size_of::<PointerInfo>() as u32;
             check(info(address, found.as_mut_ptr(), none, std::ptr::null_mut(), nobody))?;
@@ -199,7 +198,7 @@ fn level_zero(stub: &Stub, address: u64) -> Box<dyn Fn() -> Result<()>> {
     type Properties =
         unsafe extern "C" fn(*mut c_void, *const c_void, *mut AllocProperties, *mut *mut c_void) -> u32;
     type Range = unsafe extern "C" fn(*mut c_void, *const c_void, *mut *mut c_void, *mut usize) -> u32;
-    // SAFETY: the types of ze_api.h; the stub's first context is the library's.
+    // SAFETY: the types of ze_api.h; the stub's first context is the one that the library made.
     let (properties, range, context) = unsafe {
         (
             stub.function::<Properties>("zeMemGetAllocProperties"),
@@ -218,8 +217,8 @@ fn level_zero(stub: &Stub, address: u64) -> Box<dyn Fn() -> Result<()>> {
         let (context, nothing) = (context as *mut c_void, std::ptr::null_mut());
         let (mut device, mut base, mut size) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         let address = address as *const c_void;
-        // SAFETY: the structs say what they are. The runtime keeps its descriptor; whoever wants it has a
-        // duplicate, which is closed here and nowhere else.
+        // SAFETY: the structs carry their types. The runtime keeps its descriptor, and only this closes the
+        // duplicate.
         unsafe {
             check(properties(context, address, &raw mut found, &raw mut device))?;
             check(range(context, address, &raw mut base, &raw mut size))?;

@@ -1,26 +1,27 @@
-//! Registering and deregistering a dma-buf: this library against a bare C program that does the same
-//! two ioctls and nothing else, `register.c`.
+//! Registering and deregistering a dma-buf: this library against `register.c`, which does the same two ioctls
+//! and nothing else.
 //!
 //! What makes the two comparable:
-//! - The C is compiled with -O2 by the C compiler and runs in this process, on the same context,
-//!   protection domain and dma-buf, with the same range, iova and access. In a process of its own it
-//!   would be the same code and a worse measure: two such processes, both of this C, differed by up to
-//!   5% over a hundred turns, since each turn begins with a switch of address space.
-//! - They take turns in pairs, A B then B A, within milliseconds, on one processor. Each times only its
-//!   loop, having done the same once before for what the other left in the caches, except where one
-//!   registration goes through more than the caches hold.
-//! - The ratio and the difference are medians over the pairs, not of the two medians: what slows the
-//!   machine for longer than a pair slows both of it. Measured so, the C against itself gave 0.999 to
-//!   1.004 on a machine with four times more to do than processors.
+//! - The C is compiled with -O2 and runs in this process, on the same context, protection domain and dma-buf,
+//!   with the same range, iova and access. As a separate process it would be a worse measure: two processes
+//!   of this C differed by up to 5% over a hundred turns, since each turn begins with a switch of address
+//!   space.
+//! - The two take turns in pairs, A B then B A, within milliseconds, on one processor. Each times only its
+//!   loop. Each warms the caches with one registration first, unless a registration goes through more memory
+//!   than the caches hold.
+//! - Ratio and difference are medians over the pairs, since a load on the machine that outlasts a pair slows
+//!   both sides of it. The C against itself gave 0.999 to 1.004, on a machine with four times as much to do
+//!   as it has processors.
 //!
-//! The library goes its usual way, with all its checks and paths. The values are per registration with
-//! its deregistration.
+//! The library does all its checks and tries its paths as usual. Values are for a registration with its
+//! deregistration.
 //!
-//! Then the same at scale (`scale/`): sets against one region, parallel against serial, a hit of the cache,
-//! and what a GiB costs. An argument chooses a part: `pairs`, `sets`, `cache`, `cost`.
+//! `scale/` measures sets against one region, parallel against serial registration, and the cost of a GiB. An
+//! argument chooses a part: `pairs`, `sets`, `cost`. The cache has a benchmark of its own, `cargo xtask bench
+//! cache`.
 //!
-//! Needs an RDMA device `rxe0` that imports dma-bufs, and the dma-heap `system`. Rows go to stdout and,
-//! as lines of JSON, into the file that `BENCH_ROWS` names.
+//! Needs an RDMA device `rxe0` that imports dma-bufs, and the dma-heap `system`. Rows go to stdout, and as
+//! lines of JSON to the file named by `BENCH_ROWS`.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -44,9 +45,9 @@ struct Case {
     name: &'static str,
     size: u64,
     /// Registrations in one loop: enough that reading the clock does not count, few enough that most
-    /// pairs are over before anything interrupts.
+    /// pairs are not interrupted.
     times: u64,
-    /// Loops of each side: as many as pass in some seconds.
+    /// Loops of each side, for some seconds.
     pairs: usize,
     goal: Option<&'static str>,
 }
@@ -69,9 +70,6 @@ fn main() -> Result<()> {
         stay_on_one_processor()?;
         against_c(&mut rows, &domain)?;
         processors.all()?;
-    }
-    if wanted("cache") {
-        scale::cache::run(&mut rows, &domain, &processors)?;
     }
     if wanted("sets") {
         scale::sets::run(&mut rows, &domain)?;
@@ -101,7 +99,7 @@ fn against_c(rows: &mut Rows, domain: &ProtectionDomain) -> Result<()> {
     Ok(())
 }
 
-/// Microseconds a registration.
+/// Microseconds per registration.
 fn timed(times: u64, run: impl Fn(u64) -> Result<Duration>) -> Result<f64> {
     if times > 1 {
         run(1)?;
@@ -109,7 +107,7 @@ fn timed(times: u64, run: impl Fn(u64) -> Result<Duration>) -> Result<f64> {
     Ok(run(times)?.as_nanos() as f64 / 1e3 / times as f64)
 }
 
-/// What both sides work on.
+/// The domain and the buffer of both sides.
 struct Sides<'a> {
     domain: &'a ProtectionDomain,
     buffer: &'a DmaBuf,
@@ -131,7 +129,7 @@ impl Sides<'_> {
     fn bare(&self, times: u64) -> Result<Duration> {
         let pd = self.domain.as_raw().as_ptr().cast();
         let (buffer, length, access) = (self.buffer.as_fd(), self.buffer.size(), Self::ACCESS.bits());
-        // SAFETY: the domain lives as long as it is borrowed, and rxe0 is soft-RoCE.
+        // SAFETY: the borrowed domain outlives the call, and rxe0 is soft-RoCE.
         Ok(unsafe { bench_bare::register(pd, buffer, length, access, times)? })
     }
 }

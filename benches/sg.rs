@@ -16,8 +16,7 @@ use std::hint::black_box;
 
 use bench_bare::Scatterlist;
 use common::{Pair, Peer, Result, Rows, Spread, pairs, stay_on_one_processor};
-use dmabuf_rdma::Iova;
-use dmabuf_rdma::sg::{DmaSg, DmaSgList, PageSizes};
+use dma_sg::{DmaSg, DmaSgList, Iova, PageSizes};
 use nix::time::ClockId;
 
 const PAGE: u64 = 4096;

@@ -15,9 +15,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::{Pair, Peer, Result, Rows, Spread, pairs};
-use dmabuf_rdma::exporter::{Allocation, Backing, DmaHeap, Exporter, Pages, Udmabuf};
+use dma_sg::device_view::{DeviceView, DmaDevice};
+use dmabuf_rdma::exporter::{Allocation, Backing, DmaHeap, Exporter, PageKind, Udmabuf};
 use dmabuf_rdma::mr::MemoryRegion;
-use dmabuf_rdma::sg::{DmaDevice, device_view, pagemap};
 use dmabuf_rdma::verbs::{ProtectionDomain, devices};
 
 const SIZE: u64 = 4 << 30;
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
 
     // One after the other: the guest has no room for two.
     show(&mut rows, "view of 4 GiB, dma-heap", VIEW, &view(&domain, &DmaHeap::open("system")?)?)?;
-    let huge = Udmabuf::open()?.with_pages(Pages::Transparent);
+    let huge = Udmabuf::open()?.with_pages(PageKind::Transparent);
     show(&mut rows, "view of 4 GiB, udmabuf of huge pages", VIEW, &view(&domain, &huge)?)?;
     show(&mut rows, "pagemap of 4 GiB, huge pages", PAGEMAP, &pages(&huge)?)?;
     let base = Udmabuf::open()?;
@@ -68,7 +68,7 @@ fn view(domain: &ProtectionDomain, exporter: &dyn Exporter) -> Result<Vec<Pair>>
     let Allocation { dmabuf, .. } = &exporter.allocate(SIZE)?;
     let library = || {
         timed(|| {
-            let view = device_view(dmabuf, DmaDevice::None)?;
+            let view = DeviceView::new(dmabuf, DmaDevice::Untranslated)?;
             let list = view.list()?;
             assert_eq!(list.total_len(), SIZE);
             Ok((view, list))
@@ -82,7 +82,7 @@ fn pages(exporter: &dyn Exporter) -> Result<Vec<Pair>> {
     let backing = exporter.allocate(SIZE)?.backing.ok_or("a udmabuf has a backing")?;
     let library = || {
         timed(|| {
-            let pages = pagemap::of_backing(&backing)?;
+            let pages = backing.page_list()?;
             assert_eq!(pages.total_len(), SIZE);
             Ok(pages)
         })

@@ -1,26 +1,26 @@
 //! Transfers across the wire: this library against perftest.
 //!
 //! What makes the two comparable:
-//! - Both are two processes, one on each device, that exchange a connection and then move the same number
-//!   of messages of the same size: an MTU of 4096, 32 messages under way at once, the same buffer for each
-//!   message. Each times from its first post to its last completion.
-//! - They take turns, A B then B A, in one guest. The ratio is the median over the pairs, and the smallest
-//!   and the largest value stand beside it.
-//! - perftest's buffers are host memory, the library's are dma-bufs. perftest copies small messages into
-//!   the request (inline), which memory without a CPU address does not permit; it is told not to.
+//! - Both run two processes, one on each device, which connect and then move the same number of messages of
+//!   the same size: an MTU of 4096, 32 messages in flight, the same buffer for each message. Both time from
+//!   the first post to the last completion.
+//! - They take turns, A B then B A, in one guest. The ratio is the median over the pairs; the minimum and the
+//!   maximum of the values are printed beside it.
+//! - perftest's buffers are host memory, the library's are dma-bufs. perftest would copy small messages into
+//!   the work request (inline), which is impossible for memory without a CPU address, so that is turned off.
 //!
-//! Both sending sides look for completions all the time. How the library does asleep, as it waits by
-//! default, is a part of its own: it depends on the host.
+//! Both sending sides poll for completions without a pause. The part `asleep` measures the library as it
+//! waits by default, which depends on the host.
 //!
-//! Processor time is that of the sending process, start-up included, in user mode and in the kernel.
+//! Processor time is that of the sending process, with its start, in user mode and in the kernel.
 //!
-//! Instructions are those of the sending process between its 64th and its 192nd message, counted by stepping
-//! it. perftest looks for completions all the time; while it is stepped it finds one nearly each time it
-//! looks, so this is the least that it may take.
+//! Instructions are those of the sending process from its 64th to its 192nd message, counted by
+//! single-stepping. A stepped perftest finds a completion nearly every time it polls, so its count is a lower
+//! bound.
 //!
-//! Needs the devices `rxe0` and `rxe1` of the guest, and perftest. An argument chooses a part: `latency`,
-//! `instructions`, `write`, `read`, `send`, `asleep`, `whole` (one call of 2 GiB). `--quick` makes one pair
-//! of little.
+//! Needs the guest's devices `rxe0` and `rxe1`, and perftest. An argument chooses a part: `latency`,
+//! `instructions`, `write`, `read`, `send`, `asleep`, `whole` (2 GiB with one call). `--quick` measures one
+//! pair of few messages.
 
 // Not every benchmark needs all of it.
 #[allow(dead_code)]
@@ -42,17 +42,17 @@ const NEAR: &str = "rxe0";
 const FAR: &str = "rxe1";
 const FAR_ADDRESS: &str = "192.168.77.2";
 
-/// Messages under way at once.
+/// Messages in flight.
 const DEPTH: u32 = 32;
-/// Of which the library posts so many with one call.
-const BATCH: u32 = 8;
+/// Messages in the library's work request chains.
+const CHAIN: u32 = 8;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
     Write,
     Read,
     Send,
-    /// One message there and one back.
+    /// One message to the peer and one back.
     Latency,
 }
 
@@ -67,17 +67,17 @@ impl Kind {
     }
 }
 
-/// What both sides do.
+/// What to measure.
 #[derive(Clone, Copy)]
 struct Load {
     kind: Kind,
     size: u64,
     times: u64,
-    /// One range with all bytes, not one buffer again and again.
+    /// Move one buffer with all bytes, instead of one small buffer many times.
     whole: bool,
-    /// For so many messages the instructions of the sending process are counted.
+    /// Count the instructions of the sending process for this many messages.
     stepped: u64,
-    /// The library sleeps until there is something to do, where it looks all the time otherwise.
+    /// The library sleeps until there are completions, instead of polling without a pause.
     asleep: bool,
 }
 
@@ -87,14 +87,14 @@ impl Load {
     }
 }
 
-/// What came of it.
+/// What was measured.
 #[derive(Clone, Copy)]
 struct Outcome {
     /// MiB/s, or microseconds one way.
     figure: f64,
-    /// Microseconds of processor time a message.
+    /// Microseconds of processor time per message.
     cpu: f64,
-    /// Of the sending process, where they are counted.
+    /// Instructions of the sending process, if they are counted.
     instructions: u64,
 }
 
@@ -113,7 +113,7 @@ fn main() -> Result<()> {
     let pairs = |many| if quick { 1 } else { many };
     let mut rows = Rows::new()?;
     let bytes = if quick { 8 * MIB } else { 64 * MIB };
-    // perftest makes at least 5.
+    // perftest moves at least 5 messages.
     let streamed = |kind, size| Load::new(kind, size, (bytes / size).max(5));
     if wanted("latency") {
         measure(&mut rows, Load::new(Kind::Latency, 8, 1000), pairs(31))?;
@@ -139,10 +139,10 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Instructions for each message that is posted, in user mode.
+/// User-mode instructions per message.
 fn instructions(rows: &mut Rows) -> Result<()> {
     for kind in [Kind::Write, Kind::Send] {
-        // The first window is posted at once; from there on each post has to wait for a completion.
+        // After the first window, each post has to wait for a completion.
         let load = |stepped| Load { whole: true, stepped, ..Load::new(kind, 64 * KIB, 256) };
         let each = |run: fn(Load) -> Result<Outcome>| -> Result<f64> {
             let (few, many) = (run(load(64))?.instructions, run(load(192))?.instructions);
@@ -191,7 +191,7 @@ fn measure(rows: &mut Rows, load: Load, count: usize) -> Result<()> {
         }
         _ => rows.add(&name, unit, of, Some(peer), goal)?,
     }
-    // The first of each was for nothing.
+    // The first of each was the warm-up.
     let spent: Vec<_> = our_cpu
         .iter()
         .zip(&their_cpu)

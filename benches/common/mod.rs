@@ -1,6 +1,6 @@
-//! What the benchmarks share: pairs of measurements, and the rows that they become.
+//! Shared by the benchmarks: paired measurements and result rows.
 
-#[allow(dead_code)] // not by every benchmark
+#[allow(dead_code)] // not every benchmark uses it
 pub mod steps;
 
 use std::env;
@@ -14,19 +14,19 @@ use serde_json::json;
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// On the highest processor that we may use, since the lowest have the interrupts.
-#[allow(dead_code)] // not by every benchmark
+/// Pins this process to the highest allowed CPU, since the lowest ones handle interrupts.
+#[allow(dead_code)] // not every benchmark uses it
 pub fn stay_on_one_processor() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu) == Ok(true));
     let mut one = CpuSet::new();
-    one.set(last.ok_or("no processor to run on")?)?;
+    one.set(last.ok_or("the affinity mask allows no CPU")?)?;
     Ok(sched_setaffinity(this, &one)?)
 }
 
-/// The processors that this program may use.
-#[allow(dead_code)] // not by every benchmark
+/// The CPUs that this program may use.
+#[allow(dead_code)] // not every benchmark uses it
 pub struct Processors(CpuSet);
 
 #[allow(dead_code)]
@@ -35,28 +35,27 @@ impl Processors {
         Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
     }
 
-    /// This thread on the `nth` of them.
+    /// Pins this thread to the `nth` allowed CPU.
     pub fn stay_on(&self, nth: usize) -> Result<()> {
         let cpu = (0..CpuSet::count()).filter(|&cpu| self.0.is_set(cpu) == Ok(true)).nth(nth);
         let mut one = CpuSet::new();
-        one.set(cpu.ok_or("no such processor")?)?;
+        one.set(cpu.ok_or_else(|| format!("the affinity mask allows fewer than {} CPUs", nth + 1))?)?;
         Ok(sched_setaffinity(Pid::from_raw(0), &one)?)
     }
 
-    /// This thread, and those that it starts, on all of them.
+    /// Lets this thread, and the threads that it starts, run on all allowed CPUs.
     pub fn all(&self) -> Result<()> {
         Ok(sched_setaffinity(Pid::from_raw(0), &self.0)?)
     }
 }
 
-/// What either side took, in one pair.
+/// One measurement of each side.
 pub struct Pair {
     pub library: f64,
     pub bare: f64,
 }
 
-/// Both sides in turns, A B then B A, after once for nothing: what is looked up, allocated and loaded
-/// only once.
+/// Measures both sides alternately, A B then B A, after one unmeasured warm-up of each.
 pub fn pairs(
     pairs: usize,
     mut library: impl FnMut() -> Result<f64>,
@@ -84,7 +83,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of an odd number of values, so that one of them is the median.
+    /// The spread of an odd number of values, so that one of them is the median.
     pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut values: Vec<_> = values.collect();
         values.sort_by(f64::total_cmp);
@@ -95,12 +94,12 @@ impl Spread {
 pub struct Peer {
     pub value: f64,
     pub ratio: f64,
-    /// Between which the middle half of the ratios lies.
+    /// The quartiles of the ratios.
     pub half: (f64, f64),
 }
 
 impl Peer {
-    /// Its median, and the median over the pairs of what the library took of it.
+    /// The peer's median, and the median of the ratios library / peer over all pairs.
     pub fn of(pairs: &[Pair]) -> Self {
         let mut ratios: Vec<_> = pairs.iter().map(|pair| pair.library / pair.bare).collect();
         ratios.sort_by(f64::total_cmp);
@@ -110,7 +109,7 @@ impl Peer {
     }
 }
 
-/// Rows go to stdout and, as lines of JSON, into the file that `BENCH_ROWS` names.
+/// Prints rows on stdout and writes them as JSON lines to the file named by `BENCH_ROWS`.
 pub struct Rows(Option<File>);
 
 impl Rows {
@@ -129,13 +128,13 @@ impl Rows {
         self.write(row, unit, of, peer, goal, None)
     }
 
-    /// A row that is also a point of the chart: of a series, at `x`.
+    /// Adds a row that is also a point of the chart, of `series` at `x`.
     #[allow(dead_code)]
     pub fn add_point(&mut self, row: &str, unit: &str, of: Spread, series: &str, x: u64) -> Result<()> {
         self.write(row, unit, of, None, None, Some((series, x)))
     }
 
-    /// The same beside the same of a peer.
+    /// Adds a row that is a point of the chart, with the peer's value.
     #[allow(dead_code)]
     pub fn add_compared(
         &mut self,

@@ -1,5 +1,5 @@
-//! Counting instructions where no counter of the processor's can be had, as in an emulated guest: a child
-//! process does the work, and this one steps it.
+//! Counts instructions without a hardware counter, for example in an emulated guest: a child process does
+//! the work, and this process single-steps it.
 
 use std::process;
 
@@ -8,11 +8,11 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::common::Result;
+use super::Result;
 
-/// Instructions of the work and of the two signals around it, in user mode.
+/// Counts the user-mode instructions of `work` and of the two signals around it.
 pub fn count(work: impl FnOnce()) -> Result<u64> {
-    // SAFETY: this is a program of one thread when it forks, and the child ends without returning.
+    // SAFETY: the program has one thread when it forks, and the child exits without returning.
     match unsafe { fork()? } {
         ForkResult::Child => {
             let stop = || raise(Signal::SIGSTOP).is_ok();
@@ -20,13 +20,13 @@ pub fn count(work: impl FnOnce()) -> Result<u64> {
                 work();
                 stop()
             };
-            // Not `exit`: what the child has copies of is its parent's to end.
-            // SAFETY: takes a number.
+            // Not `exit`: exit handlers would run on the child's copies of the parent's objects.
+            // SAFETY: the argument is a number.
             unsafe { libc::_exit(i32::from(!done)) }
         }
         ForkResult::Parent { child } => {
             let steps = step(child);
-            // Whatever has become of it.
+            // The child may have ended already.
             let _ = ptrace::kill(child);
             let _ = waitpid(child, None);
             steps
@@ -37,7 +37,11 @@ pub fn count(work: impl FnOnce()) -> Result<u64> {
 fn step(child: Pid) -> Result<u64> {
     let stopped = |status| matches!(status, WaitStatus::Stopped(_, Signal::SIGSTOP));
     if !stopped(waitpid(child, None)?) {
-        return Err(format!("process {} cannot step its child", process::id()).into());
+        return Err(format!(
+            "process {} cannot trace its child: it did not stop with SIGSTOP",
+            process::id()
+        )
+        .into());
     }
     let mut steps = 0;
     loop {
@@ -45,31 +49,31 @@ fn step(child: Pid) -> Result<u64> {
         match waitpid(child, None)? {
             WaitStatus::Stopped(_, Signal::SIGTRAP) => steps += 1,
             status if stopped(status) => return Ok(steps),
-            status => return Err(format!("the child that is stepped: {status:?}").into()),
+            status => return Err(format!("unexpected status of the traced child: {status:?}").into()),
         }
     }
 }
 
-/// A write(2) of this to a device is `ibv_post_send` on soft-RoCE (IB_USER_VERBS_CMD_POST_SEND).
-#[allow(dead_code)] // not by every benchmark
+/// IB_USER_VERBS_CMD_POST_SEND. On soft-RoCE `ibv_post_send` is a write(2) of this command to the device.
+#[allow(dead_code)] // not every benchmark uses it
 const POST_SEND: i64 = 28;
 
-/// Lets a running process go on to the first list of requests that it posts, counts its instructions in user
-/// mode until it has posted so many more, and leaves it to itself.
-#[allow(dead_code)] // not by every benchmark
+/// Lets a running process continue until it posts its first WR chain. Then counts its user-mode instructions
+/// until it has posted `lists` more chains, and detaches.
+#[allow(dead_code)] // not every benchmark uses it
 #[cfg(target_arch = "x86_64")]
 pub fn between_posts(pid: Pid, lists: u64) -> Result<u64> {
     ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD)?;
     ptrace::interrupt(pid)?;
     let (mut steps, mut left) = (None, lists);
-    // Behind the instruction that enters the kernel, of the one function that all posts go through.
+    // The address after the syscall instruction, which is the same for all posts.
     let mut after = 0;
     while left > 0 {
         let mut signal = None;
         match waitpid(pid, None)? {
             WaitStatus::PtraceSyscall(_) => {
                 let info = ptrace::syscall_info(pid)?;
-                // SAFETY: the entry of a system call, as `op` says.
+                // SAFETY: `op` says that this is a system call entry.
                 let writes = info.op == libc::PTRACE_SYSCALL_INFO_ENTRY
                     && unsafe { info.u.entry.nr } == libc::SYS_write as u64;
                 if writes && posts(pid)? {
@@ -84,7 +88,7 @@ pub fn between_posts(pid: Pid, lists: u64) -> Result<u64> {
             }
             WaitStatus::Stopped(_, other) => signal = Some(other),
             WaitStatus::PtraceEvent(..) => {}
-            status => return Err(format!("the process that is stepped: {status:?}").into()),
+            status => return Err(format!("unexpected status of the traced process: {status:?}").into()),
         }
         match steps {
             _ if left == 0 => ptrace::detach(pid, signal)?,
@@ -92,10 +96,10 @@ pub fn between_posts(pid: Pid, lists: u64) -> Result<u64> {
             None => ptrace::syscall(pid, signal)?,
         }
     }
-    steps.ok_or_else(|| "the process posted nothing".into())
+    steps.ok_or_else(|| "the traced process posted no work request".into())
 }
 
-/// Whether the write that it stands before or behind posts.
+/// Whether the current write(2) is a POST_SEND command.
 #[cfg(target_arch = "x86_64")]
 fn posts(pid: Pid) -> Result<bool> {
     let of = ptrace::getregs(pid)?;
@@ -105,5 +109,5 @@ fn posts(pid: Pid) -> Result<bool> {
 #[allow(dead_code)]
 #[cfg(not(target_arch = "x86_64"))]
 pub fn between_posts(_: Pid, _: u64) -> Result<u64> {
-    Err("posts are counted on x86-64 only".into())
+    Err("counting instructions between posts needs x86-64".into())
 }

@@ -1,7 +1,7 @@
-//! What a GiB costs, by exporter, path and size of the piece: a table and a chart.
+//! Registration time per GiB by exporter, path and size of the region: a table and a chart.
 
 use dmabuf_rdma::DmaBuf;
-use dmabuf_rdma::exporter::{Backing, DmaHeap, Exporter, Pages, Udmabuf};
+use dmabuf_rdma::exporter::{Backing, DmaHeap, Exporter, PageKind, Udmabuf};
 use dmabuf_rdma::mr::{MemoryRegion, Path};
 use dmabuf_rdma::verbs::ProtectionDomain;
 
@@ -13,7 +13,7 @@ const GIB: u64 = 1 << 30;
 const SIZES: [u64; 4] = [64 * MIB, 256 * MIB, GIB, 4 * GIB];
 const TIMES: usize = 5;
 
-/// What UCX plans with for a registration: 16 us and 0.06 ns a byte.
+/// UCX's cost model of a registration: 16 us and 0.06 ns a byte.
 fn ucx(size: u64) -> f64 {
     (16e-6 + 0.06e-9 * size as f64) * 1e3 / (size as f64 / GIB as f64)
 }
@@ -23,27 +23,27 @@ pub fn run(rows: &mut Rows, domain: &ProtectionDomain) -> Result<()> {
     let udmabuf = Udmabuf::open()?;
     for size in SIZES {
         let buffer = heap.allocate(size)?.dmabuf;
-        row(rows, "heap, Uverbs", size, &measure(domain, &buffer, (0, size), None)?)?;
+        row(rows, "heap, Uverbs", size, &measure(domain, &buffer, size, None)?)?;
         drop(buffer);
         let allocation = udmabuf.allocate(size)?;
         let buffer = &allocation.dmabuf;
-        row(rows, "udmabuf, Uverbs", size, &measure(domain, buffer, (0, size), None)?)?;
-        // More than 1 GiB in one region of host pages is refused by rxe, and the kernel warns.
+        row(rows, "udmabuf, Uverbs", size, &measure(domain, buffer, size, None)?)?;
+        // rxe refuses more than 1 GiB of host pages in one region, and the kernel warns.
         if let Some(backing) = allocation.backing.as_ref().filter(|_| size <= GIB) {
-            let times = measure(domain, buffer, (0, size), Some(backing))?;
+            let times = measure(domain, buffer, size, Some(backing))?;
             row(rows, "udmabuf, HostMapping", size, &times)?;
         }
         drop(allocation);
-        if let Ok(huge) = Udmabuf::open()?.with_pages(Pages::Transparent).allocate(size) {
-            let times = measure(domain, &huge.dmabuf, (0, size), None)?;
+        if let Ok(huge) = Udmabuf::open()?.with_pages(PageKind::Transparent).allocate(size) {
+            let times = measure(domain, &huge.dmabuf, size, None)?;
             row(rows, "udmabuf of huge pages, Uverbs", size, &times)?;
         }
     }
-    // A chunk of one dma-buf of 4 GiB: each maps all of it.
+    // Regions of the first bytes of one dma-buf: the kernel maps all of the dma-buf for each.
     let memory = Memory::new(4 * GIB)?;
-    let whole = memory.part(0, 4 * GIB)?.dmabuf;
+    let whole = memory.part(0..4 * GIB)?.dmabuf;
     for size in SIZES {
-        row(rows, "a chunk of 4 GiB, Uverbs", size, &measure(domain, &whole, (0, size), None)?)?;
+        row(rows, "a chunk of 4 GiB, Uverbs", size, &measure(domain, &whole, size, None)?)?;
     }
     for size in SIZES {
         let exact = Spread { min: ucx(size), median: ucx(size), max: ucx(size) };
@@ -61,15 +61,15 @@ fn row(rows: &mut Rows, series: &str, size: u64, times: &[f64]) -> Result<()> {
     rows.add_point(&name(series, size), "ms/GiB", Spread::of(times.iter().copied()), series, size)
 }
 
-/// Milliseconds a GiB of this range.
+/// Milliseconds per GiB, for a region of the first `length` bytes.
 fn measure(
     domain: &ProtectionDomain,
     buffer: &DmaBuf,
-    (offset, length): (u64, u64),
+    length: u64,
     backing: Option<&Backing>,
 ) -> Result<Vec<f64>> {
     let register = || {
-        let builder = MemoryRegion::builder(domain, buffer).range(offset, length).access(ACCESS);
+        let builder = MemoryRegion::builder(domain, buffer).range(..length).access(ACCESS);
         match backing {
             Some(backing) => builder.paths(&[]).host_mapping(backing).register(),
             None => builder.register(),

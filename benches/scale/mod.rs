@@ -1,13 +1,13 @@
-//! Registration at scale: sets, the cache, and what a GiB costs.
+//! Registration at scale: sets, and the cost of a GiB.
 
-pub mod cache;
 pub mod cost;
 pub mod sets;
 
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::DmaBuf;
-use dmabuf_rdma::exporter::udmabuf::Piece;
 use dmabuf_rdma::exporter::{Allocation, Udmabuf};
 use dmabuf_rdma::mr::Access;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -16,15 +16,18 @@ use crate::common::Result;
 
 pub const ACCESS: Access = Access::LOCAL_WRITE.union(Access::REMOTE_WRITE).union(Access::REMOTE_READ);
 
-/// How long something took, and what it made, for the caller to drop after the time was taken.
-pub fn timed<T>(make: impl FnOnce() -> dmabuf_rdma::Result<T>) -> Result<(Duration, T)> {
+/// Times a registration. The caller drops the result, so that deregistration does not count.
+pub fn timed<T, E>(register: impl FnOnce() -> std::result::Result<T, E>) -> Result<(Duration, T)>
+where
+    E: std::error::Error + 'static,
+{
     let start = Instant::now();
-    let made = make()?;
-    Ok((start.elapsed(), made))
+    let registered = register()?;
+    Ok((start.elapsed(), registered))
 }
 
-/// Host memory, of which dma-bufs can be made.
-pub struct Memory(std::os::fd::OwnedFd);
+/// A memfd, and dma-bufs of its parts.
+pub struct Memory(OwnedFd);
 
 impl Memory {
     pub fn new(size: u64) -> Result<Self> {
@@ -33,14 +36,13 @@ impl Memory {
         Ok(Self(memfd))
     }
 
-    /// A dma-buf of a part of it.
-    pub fn part(&self, offset: u64, length: u64) -> Result<Allocation> {
-        let piece = Piece { memfd: self.0.try_clone()?, offset, length };
-        Ok(Udmabuf::open()?.from_pieces(vec![piece])?)
+    /// A dma-buf of a range.
+    pub fn part(&self, range: Range<u64>) -> Result<Allocation> {
+        Ok(Udmabuf::open()?.from_memfds([(self.0.try_clone()?, range)])?)
     }
 
-    /// dma-bufs of all of it, one after the other.
+    /// dma-bufs of `length` bytes that follow each other, of `size` bytes together.
     pub fn parts(&self, size: u64, length: u64) -> Result<Vec<DmaBuf>> {
-        (0..size / length).map(|at| Ok(self.part(at * length, length)?.dmabuf)).collect()
+        (0..size / length).map(|at| Ok(self.part(at * length..(at + 1) * length)?.dmabuf)).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! The library's two processes: this program again, told its role.
+//! The library's two processes: this program again, with a role on its command line.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use dmabuf_rdma::dmabuf::CpuAccess;
 use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 use dmabuf_rdma::mr::Access;
-use dmabuf_rdma::transfer::{Connection, ConnectionOptions, LocalRange, RemoteRegion, Request, Wait};
+use dmabuf_rdma::transfer::{ConnectionOptions, Request};
 use dmabuf_rdma::verbs::{Device, Endpoint, ProtectionDomain};
-use dmabuf_rdma::{DmaBuf, MemoryRegion};
+use dmabuf_rdma::{Connection, DmaBuf, MemoryRegion, RegionSlice, RemoteRegion};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
@@ -18,26 +18,26 @@ use serde::{Deserialize, Serialize};
 
 use super::common::Result;
 use super::common::steps::between_posts;
-use super::{BATCH, DEPTH, FAR, Kind, Load, NEAR, Outcome};
+use super::{CHAIN, DEPTH, FAR, Kind, Load, NEAR, Outcome};
 
-/// What precedes the role's words on the command line.
+/// The option before the role's arguments.
 pub const ROLE: &str = "--role";
 
-/// What a side tells the other one.
+/// What the sides exchange to connect.
 #[derive(Serialize, Deserialize)]
 struct Offer {
     endpoint: Endpoint,
     region: RemoteRegion,
 }
 
-/// A process with its two pipes.
-struct Played {
+/// A side's process, with its two pipes.
+struct Process {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
-impl Played {
+impl Process {
     fn start(device: &str, load: Load) -> Result<Self> {
         let Load { kind, size, times, whole, asleep, .. } = load;
         let mut child = Command::new(env::current_exe()?)
@@ -52,7 +52,7 @@ impl Played {
         Ok(Self { child, input, output })
     }
 
-    fn hear(&mut self) -> Result<String> {
+    fn receive(&mut self) -> Result<String> {
         let mut line = String::new();
         match self.output.read_line(&mut line)? {
             0 => Err("a side ended early".into()),
@@ -60,7 +60,7 @@ impl Played {
         }
     }
 
-    fn tell(&mut self, line: &str) -> Result<()> {
+    fn send(&mut self, line: &str) -> Result<()> {
         Ok(self.input.write_all(line.as_bytes())?)
     }
 
@@ -77,19 +77,19 @@ impl Played {
 
 /// One run of both sides.
 pub(super) fn ours(load: Load) -> Result<Outcome> {
-    let (mut far, mut near) = (Played::start(FAR, load)?, Played::start(NEAR, load)?);
-    let (far_offer, near_offer) = (far.hear()?, near.hear()?);
-    far.tell(&near_offer)?;
-    near.tell(&far_offer)?;
-    // Both are connected, and receives are posted.
-    far.hear()?;
-    near.hear()?;
-    near.tell("go\n")?;
+    let (mut far, mut near) = (Process::start(FAR, load)?, Process::start(NEAR, load)?);
+    let (far_offer, near_offer) = (far.receive()?, near.receive()?);
+    far.send(&near_offer)?;
+    near.send(&far_offer)?;
+    // Both have connected and posted their receives.
+    far.receive()?;
+    near.receive()?;
+    near.send("go\n")?;
     let instructions = match load.stepped {
         0 => 0,
-        messages => between_posts(near.pid(), messages / u64::from(BATCH))?,
+        messages => between_posts(near.pid(), messages / u64::from(CHAIN))?,
     };
-    let seconds: f64 = near.hear()?.trim().parse()?;
+    let seconds: f64 = near.receive()?.trim().parse()?;
     let before = processor_time();
     near.end()?;
     let cpu = spent_by(before, load.times);
@@ -101,13 +101,13 @@ pub(super) fn ours(load: Load) -> Result<Outcome> {
     Ok(Outcome { figure, cpu, instructions })
 }
 
-/// Processor time of all processes that were waited for.
+/// Processor time of all ended child processes.
 pub fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("a valid argument");
     Duration::from_micros((usage.user_time() + usage.system_time()).num_microseconds() as u64)
 }
 
-/// Microseconds a message since then.
+/// Microseconds per message since `before`.
 pub fn spent_by(before: Duration, times: u64) -> f64 {
     (processor_time() - before).as_nanos() as f64 / 1e3 / times as f64
 }
@@ -121,9 +121,8 @@ struct Side {
 fn side(device: &str, load: Load) -> Result<Side> {
     let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
     let asleep = load.asleep || (load.kind != Kind::Latency && device == FAR);
-    let wait = if asleep { Wait::Sleep } else { Wait::Busy };
     let options =
-        ConnectionOptions { message: load.size, window: DEPTH, batch: BATCH, wait, ..Default::default() };
+        ConnectionOptions::default().message_size(load.size).window(DEPTH).chain(CHAIN).busy_poll(!asleep);
     let connection = Connection::new(&domain, options)?;
     let length = if load.whole { load.size * load.times } else { load.size.max(4096) };
     let buffer = DmaHeap::open("system")?.allocate(length)?.dmabuf;
@@ -131,11 +130,11 @@ fn side(device: &str, load: Load) -> Result<Side> {
     Ok(Side { connection, region, buffer })
 }
 
-/// The range that all messages are: the whole of a large buffer, or a small one so many times.
-fn local(region: &MemoryRegion, load: Load) -> Result<LocalRange<'_>> {
+/// The bytes of all messages: a whole large buffer, or a small buffer `times` times.
+fn local(region: &MemoryRegion, load: Load) -> Result<RegionSlice> {
     Ok(match load.whole {
         true => region.into(),
-        false => LocalRange::of(std::iter::repeat_n(region, load.times as usize))?,
+        false => RegionSlice::concat(std::iter::repeat_n(region, load.times as usize))?,
     })
 }
 
@@ -145,13 +144,16 @@ fn remote(region: &RemoteRegion, load: Load) -> Result<RemoteRegion> {
     Ok(RemoteRegion::new(runs, region.access(), region.buffer())?)
 }
 
-/// A side, on its device.
+/// Plays the role of these arguments.
 pub fn play(words: &[String]) -> Result<()> {
     let [device, kind, size, times, whole, asleep] = words else {
-        return Err("a role has six words".into());
+        return Err("a role has six arguments".into());
     };
     let kinds = [Kind::Write, Kind::Read, Kind::Send, Kind::Latency];
-    let kind = kinds.into_iter().find(|known| known.name() == kind).ok_or("no such kind")?;
+    let kind = kinds
+        .into_iter()
+        .find(|known| known.name() == kind)
+        .ok_or_else(|| format!("kind {kind} is unknown"))?;
     let (whole, asleep) = (whole.parse()?, asleep.parse()?);
     let load = Load { whole, asleep, ..Load::new(kind, size.parse()?, times.parse()?) };
     let Side { mut connection, region, buffer } = side(device, load)?;
@@ -166,22 +168,22 @@ pub fn play(words: &[String]) -> Result<()> {
         }
         (Kind::Send, FAR) => {
             let local = local(&region, load)?;
-            let receiving = connection.halves().1.start(local)?;
+            let receive = connection.start_recv(local)?;
             println!("connected");
-            receiving.wait()?;
+            receive.wait()?;
             Ok(())
         }
         (_, FAR) => {
             println!("connected");
-            // Until the pipe is closed.
+            // Until the parent closes the pipe.
             while !line()?.is_empty() {}
             Ok(())
         }
         _ => {
             let (local, remote) = (local(&region, load)?, remote(&peer.region, load)?);
             let request = match kind {
-                Kind::Write => Request::write(local, &remote),
-                Kind::Read => Request::read(local, &remote),
+                Kind::Write => Request::write(local, remote),
+                Kind::Read => Request::read(local, remote),
                 _ => Request::send(local),
             };
             println!("connected");
@@ -200,7 +202,7 @@ fn line() -> Result<String> {
     Ok(line)
 }
 
-/// Each side writes a number to the other one when it has seen the number before, as ib_write_lat does.
+/// The sides take turns to write the next number to each other, as ib_write_lat does.
 fn latency(
     connection: &mut Connection,
     region: &MemoryRegion,
@@ -209,7 +211,7 @@ fn latency(
     times: u64,
     first: bool,
 ) -> Result<()> {
-    // Ours at 0, where the peer's arrives at 64.
+    // This side's number is at byte 0; the peer's arrives at byte 64.
     let mapping = buffer.map()?;
     let memory = mapping.begin(CpuAccess::ReadWrite)?;
     let seen = || -> Result<u64> {
@@ -217,33 +219,33 @@ fn latency(
         memory.read(64, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     };
-    let (local, remote) = (LocalRange::from(region).range(0, 8)?, peer.range(64, 8)?);
-    let mut tell = |number: u64| -> Result<()> {
+    let (local, remote) = (region.slice(..8)?, peer.slice(64..72)?);
+    let mut write = |number: u64| -> Result<()> {
         memory.write(0, &number.to_le_bytes())?;
-        connection.write(local.clone(), remote)?;
+        connection.write(&local, &remote)?;
         Ok(())
     };
     if first {
         line()?;
     }
-    // The clock is read once a round, where perftest reads it.
+    // As perftest, this reads the clock once a round, before the post.
     let mut stamps = Vec::with_capacity(times as usize);
     let start = (Instant::now(), ticks());
     for number in 1..times + 1 {
         if first {
             stamps.push(ticks());
-            tell(number)?;
+            write(number)?;
         }
-        // Without a pause, as perftest looks.
+        // As perftest, this polls without a pause.
         while seen()? != number {}
         if !first {
             stamps.push(ticks());
-            tell(number)?;
+            write(number)?;
         }
     }
     let tick = start.0.elapsed().as_secs_f64() / (ticks() - start.1) as f64;
     if first {
-        // The median, which is what ib_write_lat calls typical.
+        // The median, which ib_write_lat calls typical.
         let mut trips: Vec<u64> = stamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
         trips.sort();
         println!("{}", trips[trips.len() / 2] as f64 * tick);
@@ -253,10 +255,10 @@ fn latency(
     Ok(())
 }
 
-/// perftest's clock, which takes some instructions to read where `Instant` takes a hundred.
+/// perftest's clock. Reading it takes a few instructions; `Instant` takes a hundred.
 fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has it.
+    // SAFETY: every x86-64 processor has the instruction.
     return unsafe { std::arch::x86_64::_rdtsc() };
     #[cfg(not(target_arch = "x86_64"))]
     return std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);

@@ -1,4 +1,4 @@
-//! perftest's programs, and the figure in what they print.
+//! Runs perftest's programs and reads the figure that they print.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         command.args(["-s", &load.size.to_string(), "-n", &load.times.to_string()]);
         match load.kind {
             Kind::Latency => command.args(["-I", "0"]),
-            // Without the peak, which reads the clock for each message.
+            // Without the peak, for which perftest would read the clock at each message.
             _ => command.args(["-N", "-t", &DEPTH.to_string()]),
         };
         command.args(server).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -42,7 +42,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         messages => between_posts(pid, messages)?,
     };
     let client = client.wait_with_output()?;
-    // The server has not been waited for yet, so what was added is the client's.
+    // The time is the client's alone, since the server has not been waited for yet.
     let cpu = spent_by(before, load.times);
     let served = server.wait_with_output()?;
     let text = String::from_utf8_lossy(&client.stdout);
@@ -52,7 +52,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
             format!("{program} ended with {} and {}: {text}{errors}", client.status, served.status).into()
         );
     }
-    // Columns of bandwidth: bytes, iterations, peak, average. Of latency: bytes, iterations, min, max,
+    // The columns for bandwidth: bytes, iterations, peak, average; for latency: bytes, iterations, min, max,
     // typical, average, …
     let column = if load.kind == Kind::Latency { 4 } else { 3 };
     let figures = text.lines().rev().find_map(|line| {
@@ -63,7 +63,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
     Ok(Outcome { figure, cpu, instructions })
 }
 
-/// Waits for the server's port without connecting to it, which it would take for its client.
+/// Waits until the server listens. A connection would be taken for the client's, so this reads /proc.
 fn until_it_listens() -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     let port = format!(":{PORT:04X} ");

@@ -1,4 +1,4 @@
-//! Between files and a dma-buf, through its CPU mapping.
+//! Copies between files and a dma-buf, through its CPU mapping.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use crate::Result;
 const BLOCK: usize = 1 << 20;
 
 pub fn load(path: &Path, mapping: &Mapping, length: u64) -> Result<()> {
-    let mut file = File::open(path)?;
+    let mut file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let memory = mapping.begin(CpuAccess::Write)?;
     let mut block = vec![0; BLOCK];
     for offset in (0..length).step_by(BLOCK) {
@@ -23,7 +23,7 @@ pub fn load(path: &Path, mapping: &Mapping, length: u64) -> Result<()> {
 }
 
 pub fn save(mapping: &Mapping, length: u64, path: &Path) -> Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let memory = mapping.begin(CpuAccess::Read)?;
     let mut block = vec![0; BLOCK];
     for offset in (0..length).step_by(BLOCK) {

@@ -1,14 +1,15 @@
-//! Sends a file, or a buffer of any size, from one dma-buf to another on the far host.
+//! Sends a file, or a buffer of any size, from a dma-buf to a dma-buf of another host.
 //!
 //! ```text
-//! bulk receive --listen 192.0.2.1 --to copy.bin     # the far host
+//! bulk receive --listen 192.0.2.1 --to copy.bin     # the other host
 //! bulk send --connect 192.0.2.1 --file original.bin
-//! bulk send --connect 192.0.2.1 --size 20G          # without files: a pattern
+//! bulk send --connect 192.0.2.1 --size 20G          # a generated pattern instead of a file
 //! ```
 //!
-//! The sender says how much comes; the receiver makes a buffer of that size and answers with its
-//! description; the sender writes all of it with one call, and its digest behind it. The receiver compares
-//! it with the digest of what its CPU sees.
+//! 1. The sender's connection request has the number of bytes.
+//! 2. The receiver allocates a buffer of that size and replies with its description.
+//! 3. The sender writes all bytes with one call, then their digest with immediate data.
+//! 4. The receiver gets the immediate data and compares the digest with that of its buffer.
 
 #[path = "../demo/digest.rs"]
 mod digest;
@@ -27,21 +28,24 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use dmabuf_rdma::RemoteRegion;
 use dmabuf_rdma::cm::{Listener, Outgoing};
-use dmabuf_rdma::transfer::{Connection, LocalRange, Request};
+use dmabuf_rdma::transfer::{ConnectionOptions, Request};
 use dmabuf_rdma::verbs::{Device, ProtectionDomain};
+use dmabuf_rdma::{Connection, RemoteRegion};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// Timeout for the peer's reply.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for a sender to connect.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Behind the bytes, at the next page: their digest.
+/// The digest follows the bytes, at the next page.
 const PAGE: u64 = 4096;
 const DIGEST: u64 = 8;
 
 #[derive(Parser)]
-#[command(about = "Sends a file or a buffer of any size over RDMA, dma-buf to dma-buf")]
+#[command(about = "Sends a file or a buffer of any size over RDMA, from dma-buf to dma-buf")]
 struct Cli {
     #[command(subcommand)]
     role: Role,
@@ -49,28 +53,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
-    /// The far side.
+    /// Receive into a buffer, and optionally save it as a file.
     Receive {
         #[command(flatten)]
         options: Options,
-        /// Address of an RDMA device to wait at.
+        /// Address of an RDMA device to listen on.
         #[arg(long)]
         listen: String,
-        /// Where to put what came; otherwise it stays in the buffer.
+        /// Save the received bytes in this file.
         #[arg(long)]
         to: Option<PathBuf>,
     },
-    /// The side that has the bytes.
+    /// Send a file or a pattern.
     Send {
         #[command(flatten)]
         options: Options,
-        /// Address that the receiver waits at.
+        /// Address that the receiver listens on.
         #[arg(long)]
         connect: String,
-        /// What to send.
+        /// File to send.
         #[arg(long, required_unless_present = "size")]
         file: Option<PathBuf>,
-        /// Send so much of a pattern instead, such as 20G.
+        /// Send a pattern of this size instead, such as 20G.
         #[arg(long, conflicts_with = "file", value_parser = size::parse_size)]
         size: Option<u64>,
     },
@@ -80,7 +84,7 @@ enum Role {
 struct Options {
     #[arg(long, default_value_t = 18517)]
     port: u16,
-    /// What makes the buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
+    /// The exporter of the buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
     #[arg(long, default_value = "heap")]
     exporter: String,
 }
@@ -101,25 +105,25 @@ fn main() -> ExitCode {
 
 fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
     let listener = Listener::bind(address(host, options.port)?)?;
-    ui::listening(listener.local_address());
-    let incoming = listener.next(Duration::from_secs(3600))?;
-    // Before anything is made: how much it would be.
+    ui::listening(listener.local_addr());
+    let incoming = listener.accept_request(ACCEPT_TIMEOUT)?;
     let length = incoming.private_data().first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-    let length = length.filter(|length| *length > 0).ok_or("the sender does not say how much it sends")?;
+    let length = length.filter(|length| *length > 0).ok_or("the sender's request has no number of bytes")?;
 
     let domain = ProtectionDomain::new(&Device::by_name(&incoming.device_name())?.open()?)?;
-    let allocation = exporter::by_name(&options.exporter)?.allocate(whole(length)?)?;
+    let allocation = exporter::by_name(&options.exporter)?.allocate(buffer_size(length)?)?;
     let region = register::register(&domain, &allocation)?;
-    let mut connection = Connection::new(&domain, Default::default())?;
-    incoming.accept(&mut connection, &region.remote().to_bytes(), LIMIT)?;
+    let mut connection = Connection::new(&domain, ConnectionOptions::default())?;
+    incoming.accept(&mut connection, &region.remote().to_bytes(), TIMEOUT)?;
 
-    // The number of the last message says that all bytes are there.
-    connection.halves().1.start_imm()?.limit(Duration::MAX).wait()?;
+    // The immediate data arrives after all bytes, however long these take. If the sender disconnects, the receive
+    // fails at once.
+    connection.recv_imm()?;
     let mapping = allocation.dmabuf.map()?;
     let mut sent = [0; DIGEST as usize];
-    mapping.read(length.next_multiple_of(PAGE), &mut sent)?;
-    let seen = digest::digest(&mapping, length)?;
-    ui::compared(length, seen, u64::from_le_bytes(sent))?;
+    mapping.read(digest_offset(length), &mut sent)?;
+    let received = digest::digest(&mapping, length)?;
+    ui::compared(length, received, u64::from_le_bytes(sent))?;
     if let Some(path) = to {
         file::save(&mapping, length, &path)?;
     }
@@ -128,45 +132,49 @@ fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
 
 fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>) -> Result<()> {
     let length = match (&path, size) {
-        (Some(path), _) => std::fs::metadata(path)?.len(),
-        (None, size) => size.ok_or("neither a file nor a size")?,
+        (Some(path), _) => std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len(),
+        (None, size) => size.ok_or("neither a file nor a size is given")?,
     };
-    let outgoing = Outgoing::resolve(address(host, options.port)?, None, LIMIT)?;
+    let outgoing = Outgoing::resolve(address(host, options.port)?, None, TIMEOUT)?;
     let domain = ProtectionDomain::new(&Device::by_name(&outgoing.device_name())?.open()?)?;
-    let allocation = exporter::by_name(&options.exporter)?.allocate(whole(length)?)?;
+    let allocation = exporter::by_name(&options.exporter)?.allocate(buffer_size(length)?)?;
     let mapping = allocation.dmabuf.map()?;
-    match &path {
-        Some(path) => file::load(path, &mapping, length)?,
-        None => {
-            digest::fill(&mapping, length, |_| {})?;
+    let digest = match &path {
+        Some(path) => {
+            file::load(path, &mapping, length)?;
+            digest::digest(&mapping, length)?
         }
-    }
-    let digest = digest::digest(&mapping, length)?;
-    let behind = length.next_multiple_of(PAGE);
-    mapping.write(behind, &digest.to_le_bytes())?;
+        None => digest::fill(&mapping, length, 1, |_| {})?,
+    };
+    mapping.write(digest_offset(length), &digest.to_le_bytes())?;
 
     let region = register::register(&domain, &allocation)?;
     let mut connection = Connection::new(&domain, Default::default())?;
-    let answer = outgoing.connect(&mut connection, &length.to_le_bytes(), LIMIT)?;
-    let (remote, _) = RemoteRegion::split_from(&answer)?;
+    let answer = outgoing.connect(&mut connection, &length.to_le_bytes(), TIMEOUT)?;
+    let (remote, _padding) = RemoteRegion::split_from(&answer)?;
 
     let bar = ui::Bar::new(length);
     let mut report = |done| bar.set(done);
     let start = Instant::now();
-    let bytes = LocalRange::from(&region).range(0, length)?;
-    connection.start(Request::write(bytes, remote.range(0, length)?))?.progress(&mut report).wait()?;
+    let bytes = Request::write(region.slice(..length)?, remote.slice(..length)?);
+    connection.start(bytes)?.progress(&mut report).wait()?;
     let took = start.elapsed();
-    let digest = LocalRange::from(&region).range(behind, DIGEST)?;
-    connection.write_with_imm(digest, remote.range(behind, DIGEST)?, 1)?;
+    let digest = digest_offset(length)..digest_offset(length) + DIGEST;
+    connection.write_with_imm(region.slice(digest.clone())?, remote.slice(digest)?, 1)?;
     bar.finish();
     ui::sent(length, took);
     Ok(())
 }
 
-/// The buffer that holds so many bytes and their digest.
-fn whole(length: u64) -> Result<u64> {
-    let pages = length.checked_next_multiple_of(PAGE).and_then(|pages| pages.checked_add(PAGE));
-    pages.ok_or_else(|| format!("no buffer has {length} bytes").into())
+/// Where the digest of so many bytes is.
+fn digest_offset(length: u64) -> u64 {
+    length.next_multiple_of(PAGE)
+}
+
+/// Size of a buffer for so many bytes and their digest.
+fn buffer_size(length: u64) -> Result<u64> {
+    let size = length.checked_next_multiple_of(PAGE).and_then(|pages| pages.checked_add(PAGE));
+    size.ok_or_else(|| format!("{length} bytes are too many for a buffer").into())
 }
 
 fn address(host: &str, port: u16) -> Result<SocketAddr> {

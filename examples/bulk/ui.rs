@@ -1,4 +1,4 @@
-//! Everything that bulk shows to people.
+//! All output.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -13,16 +13,19 @@ pub fn listening(address: SocketAddr) {
 }
 
 pub fn sent(length: u64, took: Duration) {
-    let rate = length as f64 / took.as_secs_f64() / f64::from(1 << 20);
-    println!("sent {} in {:.1} s, {rate:.0} MiB/s", BinaryBytes(length), took.as_secs_f64());
+    let seconds = took.as_secs_f64();
+    let rate = length as f64 / seconds / f64::from(1 << 20);
+    println!("sent {} in {seconds:.1} s, {rate:.0} MiB/s", BinaryBytes(length));
 }
 
-/// Shows that what came is what was sent; an error unless it is.
-pub fn compared(length: u64, seen: u64, sent: u64) -> Result<()> {
-    if seen != sent {
-        return Err(format!("digest {seen:016x}, but {sent:016x} was sent").into());
+/// Prints the digest of the received bytes; fails unless it is the digest of the sent bytes.
+pub fn compared(length: u64, received: u64, sent: u64) -> Result<()> {
+    if received != sent {
+        return Err(
+            format!("the received bytes have digest {received:016x}, the sent bytes {sent:016x}").into()
+        );
     }
-    println!("received {}, digest {seen:016x}, verified", BinaryBytes(length));
+    println!("received {}, digest {received:016x}, verified", BinaryBytes(length));
     Ok(())
 }
 
@@ -30,21 +33,19 @@ pub fn failure(error: &dyn Error) {
     eprintln!("bulk: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("because: {error}");
+        eprintln!("caused by: {error}");
         cause = error.source();
     }
 }
 
-/// A progress bar; nothing where nobody looks at a terminal.
+/// A progress bar, hidden unless stderr is a terminal.
 pub struct Bar(ProgressBar);
 
 impl Bar {
     pub fn new(length: u64) -> Self {
         let style = "{wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-        Self(
-            ProgressBar::new(length)
-                .with_style(ProgressStyle::with_template(style).expect("a valid template")),
-        )
+        let style = ProgressStyle::with_template(style).expect("a valid template");
+        Self(ProgressBar::new(length).with_style(style))
     }
 
     pub fn set(&self, done: u64) {

@@ -1,6 +1,6 @@
 //! Sizes on the command line.
 
-/// A size such as 4096, 512M or 4G.
+/// Parses a size in bytes, such as 4096, 512M or 4G.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),

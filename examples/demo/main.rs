@@ -1,17 +1,17 @@
-//! The whole path with both sides: one process owns a dma-buf, another writes and reads all of it by
-//! RDMA, and both compare digests of what their CPU mappings show.
+//! Shows the whole path with both sides: the owner registers a dma-buf, and the mover writes and reads all of
+//! it by RDMA. Both compare digests of what their CPU mappings show.
 //!
-//! `demo run` is both on one machine. Across two machines, start `demo owner --listen 0.0.0.0:18515`
-//! on one and `demo mover --connect HOST:18515` on the other.
+//! `demo run` runs both sides on one machine, as two processes. For two machines, start
+//! `demo owner --listen 0.0.0.0:18515` on one and `demo mover --connect HOST:18515` on the other.
 
 mod digest;
 #[path = "../common/exporter.rs"]
 mod exporter;
 mod mover;
 mod owner;
-mod party;
 #[path = "../common/register.rs"]
 mod register;
+mod side;
 #[path = "../common/size.rs"]
 mod size;
 mod ui;
@@ -22,7 +22,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 #[derive(Parser)]
 #[command(about = "Moves a dma-buf over RDMA, both ways, and verifies it")]
@@ -33,11 +33,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Both sides on this machine, as two processes.
+    /// Run both sides on this machine, as two processes.
     Run {
         #[command(flatten)]
         owner: Options,
-        /// What makes the mover's buffer.
+        /// The exporter of the mover's buffer.
         #[arg(long, default_value = "udmabuf")]
         mover_exporter: String,
         /// RDMA device of the mover; default: the owner's.
@@ -46,23 +46,23 @@ enum Role {
         #[command(flatten)]
         display: Display,
     },
-    /// The side that owns the buffer.
+    /// Run the side that owns the buffer.
     Owner {
         #[command(flatten)]
         options: Options,
-        /// Address to wait for the mover at; port 0 takes any.
+        /// Address to listen on for the mover; port 0 chooses a free port.
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: String,
     },
-    /// The side that writes and reads it.
+    /// Run the side that writes and reads the owner's buffer.
     Mover {
         /// RDMA device; default: the first.
         #[arg(long)]
         device: Option<String>,
-        /// What makes this side's buffer.
+        /// The exporter of this side's buffer.
         #[arg(long, default_value = "udmabuf")]
         exporter: String,
-        /// Address that the owner listens at.
+        /// Address that the owner listens on.
         #[arg(long)]
         connect: String,
         #[command(flatten)]
@@ -75,7 +75,7 @@ struct Options {
     /// RDMA device; default: the first.
     #[arg(long)]
     device: Option<String>,
-    /// What makes the owner's buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
+    /// The exporter of the owner's buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
     #[arg(long, default_value = "heap")]
     exporter: String,
     /// Size of the buffer, such as 512M or 4G.
@@ -88,7 +88,7 @@ struct Display {
     /// Draw progress bars.
     #[arg(long)]
     progress: bool,
-    /// How often to write and read everything.
+    /// How many times to write and read the whole buffer.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
 }
@@ -116,7 +116,7 @@ fn run(role: Role) -> Result<()> {
     }
 }
 
-/// Starts the owner as a process of its own and is the mover itself.
+/// Starts the owner as a process, and runs the mover in this one.
 fn both(options: &Options, mover: Option<&str>, mover_exporter: &str, display: Display) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["owner", "--exporter", &options.exporter, "--size", &options.size.to_string()]);
@@ -124,14 +124,14 @@ fn both(options: &Options, mover: Option<&str>, mover_exporter: &str, display: D
         command.args(["--device", device]);
     }
     let mut owner = command.stdout(Stdio::piped()).spawn()?;
-    let mut announced = String::new();
-    BufReader::new(owner.stdout.take().expect("piped")).read_line(&mut announced)?;
-    let moved = match announced.trim().strip_prefix(owner::LISTENING) {
+    let mut line = String::new();
+    BufReader::new(owner.stdout.take().expect("piped")).read_line(&mut line)?;
+    let moved = match line.trim().strip_prefix(owner::LISTENING) {
         Some(address) => mover::run(mover, mover_exporter, address, display),
-        None => Ok(()), // It failed and said why; so does its status.
+        None => Ok(()), // The owner failed and printed why; its status is checked below.
     };
     if moved.is_err() {
-        // It may wait for a mover that will not come. If it is gone already, that is as well.
+        // The owner may still wait for the mover, or may have exited already.
         let _ = owner.kill();
     }
     let status = owner.wait()?;

@@ -3,53 +3,62 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use dmabuf_rdma::transfer::{Connection, Request};
+use dmabuf_rdma::Connection;
+use dmabuf_rdma::transfer::{self, Request};
 
 use crate::digest::{digest, fill};
-use crate::party::Party;
+use crate::side::Side;
 use crate::ui::{self, Bar};
-use crate::wire::{Answer, Ask, Offer, Shown, Wire};
+use crate::wire::{Answer, Command, Offer, Wire};
 use crate::{Display, Result};
 
 pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display) -> Result<()> {
     let mut wire = Wire::new(TcpStream::connect(connect)?)?;
     let offer: Offer = wire.receive()?;
-    let size = offer.region.len();
-    ui::party("owner", size, &offer.party);
+    let remote = offer.region;
+    let size = remote.len();
+    ui::side("owner", size, &offer.owner);
 
-    let mut party = Party::new(device, exporter, size)?;
-    ui::party("mover", size, &party.introduction);
-    wire.send(&Answer { endpoint: party.connection.endpoint() })?;
-    party.connection.connect(&offer.endpoint)?;
+    let Side { buffer, region, mut connection, summary } = Side::new(device, exporter, size)?;
+    ui::side("mover", size, &summary);
+    wire.send(&Answer { endpoint: connection.endpoint() })?;
+    connection.connect(&offer.endpoint)?;
 
-    let mapping = party.buffer.map()?;
+    let mapping = buffer.map()?;
+    // The exporter may have rounded the size up.
+    let ours = region.slice(..size)?;
     for round in 0..u64::from(display.rounds) {
         let bar = Bar::new(display.progress, "fill", size);
-        let ours = fill(&mapping, 2 * round + 1, |done| bar.set(done))?;
+        let filled = fill(&mapping, size, 2 * round + 1, |done| bar.set(done))?;
         bar.finish();
         let bar = Bar::new(display.progress, "write", size);
-        let took = transfer(&mut party.connection, Request::write(&party.region, &offer.region), bar)?;
-        let theirs: Shown = wire.ask(&Ask::Digest)?;
+        let took = run_transfer(&mut connection, Request::write(&ours, &remote), bar)?;
         ui::moved("write", size, took);
-        ui::compared("owner sees", theirs.digest, ours)?;
+        ui::compared("owner", wire.ask(&Command::Digest)?, filled)?;
 
-        let theirs: Shown = wire.ask(&Ask::Fill { seed: 2 * round + 2 })?;
-        if theirs.digest == ours {
-            return Err("the owner's new pattern equals the old one: this would prove nothing".into());
+        let new = wire.ask(&Command::Fill { seed: 2 * round + 2 })?;
+        if new == filled {
+            return Err("the owner's new bytes equal the old ones: reading them would prove nothing".into());
         }
         let bar = Bar::new(display.progress, "read", size);
-        let took = transfer(&mut party.connection, Request::read(&party.region, &offer.region), bar)?;
+        let took = run_transfer(&mut connection, Request::read(&ours, &remote), bar)?;
         ui::moved("read", size, took);
-        ui::compared("mover sees", digest(&mapping, mapping.len())?, theirs.digest)?;
+        ui::compared("mover", digest(&mapping, size)?, new)?;
     }
-    wire.send(&Ask::Bye)?;
-    party.region.deregister()?;
-    ui::verified(size, display.rounds, [&offer.party.path, &party.introduction.path]);
+    wire.send(&Command::End)?;
+    // Dropping the last handle deregisters too, and only logs a failure.
+    drop(ours);
+    region.deregister()?;
+    ui::verified(size, display.rounds, [&offer.owner.path, &summary.path]);
     Ok(())
 }
 
-/// Moves all of the region.
-fn transfer(connection: &mut Connection, request: Request<'_>, bar: Bar) -> Result<Duration> {
+/// Carries out a request, and returns the time that it took.
+fn run_transfer(
+    connection: &mut Connection,
+    request: Request,
+    bar: Bar,
+) -> Result<Duration, transfer::Error> {
     let start = Instant::now();
     let mut report = |done| bar.set(done);
     connection.start(request)?.progress(&mut report).wait()?;

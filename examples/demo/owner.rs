@@ -1,34 +1,34 @@
-//! The side that owns the buffer: registers it, publishes its description, and says what it sees.
+//! The side that owns the buffer: registers it, sends its description to the mover, and replies with digests.
 
 use std::net::TcpListener;
 
 use crate::digest::{digest, fill};
-use crate::party::Party;
-use crate::wire::{Answer, Ask, Offer, Shown, Wire};
+use crate::side::Side;
+use crate::wire::{Answer, Command, Offer, Reply, Wire};
 use crate::{Options, Result};
 
-/// What precedes the address in the one line that the owner prints.
+/// What precedes the address in the only line that the owner prints.
 pub const LISTENING: &str = "listening on ";
 
 pub fn run(options: &Options, listen: &str) -> Result<()> {
-    let party = Party::new(options.device.as_deref(), &options.exporter, options.size)?;
-    let mapping = party.buffer.map()?;
+    let side = Side::new(options.device.as_deref(), &options.exporter, options.size)?;
+    let (size, mapping) = (side.region.len(), side.buffer.map()?);
     let listener = TcpListener::bind(listen)?;
     println!("{LISTENING}{}", listener.local_addr()?);
 
     let mut wire = Wire::new(listener.accept()?.0)?;
-    let endpoint = party.connection.endpoint();
-    wire.send(&Offer { endpoint, region: party.region.remote(), party: party.introduction })?;
+    let endpoint = side.connection.endpoint();
+    wire.send(&Offer { endpoint, region: side.region.remote(), owner: side.summary })?;
     let answer: Answer = wire.receive()?;
-    party.connection.connect(&answer.endpoint)?;
+    side.connection.connect(&answer.endpoint)?;
     loop {
         let digest = match wire.receive()? {
-            Ask::Digest => digest(&mapping, mapping.len())?,
-            Ask::Fill { seed } => fill(&mapping, seed, |_| {})?,
-            Ask::Bye => break,
+            Command::Digest => digest(&mapping, size)?,
+            Command::Fill { seed } => fill(&mapping, size, seed, |_| {})?,
+            Command::End => break,
         };
-        wire.send(&Shown { digest })?;
+        wire.send(&Reply { digest })?;
     }
-    // What was written stays in the buffer; the region goes, and says so if it cannot.
-    Ok(party.region.deregister()?)
+    // Dropping the last handle deregisters too, and only logs a failure.
+    Ok(side.region.deregister()?)
 }

@@ -1,4 +1,4 @@
-//! Everything that the demo shows to people.
+//! All output.
 
 use std::error::Error;
 use std::time::Duration;
@@ -6,26 +6,28 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::Result;
-use crate::wire::Introduction;
+use crate::wire::Summary;
 
-pub fn party(role: &str, size: u64, party: &Introduction) {
-    let Introduction { device, exporter, path, register_ms } = party;
+pub fn side(role: &str, size: u64, summary: &Summary) {
+    let Summary { device, exporter, path, register_ms } = summary;
     let size = bytes(size);
     println!("{role:>9}  {exporter}, {size}, registered with {device} by {path} in {register_ms:.1} ms");
 }
 
-pub fn moved(what: &str, size: u64, took: Duration) {
+pub fn moved(operation: &str, size: u64, took: Duration) {
     let seconds = took.as_secs_f64();
     let rate = size as f64 / seconds / f64::from(1 << 20);
-    println!("{what:>9}  {} in {seconds:.1} s, {rate:.0} MiB/s", bytes(size));
+    println!("{operation:>9}  {} in {seconds:.1} s, {rate:.0} MiB/s", bytes(size));
 }
 
-/// Shows two digests; an error unless they are equal.
-pub fn compared(who: &str, seen: u64, expected: u64) -> Result<()> {
-    if seen != expected {
-        return Err(format!("{who} digest {seen:016x}, but {expected:016x} was sent").into());
+/// Prints the digest of the bytes that a side received; fails unless it is the digest of the sent bytes.
+pub fn compared(role: &str, received: u64, sent: u64) -> Result<()> {
+    if received != sent {
+        let message =
+            format!("the {role} received bytes with digest {received:016x}, not {sent:016x} as sent");
+        return Err(message.into());
     }
-    println!("{:>9}  {who} digest {seen:016x}, as sent", "");
+    println!("{:>9}  the {role} received bytes with digest {received:016x}, as sent", "");
     Ok(())
 }
 
@@ -33,19 +35,20 @@ pub fn verified(size: u64, rounds: u32, paths: [&String; 2]) {
     let rounds = if rounds == 1 { String::new() } else { format!(", {rounds} times") };
     let [owner, mover] = paths;
     let paths = if owner == mover { owner.clone() } else { format!("{owner} and {mover}") };
-    println!("{:>9}  {} both ways{rounds}, in place, on path {paths}", "verified", bytes(size));
+    println!("{:>9}  {} written and read in place{rounds}, by path {paths}", "verified", bytes(size));
 }
 
 pub fn failure(error: &dyn Error) {
     eprintln!("{:>9}  {error}", "failed");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("{:>9}  because: {error}", "");
+        eprintln!("{:>9}  caused by: {error}", "");
         cause = error.source();
     }
 }
 
-/// A progress bar that is drawn where it was asked for, also through a pipe that ends at a terminal.
+/// A progress bar on stderr, drawn if `shown`, even if stderr is a pipe: in a guest the pipe leads to a
+/// terminal.
 pub struct Bar(ProgressBar);
 
 impl Bar {
@@ -68,7 +71,7 @@ impl Bar {
     }
 }
 
-/// Standard error as a terminal of 80 columns, whatever it is.
+/// stderr, treated as a terminal of 80 columns.
 #[derive(Debug)]
 struct Pipe;
 

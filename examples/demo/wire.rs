@@ -1,4 +1,4 @@
-//! What the two sides tell each other over TCP: one JSON object a line.
+//! The messages between the two sides, over TCP: one JSON object per line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -10,47 +10,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// The owner's first message: its buffer and where to reach it.
+/// The owner's first message: its endpoint and its region.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
     pub endpoint: Endpoint,
     pub region: RemoteRegion,
-    pub party: Introduction,
+    pub owner: Summary,
 }
 
-/// A side's buffer, for people.
+/// A side and its buffer, to be printed.
 #[derive(Serialize, Deserialize)]
-pub struct Introduction {
+pub struct Summary {
     pub device: String,
     pub exporter: String,
     pub path: String,
     pub register_ms: f64,
 }
 
-/// The mover's answer.
+/// The mover's reply.
 #[derive(Serialize, Deserialize)]
 pub struct Answer {
     pub endpoint: Endpoint,
 }
 
-/// What the mover asks for then.
+/// The mover's further messages.
 #[derive(Serialize, Deserialize)]
-pub enum Ask {
-    /// The digest of what your mapping shows.
+pub enum Command {
+    /// Compute the digest of the buffer.
     Digest,
-    /// Fill your buffer with the pattern of this seed, then the digest.
+    /// Fill the buffer with the pattern of this seed, and compute its digest.
     Fill { seed: u64 },
-    /// We are done.
-    Bye,
+    /// End the run.
+    End,
 }
 
-/// The owner's answer to `Digest` and `Fill`.
+/// The owner's reply to `Digest` and `Fill`.
 #[derive(Serialize, Deserialize)]
-pub struct Shown {
+pub struct Reply {
     pub digest: u64,
 }
 
-/// A connection that carries messages.
+/// A TCP connection that carries messages.
 pub struct Wire {
     reader: BufReader<TcpStream>,
 }
@@ -70,13 +70,15 @@ impl Wire {
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
         let mut line = String::new();
         if self.reader.read_line(&mut line)? == 0 {
-            return Err("the other side hung up".into());
+            return Err("the other side closed the connection".into());
         }
         Ok(serde_json::from_str(&line)?)
     }
 
-    pub fn ask<T: DeserializeOwned>(&mut self, question: &impl Serialize) -> Result<T> {
-        self.send(question)?;
-        self.receive()
+    /// Sends a command, and returns the digest in the owner's reply.
+    pub fn ask(&mut self, command: &Command) -> Result<u64> {
+        self.send(command)?;
+        let Reply { digest } = self.receive()?;
+        Ok(digest)
     }
 }

@@ -1,6 +1,6 @@
-//! Memory of a GPU, a camera or a heap, sent to a peer by RDMA without a copy, and verified there.
+//! Sends memory of a GPU, a camera or a heap to a peer by RDMA, without a copy; the peer verifies it.
 //!
-//! `gpu_send --exporter cuda` is both sides on one machine, as two processes. Across two machines, start
+//! `gpu_send --exporter cuda` runs both sides on one machine, as two processes. For two machines, start
 //! `gpu_send --listen 0.0.0.0:18516` on one and `gpu_send --exporter cuda --connect HOST:18516` on the other.
 
 mod peer;
@@ -19,9 +19,9 @@ use dmabuf_rdma::verbs::{Context, Device, devices};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[derive(Parser)]
-#[command(about = "Sends memory of any allocator to a peer by RDMA, verified")]
+#[command(about = "Sends memory of any exporter to a peer by RDMA; the peer verifies it")]
 struct Cli {
-    /// What makes the memory.
+    /// The exporter of the memory.
     #[arg(long, value_enum, default_value = "heap")]
     exporter: Kind,
     /// Bytes to send, such as 64M; a camera sends a frame.
@@ -30,15 +30,15 @@ struct Cli {
     /// RDMA device; default: the first.
     #[arg(long)]
     device: Option<String>,
-    /// Be the peer, and listen at this address.
+    /// Run as the peer, and listen on this address.
     #[arg(long)]
     listen: Option<String>,
-    /// Send to a peer that listens there; without it, to one that is started here.
+    /// Send to the peer that listens on this address; default: start one here.
     #[arg(long, conflicts_with = "listen")]
     connect: Option<String>,
 }
 
-/// Who makes the memory.
+/// The exporters, by name.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
     Vulkan,
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
             eprintln!("{:>9}  {error}", "failed");
             let mut cause = error.source();
             while let Some(error) = cause {
-                eprintln!("{:>9}  because: {error}", "");
+                eprintln!("{:>9}  caused by: {error}", "");
                 cause = error.source();
             }
             ExitCode::FAILURE
@@ -70,7 +70,7 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(address) = &cli.listen {
         return peer::run(&open(cli)?, address);
     }
-    // The memory first: what is wrong with it is to be said before a device is missed.
+    // The memory first, so that its errors are reported before a missing RDMA device.
     let source = source::make(cli.exporter, cli.size)?;
     let context = open(cli)?;
     match &cli.connect {
@@ -99,10 +99,10 @@ fn with_a_peer(cli: &Cli, send: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     BufReader::new(peer.stdout.take().ok_or("no output")?).read_line(&mut announced)?;
     let sent = match announced.trim().strip_prefix(peer::LISTENING) {
         Some(address) => send(address),
-        None => Ok(()), // It failed and said why; so does its status.
+        None => Ok(()), // The peer failed and printed why; its status is checked below.
     };
     if sent.is_err() {
-        // It may wait for what will not come. If it is gone already, that is as well.
+        // It may wait for messages that will not come. Killing fails if it has already ended.
         let _ = peer.kill();
     }
     let status = peer.wait()?;

@@ -1,5 +1,5 @@
-//! The side that is written to: a buffer of the system heap, and what it says about it. Beside it, what the
-//! two tell each other over TCP: one JSON object a line.
+//! The receiving side, with a buffer of the system heap, and the messages between the two sides over TCP: one
+//! JSON object per line.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::Result;
 
-/// What precedes the address in the one line that the peer prints.
+/// What precedes the address in the line that the peer prints.
 pub const LISTENING: &str = "listening on ";
 
 /// The sender's first message.
@@ -24,20 +24,20 @@ pub struct Hello {
     pub size: u64,
 }
 
-/// Where to write.
+/// The peer's reply: where to write.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
     pub endpoint: Endpoint,
     pub region: RemoteRegion,
 }
 
-/// All is written.
+/// The sender's second message: everything is written.
 #[derive(Serialize, Deserialize)]
 pub struct Sent {
     pub digest: u128,
 }
 
-/// The digest of what is there.
+/// The peer's second reply: the digest of the bytes in its buffer.
 #[derive(Serialize, Deserialize)]
 pub struct Verdict {
     pub digest: u128,
@@ -66,7 +66,7 @@ pub fn run(context: &Context, address: &str) -> Result<()> {
     digest.update(&bytes);
     let digest = digest.digest128();
     send(&mut stream, &Verdict { digest })?;
-    if digest == sent.digest { Ok(()) } else { Err("other bytes arrived than were sent".into()) }
+    if digest == sent.digest { Ok(()) } else { Err("the bytes that arrived differ from those sent".into()) }
 }
 
 pub fn send(stream: &mut TcpStream, message: &impl Serialize) -> Result<()> {
@@ -77,11 +77,11 @@ pub fn send(stream: &mut TcpStream, message: &impl Serialize) -> Result<()> {
 
 pub fn receive<T: DeserializeOwned>(stream: &mut TcpStream) -> Result<T> {
     let mut line = Vec::new();
-    // Byte by byte: messages are few and short, and nothing of the next may be taken.
+    // Byte by byte, because a read must not take bytes of the next message; messages are few and short.
     loop {
         let mut byte = [0];
         if stream.read(&mut byte)? == 0 {
-            return Err("the other side hung up".into());
+            return Err("the other side closed the connection".into());
         }
         match byte {
             [b'\n'] => return Ok(serde_json::from_slice(&line)?),

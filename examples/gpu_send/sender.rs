@@ -1,4 +1,4 @@
-//! The side that has the memory: registers it and writes it into the peer's.
+//! The sending side: registers the memory and writes it into the peer's buffer.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -10,19 +10,17 @@ use crate::Result;
 use crate::peer::{Hello, Offer, Sent, Verdict, receive, send};
 use crate::source::Source;
 
-/// Bytes a work request, and the longest that one may take.
+/// Bytes per work request, and the timeout of one.
 const MESSAGE: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn run(context: &Context, source: &Source, address: &str) -> Result<()> {
     let domain = ProtectionDomain::new(context)?;
     let regions: Vec<MemoryRegion> = source
         .parts
         .iter()
-        .map(|(buffer, offset, length)| {
-            MemoryRegion::builder(&domain, buffer).range(*offset, *length).register()
-        })
-        .collect::<dmabuf_rdma::Result<_>>()?;
+        .map(|(buffer, range)| Ok(MemoryRegion::builder(&domain, buffer).range(range.clone()).register()?))
+        .collect::<Result<_>>()?;
     let size = regions.iter().map(MemoryRegion::len).sum();
     let paths: Vec<_> = regions.iter().map(|region| region.path().to_string()).collect();
     println!(
@@ -48,9 +46,9 @@ pub fn run(context: &Context, source: &Source, address: &str) -> Result<()> {
     for region in &regions {
         for offset in (0..region.len()).step_by(MESSAGE as usize) {
             let length = MESSAGE.min(region.len() - offset);
-            let remote = offer.region.at(at, length)?;
-            pair.post(at, Operation::Write { remote }, &[region.sge(offset, length)?], true)?;
-            queue.wait(LIMIT)?.success()?;
+            let remote = offer.region.slice(at..at + length)?.addr()?;
+            pair.post(at, Operation::Write { remote }, &[region.sge(offset..offset + length)?], true)?;
+            queue.wait(TIMEOUT)?.success()?;
             at += length;
         }
     }
@@ -68,6 +66,6 @@ pub fn run(context: &Context, source: &Source, address: &str) -> Result<()> {
             format!("the peer has {:032x}, but {:032x} was sent", verdict.digest, source.digest).into()
         );
     }
-    println!("{:>9}  the peer's digest {:032x} is that of what was sent", "verified", verdict.digest);
+    println!("{:>9}  the peer's digest {:032x} equals that of the sent bytes", "verified", verdict.digest);
     Ok(())
 }

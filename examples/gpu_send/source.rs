@@ -1,5 +1,6 @@
-//! The memory that is sent: who made it, what is in it, and in which dma-bufs it is.
+//! The memory to send: its exporter, its bytes, and the dma-bufs that it lies in.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use dmabuf_rdma::DmaBuf;
@@ -13,39 +14,44 @@ use crate::{Kind, Result};
 /// Memory with known bytes in it.
 pub struct Source {
     pub name: String,
-    /// Who put the bytes there.
+    /// The device or CPU that wrote the bytes.
     pub written_by: &'static str,
-    /// Buffer, offset and length of each part, in order.
-    pub parts: Vec<(DmaBuf, u64, u64)>,
-    /// Digest of the bytes as they were put there.
+    /// The dma-bufs, each with the range to send, in order.
+    pub parts: Vec<(DmaBuf, Range<u64>)>,
+    /// Digest of the bytes that were written.
     pub digest: u128,
-    /// What has to live on until it is sent.
+    /// Keeps the memory allocated until it is sent.
     _memory: Option<DeviceMemory>,
 }
 
 const STEP: u64 = 64 << 10;
 
-/// Another word in each 64 KiB.
+/// The word to fill the 64 KiB at an offset with.
 fn word(offset: u64) -> u32 {
     (offset / STEP + 1).wrapping_mul(0x9e37_79b1) as u32
 }
 
 /// The ranges to fill, each with its word.
-fn words(size: u64) -> impl Iterator<Item = (u64, u64, u32)> {
-    (0..size.div_ceil(STEP)).map(move |at| (at * STEP, STEP.min(size - at * STEP), word(at * STEP)))
+fn words(size: u64) -> impl Iterator<Item = (Range<u64>, u32)> {
+    (0..size.div_ceil(STEP)).map(move |at| (at * STEP..size.min((at + 1) * STEP), word(at * STEP)))
 }
 
-/// The digest of what filling them makes.
+/// The bytes of a range filled with a word.
+fn filled(range: &Range<u64>, word: u32) -> Vec<u8> {
+    word.to_le_bytes().repeat((range.end - range.start) as usize / 4)
+}
+
+/// The digest of memory filled with [`words`].
 fn digest_of_words(size: u64) -> u128 {
     let mut digest = Xxh3::new();
-    for (_, length, word) in words(size) {
-        digest.update(&word.to_le_bytes().repeat(length as usize / 4));
+    for (range, word) in words(size) {
+        digest.update(&filled(&range, word));
     }
     digest.digest128()
 }
 
 pub fn make(kind: Kind, size: u64) -> Result<Source> {
-    // Devices fill words.
+    // Devices fill whole words.
     let size = size.next_multiple_of(4);
     match kind {
         Kind::Cuda => {
@@ -67,7 +73,7 @@ pub fn make(kind: Kind, size: u64) -> Result<Source> {
             Ok(Source {
                 name: vulkan.name(),
                 written_by: "the device",
-                parts: vec![(buffer.export()?, 0, size)],
+                parts: vec![(buffer.export()?, 0..size)],
                 digest: digest_of_words(size),
                 _memory: None,
             })
@@ -79,33 +85,36 @@ pub fn make(kind: Kind, size: u64) -> Result<Source> {
     }
 }
 
-/// Memory of a GPU, filled by it and found again by its pointer alone.
+/// GPU memory that the GPU fills, exported by its pointer as any allocator's memory would be.
 fn device(runtime: &dyn Runtime, name: String, memory: DeviceMemory, size: u64) -> Result<Source> {
-    for (offset, length, word) in words(size) {
-        memory.fill(offset, length, word)?;
+    for (range, word) in words(size) {
+        memory.fill(range, word)?;
     }
-    let exported = runtime.export_at(memory.address(), size)?;
-    let parts = exported.into_pieces().into_iter();
+    let parts = runtime.export_at(memory.address(), size)?.into_iter();
+    let parts = parts.map(|part| {
+        let range = part.range();
+        (part.dmabuf, range)
+    });
     Ok(Source {
         name,
         written_by: "the device",
-        parts: parts.map(|piece| (piece.dmabuf, piece.offset, piece.length)).collect(),
+        parts: parts.collect(),
         digest: digest_of_words(size),
         _memory: Some(memory),
     })
 }
 
-/// Memory that the processor fills.
+/// A buffer that the CPU fills.
 fn host(exporter: &dyn Exporter, size: u64) -> Result<Source> {
     let buffer = exporter.allocate(size)?.dmabuf;
     let mapping = buffer.map()?;
-    for (offset, length, word) in words(size) {
-        mapping.write(offset, &word.to_le_bytes().repeat(length as usize / 4))?;
+    for (range, word) in words(size) {
+        mapping.write(range.start, &filled(&range, word))?;
     }
     Ok(Source {
         name: exporter.name(),
-        written_by: "the processor",
-        parts: vec![(buffer, 0, size)],
+        written_by: "the CPU",
+        parts: vec![(buffer, 0..size)],
         digest: digest_of_words(size),
         _memory: None,
     })
@@ -121,24 +130,24 @@ fn frame() -> Result<Source> {
             Err(error) => refused = refused.or(Some(error)),
         }
     }
-    let camera = match (found, refused) {
+    let mut camera = match (found, refused) {
         (Some(camera), _) => camera,
         (None, Some(error)) => return Err(error.into()),
-        (None, None) => unreachable!("each of the numbers gave one or the other"),
+        (None, None) => unreachable!("each number gave a camera or an error"),
     };
     let name = format!("v4l2 {}", camera.driver());
-    let mut capture = camera.capture(2)?;
-    let frame = capture.next(Duration::from_secs(30))?;
-    let buffer = capture.buffers()[frame.buffer as usize].try_clone()?;
+    camera.start(2)?;
+    let frame = camera.next_frame(Duration::from_secs(30))?;
+    let buffer = camera.buffers()[frame.buffer as usize].try_clone()?;
     let mut bytes = vec![0; frame.bytes as usize];
     buffer.map()?.read(0, &mut bytes)?;
     let mut digest = Xxh3::new();
     digest.update(&bytes);
-    let parts = vec![(buffer, 0, frame.bytes.into())];
+    let parts = vec![(buffer, 0..frame.bytes)];
     Ok(Source { name, written_by: "the camera", parts, digest: digest.digest128(), _memory: None })
 }
 
-/// GBM on the first card that it works on.
+/// GBM on the first card that makes linear images.
 fn any_gbm() -> Result<Gbm> {
     let mut last = None;
     for number in 0..64 {

@@ -1,11 +1,11 @@
-//! Two ranks of an MPI program that move a dma-buf over a connection of their own.
+//! Two ranks of an MPI program swap the contents of their dma-bufs over an RDMA connection of their own.
 //!
 //! ```text
 //! mpirun -n 2 target/release/examples/mpi
 //! ```
 //!
-//! MPI carries 92 bytes from each rank to the other: where its queue pair is and what its memory is. All
-//! else goes over that queue pair, in place.
+//! MPI carries 92 bytes from each rank to the other: the endpoint of its queue pair and the description of
+//! its memory. The data goes from dma-buf to dma-buf.
 
 #[path = "../common/exporter.rs"]
 mod exporter;
@@ -13,78 +13,65 @@ mod mpi;
 #[path = "../common/register.rs"]
 mod register;
 
-use std::process::ExitCode;
-
-use dmabuf_rdma::RemoteRegion;
-use dmabuf_rdma::transfer::Connection;
 use dmabuf_rdma::verbs::{Endpoint, ProtectionDomain, devices};
+use dmabuf_rdma::{Connection, RemoteRegion};
 
 use mpi::Mpi;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Bytes that each rank sends. Its buffer has them first, and behind them as many from the peer.
 const SIZE: u64 = 16 << 20;
 
-/// What a rank tells: an endpoint, and a region of one run.
-const CARD: usize = Endpoint::BYTES + 52;
+/// Bytes of a rank's message: an endpoint, and a description of one region.
+const MESSAGE: usize = Endpoint::BYTES + 52;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mpi: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let mpi = Mpi::init()?;
     let (rank, ranks) = (mpi.rank()?, mpi.size()?);
     if ranks != 2 {
-        return Err("start it as two ranks: mpirun -n 2".into());
+        return Err(format!("this program runs as 2 ranks, not {ranks}: mpirun -n 2").into());
     }
-    // One device a rank, where there are several.
+    let peer = 1 - rank;
+    // If the machine has several devices, each rank uses its own.
     let devices = devices()?;
     let device = devices.get(rank % devices.len().max(1)).ok_or("this machine has no RDMA device")?;
     let domain = ProtectionDomain::new(&device.open()?)?;
-    let allocation = exporter::by_name("heap")?.allocate(SIZE)?;
+    let allocation = exporter::by_name("heap")?.allocate(2 * SIZE)?;
     let region = register::register(&domain, &allocation)?;
-    let mut connection = Connection::new(&domain, Default::default())?;
+    let connection = Connection::new(&domain, Default::default())?;
 
-    let mut card = connection.endpoint().to_bytes().to_vec();
-    card.extend(region.remote().to_bytes());
-    let cards = mpi.all_gather(&card)?;
-    let peer = 1 - rank;
-    let (endpoint, memory) = cards[peer * CARD..][..CARD].split_at(Endpoint::BYTES);
+    // Exchange what the two sides of the connection must know of each other.
+    let mut message = connection.endpoint().to_bytes().to_vec();
+    message.extend(region.remote().to_bytes());
+    let messages = mpi.all_gather(&message)?;
+    let (endpoint, description) = messages[peer * MESSAGE..][..MESSAGE].split_at(Endpoint::BYTES);
     connection.connect(&Endpoint::from_bytes(endpoint)?)?;
-    let remote = RemoteRegion::from_bytes(memory)?;
-    // Nobody sends before both are connected.
+    let remote = RemoteRegion::from_bytes(description)?;
+    let (mut sender, mut receiver) = connection.split();
+    let arrival = receiver.start_imm()?;
+    // Neither rank may write before both have connected and posted their receive.
     mpi.barrier()?;
 
-    // Rank 0 fills its buffer and writes it to rank 1, which writes it back changed.
+    // Both ranks write at once, each into the second half of the other's buffer. The peer's immediate data
+    // arrives after its bytes.
     let mapping = allocation.dmabuf.map()?;
-    let bytes = |seed: u8| -> Vec<u8> { (0..SIZE).map(|at| (at >> 12) as u8 ^ at as u8 ^ seed).collect() };
-    let mut seen = vec![0; SIZE as usize];
-    if rank == 0 {
-        mapping.write(0, &bytes(1))?;
-        connection.write_with_imm(&region, &remote, 1)?;
-        connection.recv_imm()?;
-        mapping.read(0, &mut seen)?;
-    } else {
-        connection.recv_imm()?;
-        mapping.read(0, &mut seen)?;
-        if seen != bytes(1) {
-            return Err("other bytes came than rank 0 wrote".into());
-        }
-        mapping.write(0, &bytes(2))?;
-        connection.write_with_imm(&region, &remote, 2)?;
-        seen = bytes(2);
-    }
-    if seen != bytes(2) {
-        return Err("other bytes came than rank 1 wrote".into());
+    mapping.write(0, &pattern(rank))?;
+    sender.write_with_imm(region.slice(..SIZE)?, remote.slice(SIZE..)?, 1)?;
+    arrival.wait()?;
+
+    let mut received = vec![0; SIZE as usize];
+    mapping.read(SIZE, &mut received)?;
+    if received != pattern(peer) {
+        return Err(format!("rank {rank} received other bytes than rank {peer} sent").into());
     }
     println!("rank {rank} on {}: {} MiB to and from rank {peer}, verified", device.name(), SIZE >> 20);
+    // Neither rank may end the connection before both have received.
     mpi.barrier()?;
     Ok(mpi.finalize()?)
+}
+
+/// The bytes that a rank sends.
+fn pattern(rank: usize) -> Vec<u8> {
+    (0..SIZE).map(|at| (at >> 12) as u8 ^ at as u8 ^ (rank as u8 + 1)).collect()
 }

@@ -1,14 +1,14 @@
-//! The five functions of MPI that a start-up needs, of Open MPI, loaded at run time so that building the
-//! examples needs no MPI. A program that uses MPI already has them by its own bindings.
+//! The few functions of Open MPI that this example needs. They are loaded at run time, so that building the
+//! examples needs no MPI; a real MPI program has bindings.
 //!
-//! `unsafe` is here for loading and calling them.
+//! `unsafe` loads and calls C functions.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::null_mut;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Open MPI 3 and 4; what its header makes of MPI_COMM_WORLD and MPI_BYTE are addresses of objects.
+/// Open MPI 3 and 4. Their header defines MPI_COMM_WORLD and MPI_BYTE as addresses of objects.
 const LIBRARY: &CStr = c"libmpi.so.40";
 
 pub struct Mpi {
@@ -19,16 +19,17 @@ pub struct Mpi {
 
 impl Mpi {
     pub fn init() -> Result<Self> {
-        // SAFETY: the name ends in NUL; the library stays loaded. Its plug-ins want its symbols global.
+        // Open MPI's plug-ins need its symbols to be global.
+        // SAFETY: the name ends in NUL; the library stays loaded.
         let library = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         if library.is_null() {
-            return Err("libmpi.so.40 is not there: install Open MPI (Debian: openmpi-bin)".into());
+            return Err("libmpi.so.40 is missing: install Open MPI (Debian: openmpi-bin)".into());
         }
         let mut mpi = Self { library, world: null_mut(), byte: null_mut() };
         mpi.world = mpi.symbol(c"ompi_mpi_comm_world")?;
         mpi.byte = mpi.symbol(c"ompi_mpi_byte")?;
         let init = mpi.symbol(c"MPI_Init")?;
-        // SAFETY: `int MPI_Init(int *, char ***)`, which takes null for both.
+        // SAFETY: the type is `int MPI_Init(int *, char ***)`; both may be null.
         check("MPI_Init", unsafe {
             let init: unsafe extern "C" fn(*mut c_int, *mut c_void) -> c_int = std::mem::transmute(init);
             init(null_mut(), null_mut())
@@ -40,7 +41,7 @@ impl Mpi {
         // SAFETY: the library is loaded, and the name ends in NUL.
         let address = unsafe { libc::dlsym(self.library, name.as_ptr()) };
         if address.is_null() {
-            Err(format!("this MPI has no {name:?}: is it Open MPI?"))
+            Err(format!("libmpi.so.40 has no symbol {name:?}: is it Open MPI?"))
         } else {
             Ok(address)
         }
@@ -56,26 +57,26 @@ impl Mpi {
 
     fn number(&self, name: &CStr) -> Result<usize> {
         let (function, mut number) = (self.symbol(name)?, 0);
-        // SAFETY: both are `int f(MPI_Comm, int *)`.
+        // SAFETY: MPI_Comm_rank and MPI_Comm_size have the type `int (MPI_Comm, int *)`.
         let code = unsafe {
             let function: unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int =
                 std::mem::transmute(function);
             function(self.world, &mut number)
         };
         check(&name.to_string_lossy(), code)?;
-        usize::try_from(number).map_err(|_| format!("{name:?} is {number}"))
+        usize::try_from(number).map_err(|_| format!("{name:?} returned {number}"))
     }
 
     pub fn barrier(&self) -> Result<()> {
         let barrier = self.symbol(c"MPI_Barrier")?;
-        // SAFETY: `int MPI_Barrier(MPI_Comm)`.
+        // SAFETY: the type is `int MPI_Barrier(MPI_Comm)`.
         check("MPI_Barrier", unsafe {
             let barrier: unsafe extern "C" fn(*mut c_void) -> c_int = std::mem::transmute(barrier);
             barrier(self.world)
         })
     }
 
-    /// What every rank gave, one after the other; all give as many bytes.
+    /// The bytes of all ranks, in their order. All ranks pass the same number of bytes.
     pub fn all_gather(&self, ours: &[u8]) -> Result<Vec<u8>> {
         type AllGather = unsafe extern "C" fn(
             *const c_void,
@@ -89,8 +90,8 @@ impl Mpi {
         let gather = self.symbol(c"MPI_Allgather")?;
         let mut all = vec![0; ours.len() * self.size()?];
         let count = ours.len() as c_int;
-        // SAFETY: MPI_Allgather has this type; the send buffer has `count` bytes and the receive buffer as
-        // many for each rank.
+        // SAFETY: MPI_Allgather has this type; the send buffer has `count` bytes, and the receive buffer has
+        // `count` bytes for each rank.
         let code = unsafe {
             let gather: AllGather = std::mem::transmute(gather);
             let (from, to) = (ours.as_ptr().cast(), all.as_mut_ptr().cast());
@@ -102,7 +103,7 @@ impl Mpi {
 
     pub fn finalize(self) -> Result<()> {
         let finalize = self.symbol(c"MPI_Finalize")?;
-        // SAFETY: `int MPI_Finalize(void)`.
+        // SAFETY: the type is `int MPI_Finalize(void)`.
         check("MPI_Finalize", unsafe {
             let finalize: unsafe extern "C" fn() -> c_int = std::mem::transmute(finalize);
             finalize()
@@ -110,6 +111,6 @@ impl Mpi {
     }
 }
 
-fn check(what: &str, code: c_int) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(format!("{what} answers {code}")) }
+fn check(function: &str, code: c_int) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(format!("{function} failed with code {code}")) }
 }

@@ -1,14 +1,17 @@
-//! rping with dma-bufs: the protocol, the roles and the options of the `rping` of rdmacm-utils, and works
-//! with it in either role.
+//! rping with dma-bufs. It has the protocol and the options of rdmacm-utils' `rping`, and works with that
+//! program in either role.
 //!
 //! ```text
 //! rping -s -a 192.0.2.1 -v -C 10                       # one side
 //! rping -c -a 192.0.2.1 -v -V -C 10 --exporter udmabuf  # the other
 //! ```
 //!
-//! In each round the client fills a buffer and tells the server where it is; the server reads it by RDMA
-//! READ and says so; the client tells where another buffer is; the server writes the same bytes there by
-//! RDMA WRITE and says so; the client compares.
+//! Each round:
+//! 1. The client fills a buffer, and sends its address, key and length.
+//! 2. The server reads the buffer by RDMA READ, and sends a reply.
+//! 3. The client sends address, key and length of another buffer.
+//! 4. The server writes the same bytes there by RDMA WRITE, and sends a reply.
+//! 5. The client compares the two.
 
 mod client;
 #[path = "../common/exporter.rs"]
@@ -24,51 +27,51 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use dmabuf_rdma::transfer::{Connection, ConnectionOptions};
+use dmabuf_rdma::Connection;
+use dmabuf_rdma::transfer::ConnectionOptions;
 use dmabuf_rdma::verbs::{Device, ProtectionDomain, QueuePairOptions};
 
 use memory::{LARGEST, SMALLEST};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Longest time for a connection to come about. A request that nobody listens for yet is repeated by the
-/// kernel for most of a minute.
-const CONNECT: Duration = Duration::from_secs(60);
+/// Timeout for establishing a connection. The kernel repeats a request without a reply for most of a minute.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Parser, Clone)]
-#[command(about = "Pings over RDMA, with dma-bufs, after the protocol of rdmacm-utils' rping")]
+#[command(about = "Pings over RDMA from dma-buf to dma-buf, with the protocol of rdmacm-utils' rping")]
 struct Options {
-    /// Be the server.
+    /// Run as the server.
     #[arg(short = 's', conflicts_with = "client")]
     server: bool,
-    /// Be the client.
+    /// Run as the client.
     #[arg(short = 'c', required_unless_present = "server", requires = "address")]
     client: bool,
-    /// The server's address; the server's own default is every address.
+    /// The server's address; by default the server listens on all of its addresses.
     #[arg(short = 'a')]
     address: Option<String>,
-    /// Address of this host for the client to go from.
+    /// Local address for the client to connect from.
     #[arg(short = 'I')]
     source: Option<IpAddr>,
     /// Port.
     #[arg(short = 'p', default_value_t = 7174)]
     port: u16,
-    /// How often to ping; 0 goes on until somebody ends it.
+    /// Number of pings; 0 pings until the program is stopped.
     #[arg(short = 'C', default_value_t = 0)]
     count: u32,
-    /// Bytes of a ping.
+    /// Size of a ping in bytes.
     #[arg(short = 'S', default_value_t = 64, value_parser = clap::value_parser!(u64).range(SMALLEST..=LARGEST))]
     size: u64,
-    /// Show the data.
+    /// Print the data.
     #[arg(short = 'v')]
     verbose: bool,
     /// Compare the data.
     #[arg(short = 'V')]
     validate: bool,
-    /// Serve any number of clients, at once and one after the other.
+    /// Serve any number of clients, several at once.
     #[arg(short = 'P')]
     persistent: bool,
-    /// What makes the buffers: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
+    /// The exporter of the buffers: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
     #[arg(long, default_value = "heap")]
     exporter: String,
 }
@@ -93,15 +96,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// A connection to be, on the device that its way goes through.
+/// A connection on the device that the route leads through, still to be connected.
 fn connection(device: &str, port: u8) -> Result<Connection> {
     let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
-    let options = ConnectionOptions {
-        // Little is under way at once, and the other side may take its time.
-        window: 4,
-        stall: Duration::MAX,
-        queue_pair: QueuePairOptions { port, rd_atomic: 1, retry_count: 6, ..Default::default() },
-        ..Default::default()
-    };
+    // Few messages are in flight at once.
+    let options = ConnectionOptions::default()
+        .window(4)
+        .queue_pair(QueuePairOptions::default().port(port).rd_atomic(1));
     Ok(Connection::new(&domain, options)?)
 }

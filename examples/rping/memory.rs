@@ -1,26 +1,27 @@
 //! The buffers of one side, all in one dma-buf.
 
-use dmabuf_rdma::dmabuf::{BufferId, Mapping};
-use dmabuf_rdma::mr::{Access, Rkey};
-use dmabuf_rdma::transfer::{LocalRange, RemoteRegion, RemoteRun};
-use dmabuf_rdma::verbs::ProtectionDomain;
-use dmabuf_rdma::{Iova, MemoryRegion};
+use dma_sg::RangeError;
+use dmabuf_rdma::dmabuf::{self, BufferId, Mapping};
+use dmabuf_rdma::mr::{Access, RemoteRun};
+use dmabuf_rdma::verbs::{ProtectionDomain, Rkey};
+use dmabuf_rdma::{Iova, MemoryRegion, RegionSlice, RemoteRegion};
 
 use crate::{Result, exporter, register};
 
-/// Bytes of a ping: what the text before the data takes at the least, and the buffers of the other rping.
+/// Bytes of a ping: at least the text before its data, at most what the other rping's buffers hold.
 pub const SMALLEST: u64 = 16;
 pub const LARGEST: u64 = (64 << 10) - 1;
 
-/// Places in the dma-buf.
+/// Offsets in the dma-buf.
 pub const PING: u64 = 0;
 pub const PONG: u64 = 64 << 10;
-const SENT: u64 = 128 << 10;
-const RECEIVED: u64 = SENT + 4096;
-const WHOLE: u64 = SENT + 8192;
+const OUTBOX: u64 = 128 << 10;
+const INBOX: u64 = OUTBOX + 4096;
+const SIZE: u64 = OUTBOX + 8192;
 
-/// What a client tells of a buffer: address (8 bytes), key (4), length (4), big-endian.
-const NOTE: u64 = 16;
+/// Bytes of each message: the address (8 bytes), key (4) and length (4) of a client's buffer, big-endian. The
+/// server's messages have no contents.
+const MESSAGE: u64 = 16;
 
 /// A dma-buf, registered and mapped.
 pub struct Memory {
@@ -30,58 +31,57 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(domain: &ProtectionDomain, exporter: &str) -> Result<Self> {
-        let make = || -> std::result::Result<Self, Box<dyn std::error::Error>> {
-            let allocation = exporter::by_name(exporter)?.allocate(WHOLE)?;
-            let region = register::register(domain, &allocation)?;
-            Ok(Self { region, mapping: allocation.dmabuf.map()? })
-        };
-        make().map_err(|error| error.to_string().into())
+        let allocation = exporter::by_name(exporter)?.allocate(SIZE)?;
+        let region = register::register(domain, &allocation)?;
+        Ok(Self { region, mapping: allocation.dmabuf.map()? })
     }
 
-    pub fn range(&self, offset: u64, length: u64) -> Result<LocalRange<'_>> {
-        Ok(LocalRange::from(&self.region).range(offset, length)?)
+    pub fn slice(&self, offset: u64, length: u64) -> Result<RegionSlice, RangeError> {
+        self.region.slice(offset..offset + length)
     }
 
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        Ok(self.mapping.write(offset, bytes)?)
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), dmabuf::Error> {
+        self.mapping.write(offset, bytes)
     }
 
-    pub fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+    pub fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, dmabuf::Error> {
         let mut bytes = vec![0; length as usize];
         self.mapping.read(offset, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Where a note is put before it is sent, and where one is received.
-    pub fn sent(&self) -> Result<LocalRange<'_>> {
-        self.range(SENT, NOTE)
+    /// The message to send.
+    pub fn outbox(&self) -> Result<RegionSlice, RangeError> {
+        self.slice(OUTBOX, MESSAGE)
     }
 
-    pub fn received(&self) -> Result<LocalRange<'_>> {
-        self.range(RECEIVED, NOTE)
+    /// Where a message is received.
+    pub fn inbox(&self) -> Result<RegionSlice, RangeError> {
+        self.slice(INBOX, MESSAGE)
     }
 
-    /// Writes the note about a range of this side's memory.
-    pub fn put_note(&self, offset: u64, length: u64) -> Result<()> {
-        let place = self.region.remote().at(offset, length)?;
-        let mut note = [0; NOTE as usize];
-        note[..8].copy_from_slice(&place.addr.to_be_bytes());
-        note[8..12].copy_from_slice(&place.rkey.0.to_be_bytes());
-        note[12..].copy_from_slice(&(length as u32).to_be_bytes());
-        self.write(SENT, &note)
+    /// Describes a range of this memory in the outbox.
+    pub fn put_description(&self, offset: u64, length: u64) -> Result<()> {
+        let place = self.region.remote().slice(offset..offset + length)?.addr()?;
+        let mut message = [0; MESSAGE as usize];
+        message[..8].copy_from_slice(&place.addr.to_be_bytes());
+        message[8..12].copy_from_slice(&place.rkey.0.to_be_bytes());
+        message[12..].copy_from_slice(&(length as u32).to_be_bytes());
+        Ok(self.write(OUTBOX, &message)?)
     }
 
-    /// Reads the note that was received.
-    pub fn note(&self) -> Result<RemoteRegion> {
-        let note = self.read(RECEIVED, NOTE)?;
-        let four = |at: usize| u32::from_be_bytes([note[at], note[at + 1], note[at + 2], note[at + 3]]);
-        let addr = u64::from(four(0)) << 32 | u64::from(four(4));
-        let length = four(12).into();
+    /// The client's buffer that the message in the inbox describes.
+    pub fn described(&self) -> Result<RemoteRegion> {
+        let message = self.read(INBOX, MESSAGE)?;
+        let word = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| message[at + byte]));
+        let (addr, rkey) = (u64::from(word(0)) << 32 | u64::from(word(4)), word(8));
+        let length = u64::from(word(12));
         if length > LARGEST + 1 {
-            return Err(format!("the client has {length} bytes, and the buffer here {}", LARGEST + 1).into());
+            let message = format!("the client's buffer has {length} bytes, this one only {}", LARGEST + 1);
+            return Err(message.into());
         }
-        let run = RemoteRun { iova: Iova(addr), length, rkey: Rkey(four(8)) };
-        // The note does not say what is permitted; the device will.
+        let run = RemoteRun { iova: Iova(addr), length, rkey: Rkey(rkey) };
+        // The message does not say what the key permits; the client's device checks it.
         Ok(RemoteRegion::new([run], Access::REMOTE, BufferId::UNKNOWN)?)
     }
 }

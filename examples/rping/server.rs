@@ -3,22 +3,21 @@
 use std::thread;
 use std::time::Duration;
 
-use dmabuf_rdma::cm::{Incoming, Listener};
-use dmabuf_rdma::error::{ConnectError, TransferError};
-use dmabuf_rdma::transfer::Connection;
+use dmabuf_rdma::cm::{self, Incoming, Listener};
+use dmabuf_rdma::{Connection, transfer};
 
 use crate::memory::{Memory, PING};
-use crate::{CONNECT, Options, Result, connection, ui};
+use crate::{Options, Result, TIMEOUT, connection, ui};
 
 pub fn run(options: &Options) -> Result<()> {
     let listener = Listener::bind(options.address()?)?;
     if !options.persistent {
-        return serve(next(&listener)?, options);
+        return serve(accept_request(&listener)?, options);
     }
     loop {
-        let (incoming, options) = (next(&listener)?, options.clone());
+        let (incoming, options) = (accept_request(&listener)?, options.clone());
         thread::spawn(move || {
-            // One client's trouble is not the others'.
+            // The failure of one client does not end the others.
             if let Err(error) = serve(incoming, &options) {
                 ui::failure(error.as_ref());
             }
@@ -26,11 +25,12 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-fn next(listener: &Listener) -> Result<Incoming> {
+/// Waits for a client without a timeout.
+fn accept_request(listener: &Listener) -> Result<Incoming, cm::Error> {
     loop {
-        match listener.next(Duration::from_secs(3600)) {
-            Err(dmabuf_rdma::Error::Connect(ConnectError::ConnectTimeout { .. })) => {}
-            answer => return Ok(answer?),
+        match listener.accept_request(Duration::from_secs(3600)) {
+            Err(cm::Error::Timeout { .. }) => {}
+            result => return result,
         }
     }
 }
@@ -38,39 +38,39 @@ fn next(listener: &Listener) -> Result<Incoming> {
 fn serve(incoming: Incoming, options: &Options) -> Result<()> {
     let mut connection = connection(&incoming.device_name(), incoming.port())?;
     let memory = Memory::new(connection.domain(), &options.exporter)?;
-    incoming.accept(&mut connection, &[], CONNECT)?;
+    incoming.accept(&mut connection, &[], TIMEOUT)?;
     let mut rounds = 0;
     while options.count == 0 || rounds < options.count {
-        if !told(&mut connection, &memory)? {
+        if !receive(&mut connection, &memory)? {
             break;
         }
-        let source = memory.note()?;
-        connection.read(memory.range(PING, source.len())?, &source)?;
-        let text = memory.read(PING, source.len())?;
+        let ping = memory.described()?;
+        connection.read(memory.slice(PING, ping.len())?, &ping)?;
+        let text = memory.read(PING, ping.len())?;
         if options.verbose {
             ui::data("server ping", &text);
         }
-        connection.send(memory.sent()?)?;
+        connection.send(memory.outbox()?)?;
 
-        if !told(&mut connection, &memory)? {
+        if !receive(&mut connection, &memory)? {
             break;
         }
-        let sink = memory.note()?;
-        // As the other rping does: the text and its NUL.
+        let pong = memory.described()?;
+        // The text with its NUL, as the other rping writes it.
         let length = text.iter().position(|byte| *byte == 0).map_or(text.len(), |end| end + 1);
-        let length = (length as u64).min(sink.len());
-        connection.write(memory.range(PING, length)?, sink.range(0, length)?)?;
-        connection.send(memory.sent()?)?;
+        let length = (length as u64).min(pong.len());
+        connection.write(memory.slice(PING, length)?, pong.slice(..length)?)?;
+        connection.send(memory.outbox()?)?;
         rounds += 1;
     }
     Ok(())
 }
 
-/// Receives a note; false when the client has gone instead.
-fn told(connection: &mut Connection, memory: &Memory) -> Result<bool> {
-    match connection.recv(memory.received()?) {
+/// Receives a message; false if the client disconnected instead.
+fn receive(connection: &mut Connection, memory: &Memory) -> Result<bool> {
+    match connection.recv(memory.inbox()?) {
         Ok(_) => Ok(true),
-        Err(dmabuf_rdma::Error::Transfer(TransferError::PeerLeft { .. })) => Ok(false),
+        Err(transfer::Error::PeerDisconnected { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

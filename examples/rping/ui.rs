@@ -1,4 +1,4 @@
-//! Everything that rping shows to people.
+//! All output.
 
 use std::error::Error;
 
@@ -11,7 +11,7 @@ pub fn failure(error: &dyn Error) {
     eprintln!("rping: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("because: {error}");
+        eprintln!("caused by: {error}");
         cause = error.source();
     }
 }

@@ -1,14 +1,14 @@
-//! Segments by length, in powers of two, drawn in the terminal.
+//! A histogram of the segments by length, in powers of two.
 
-use dmabuf_rdma::sg::{DmaSgList, Size};
+use dma_sg::{DmaSgList, Size};
 
-/// Columns that the longest bar takes.
+/// Columns of the longest bar.
 const WIDTH: usize = 40;
 /// A column in eighths.
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
-/// Draws one row for each power of two from the shortest to the longest segment. The bar is of the bytes
-/// that lie in segments of that length.
+/// Draws a row for each power of two from the shortest to the longest segment. A bar shows the bytes in
+/// segments of that length.
 pub fn draw(list: &DmaSgList) {
     let mut buckets = [(0_u64, 0_u64); 64];
     for run in list.runs() {
@@ -32,7 +32,7 @@ pub fn draw(list: &DmaSgList) {
     }
 }
 
-/// A bar for a part of the most; anything but nothing shows.
+/// A bar for `part` of `most` bytes. Every part but 0 is visible.
 fn bar(part: u64, most: u64) -> String {
     let eighths = (u128::from(part) * (8 * WIDTH) as u128).div_ceil(u128::from(most.max(1))) as usize;
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]

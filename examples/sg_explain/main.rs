@@ -1,9 +1,9 @@
-//! Where a buffer's memory is: its segments, how long they are, and the page size that a device gets out
-//! of them.
+//! Shows where a buffer's memory is: its segments, their lengths, and the best page size for a device.
 //!
-//! `sg_explain --exporter udmabuf:thp --size 64M` reads the physical pages of a udmabuf, as root and with
-//! no module (huge pages take `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`). Other buffers, or the addresses that a device is given (`--device 0000:03:00.0`, `--device
-//! mlx5_0`), take the module of `kernel/dma_sg`.
+//! `sg_explain --exporter udmabuf:thp --size 64M` reads the physical pages of a udmabuf. It needs root, and
+//! for huge pages `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`. Other exporters, and
+//! the addresses for a device (`--device 0000:03:00.0`, `--device mlx5_0`), need the module of
+//! `kernel/dma_sg`.
 
 #[path = "../common/exporter.rs"]
 mod exporter;
@@ -22,15 +22,15 @@ use clap::Parser;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
-#[command(about = "Prints where a buffer's memory is, and what a device makes of it")]
+#[command(about = "Shows where a buffer's memory is, and its best page size for a device")]
 struct Cli {
-    /// What makes the buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
+    /// The exporter of the buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
     #[arg(long, default_value = "udmabuf")]
     exporter: String,
     /// Size of the buffer, such as 64M or 4G.
     #[arg(long, default_value = "64M", value_parser = size::parse_size)]
     size: u64,
-    /// Whose addresses to show, a PCI device or an RDMA device; default: physical addresses.
+    /// The PCI or RDMA device whose addresses to show; default: physical addresses.
     #[arg(long)]
     device: Option<String>,
 }
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let exporter = exporter::by_name(&cli.exporter)?;
     let allocation = exporter.allocate(cli.size)?;
-    ui::row("buffer", format!("{}, {}", exporter.name(), dmabuf_rdma::sg::Size(allocation.dmabuf.size())));
+    ui::row("buffer", format!("{}, {}", exporter.name(), dma_sg::Size(allocation.dmabuf.size())));
     let start = Instant::now();
     let seen = match &cli.device {
         Some(device) => view::by_device(&allocation, device)?,

@@ -1,33 +1,32 @@
 //! Where the list comes from.
 
+use dma_sg::device_view::{DeviceView, DmaDevice};
+use dma_sg::pci::{Location, PciDevice, Sysfs};
+use dma_sg::{DmaMap, DmaSgList, Identity, SegmentLimits};
 use dmabuf_rdma::exporter::Allocation;
-use dmabuf_rdma::pci::{Location, PciDevice, Sysfs};
-use dmabuf_rdma::sg::{
-    DeviceView, DmaDevice, DmaMap, DmaSgList, Identity, SegmentLimits, device_view, pagemap,
-};
 
 use crate::Result;
 
-/// A list, and what its addresses are.
+/// A list with a description of its addresses.
 pub struct Seen {
     pub list: DmaSgList,
     pub addresses: String,
-    /// Whether /proc/iomem knows them.
+    /// Whether they are physical, so that /proc/iomem names them.
     pub physical: bool,
-    /// What keeps the addresses true.
+    /// Keeps the addresses true.
     _view: Option<DeviceView>,
 }
 
-/// The physical pages: from pagemap where the memory is ours, from the module otherwise.
+/// The physical pages: from pagemap for memory of this process, from the module otherwise.
 pub fn physical(allocation: &Allocation) -> Result<Seen> {
     if let Some(backing) = &allocation.backing {
-        let pages = pagemap::of_backing(backing)?;
+        let pages = backing.page_list()?;
         let list = DmaMap::new(Identity, SegmentLimits::NONE).map(&pages)?;
         let addresses = "physical pages, from /proc/self/pagemap".into();
         return Ok(Seen { list, addresses, physical: true, _view: None });
     }
-    let view = device_view(&allocation.dmabuf, DmaDevice::None)?;
-    let addresses = "physical, as a device without translation is given them".into();
+    let view = DeviceView::new(&allocation.dmabuf, DmaDevice::Untranslated)?;
+    let addresses = "physical, as for a device without address translation".into();
     Ok(Seen { list: view.list()?, addresses, physical: true, _view: Some(view) })
 }
 
@@ -39,17 +38,17 @@ pub fn by_device(allocation: &Allocation, name: &str) -> Result<Seen> {
     };
     let (kind, physical) = match &location {
         Location::Pci(device) => kind(device),
-        Location::NotPci { .. } => ("physical, as it copies with the CPU", true),
+        Location::NotPci { .. } => ("physical, since it copies with the CPU", true),
     };
-    let view = device_view(&allocation.dmabuf, device)?;
-    let addresses = format!("as {location} is given them ({kind})");
+    let view = DeviceView::new(&allocation.dmabuf, device)?;
+    let addresses = format!("for {location} ({kind})");
     Ok(Seen { list: view.list()?, addresses, physical, _view: Some(view) })
 }
 
-/// What a device's addresses are, and whether those are physical ones.
+/// The kind of a device's addresses, and whether they are physical.
 fn kind(device: &PciDevice) -> (&'static str, bool) {
-    match device.iommu() {
-        Some(iommu) if iommu.translates() => ("iovas, which the IOMMU translates", false),
-        _ => ("bus addresses, with no IOMMU in between", true),
+    match device.iommu_group() {
+        Some(group) if group.translates() => ("iovas, which the IOMMU translates", false),
+        _ => ("bus addresses, without an IOMMU in between", true),
     }
 }
