@@ -1,4 +1,4 @@
-//! Building with cargo and finding what it built.
+//! Builds with cargo and finds the executables.
 
 use crate::{process, project};
 use anyhow::{Context, Result, bail};
@@ -7,14 +7,12 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// All that cargo builds here is built with the same features, or it would
-/// build dependencies twice.
+/// Every build uses the same features, or cargo would build dependencies twice.
 pub const EVERYTHING: &[&str] = &["--workspace", "--all-features"];
 
-/// Builds and returns the executables of the target called `name`.
+/// Builds and returns the executable of the target called `name`.
 ///
-/// `arguments` start with cargo's command; the messages for people go to stderr
-/// as they come.
+/// `arguments` start with cargo's subcommand. cargo's messages go to stderr.
 pub fn executable(arguments: &[&str], name: &str) -> Result<PathBuf> {
     let mut command = project::cargo();
     command.args(arguments).args(EVERYTHING).arg("--message-format=json-render-diagnostics");
@@ -33,10 +31,11 @@ pub fn executable(arguments: &[&str], name: &str) -> Result<PathBuf> {
     if !status.success() {
         bail!("`{text}` failed ({status})");
     }
-    found.with_context(|| format!("`{text}` built no executable called {name}"))
+    found
+        .with_context(|| format!("`{text}` built no executable called {name}; is it a target in Cargo.toml?"))
 }
 
-/// The executable that a message of cargo tells about, if it is of this target.
+/// The executable in a JSON message of cargo, if it belongs to target `name`.
 fn executable_in(message: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     if message["reason"] != "compiler-artifact" || message["target"]["name"] != name {
@@ -45,7 +44,7 @@ fn executable_in(message: &str, name: &str) -> Option<PathBuf> {
     message["executable"].as_str().map(PathBuf::from)
 }
 
-/// Fails with what to install when cargo lacks a component.
+/// Fails, and says what to install, if cargo lacks a component.
 pub fn need_component(command: &str, component: &str) -> Result<()> {
     let mut version = project::cargo();
     version.args([command, "--version"]);

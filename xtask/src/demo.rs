@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a dma-buf crosses an RDMA connection before your eyes.
+//! `cargo xtask demo`: transfers a dma-buf over an RDMA connection and verifies it.
 
 use crate::guest::{Guest, Job};
 use crate::host::{self, Need};
@@ -10,16 +10,16 @@ use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// Two processes, one dma-buf each, RDMA WRITE and READ of all of it, verified.
+/// Transfer a dma-buf between two processes by RDMA WRITE and READ, and verify it.
 ///
-/// It installs what is missing (as root, with apt; otherwise it names the one
-/// command to run), builds, boots a guest with an RDMA device and runs there.
+/// Installs missing packages (with apt, as root; otherwise prints the command to
+/// run), builds the demo, boots a guest with RDMA devices and runs the demo in it.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Size of the dma-buf
+    /// Size of each dma-buf
     #[arg(long, default_value = "1G")]
     size: Size,
-    /// Where the dma-buf comes from
+    /// Exporter of the dma-buf that is written to: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M or drm:DRIVER
     #[arg(long, default_value = "heap")]
     exporter: String,
     /// Use this machine's own RDMA device instead of a guest
@@ -51,15 +51,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
             .context("cannot run the demo")?;
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX)));
     }
-    // One on each end of the guest's wire.
+    // The processes run on the two ends of the guest's wire.
     words.extend(["--device", "rxe1", "--mover-device", "rxe0"].map(str::to_string));
-    // Both sides have a buffer of that size; the rest is the guest's own.
+    // Both sides have a buffer of that size; the guest needs the rest.
     let memory = Size(2 * args.size.0 + Size::mib(1536).0);
     let mut job = Job::new(words)?;
     job.directory = project::root().to_path_buf();
-    // An emulated guest moves 150 MB in a second, a busy machine's one less.
-    let limit = Duration::from_secs(600 + args.size.as_mib() / 4);
-    let outcome = Guest { limit: Some(limit), ..Guest::new(Rxe::Dmabuf, memory) }.run(&job)?;
+    // An emulated guest moves 150 MB/s, and less on a busy machine.
+    let timeout = Duration::from_secs(600 + args.size.as_mib() / 4);
+    let outcome = Guest { timeout: Some(timeout), ..Guest::new(Rxe::Dmabuf, memory) }.run(&job)?;
     vm::report(&outcome);
     Ok(ExitCode::from(vm::status(&outcome)))
 }

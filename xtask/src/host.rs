@@ -1,37 +1,37 @@
-//! What this machine needs, and how it gets it.
+//! Installs the packages that this machine needs.
 //!
-//! On Debian and its relatives that is a list of packages, installed with apt
-//! when we may and named in one command otherwise. Elsewhere we can only say
-//! which tools are needed and what Debian calls their packages.
+//! On Debian and its derivatives, root installs them with apt; other users get
+//! the command to run. Other systems get a list of the missing programs and the
+//! names of their Debian packages.
 
 use crate::{process, ui};
 use anyhow::{Result, bail};
 use std::process::{Command, Stdio};
 
-/// A package and, where looking for a file is enough to know, a program of it.
+/// A package and a program in it that shows whether it is installed, if it has one.
 type Package = (&'static str, Option<&'static str>);
 
-/// To fetch the kernel, build the module and run the guest.
+/// For fetching the kernel, building the modules and running the guest.
 const GUEST: &[Package] = &[
     ("qemu-system-x86", Some("qemu-system-x86_64")),
     ("busybox-static", Some("busybox")),
     ("kmod", Some("depmod")),
     ("xz-utils", Some("xz")),
     ("zstd", Some("zstd")),
-    // The module is built with the compiler that built the kernel.
+    // The modules need the compiler that built the kernel.
     ("gcc-12", Some("gcc-12")),
     ("libc6-dev", None),
     ("make", Some("make")),
-    // Used inside the guest, which sees this machine's file system.
+    // The guest uses these: it sees this machine's file system.
     ("iproute2", Some("rdma")),
     ("rdma-core", None),
     ("ibverbs-providers", None),
     ("ibverbs-utils", Some("ibv_devinfo")),
-    // GBM's drivers.
+    // Drivers for GBM.
     ("libgl1-mesa-dri", None),
 ];
 
-/// To build the library, its examples and its tests.
+/// For building the library, its examples and its tests.
 const LIBRARY: &[Package] = &[
     ("gcc", Some("gcc")),
     ("libc6-dev", None),
@@ -39,7 +39,7 @@ const LIBRARY: &[Package] = &[
     ("pkg-config", Some("pkg-config")),
     ("libibverbs-dev", None),
     ("librdmacm-dev", None),
-    // ibverbs-sys configures rdma-core with cmake, which wants python, and runs bindgen.
+    // ibverbs-sys configures rdma-core with cmake, which needs python, and runs bindgen.
     ("cmake", Some("cmake")),
     ("python3", Some("python3")),
     ("make", Some("make")),
@@ -52,15 +52,15 @@ const LIBRARY: &[Package] = &[
     ("libgbm-dev", None),
 ];
 
-/// Programs that the tests and benchmarks compare with.
+/// Programs that the tests and benchmarks use as peers.
 const PEERS: &[Package] = &[
     ("rdmacm-utils", Some("rping")),
     ("perftest", Some("ib_write_bw")),
-    // For the example that finds its peer by MPI.
+    // For the example `mpi`.
     ("openmpi-bin", Some("mpirun")),
 ];
 
-/// What a task is going to do.
+/// A set of packages that a task needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     Guest,
@@ -68,7 +68,7 @@ pub enum Need {
     Peers,
 }
 
-/// Makes sure that all of it is installed.
+/// Installs the missing packages.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let mut wanted: Vec<Package> = Vec::new();
     for need in needs {
@@ -90,17 +90,18 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     if !rustix::process::geteuid().is_root() {
         bail!(
-            "packages are missing; install them with\n\n    sudo apt-get install --no-install-recommends {}\n\n\
-             and run this again",
+            "{} packages are missing; install them with\n\n    \
+             sudo apt-get install --no-install-recommends {}\n\nand run this again",
+            missing.len(),
             missing.join(" ")
         );
     }
     install(&missing)
 }
 
-/// Those that dpkg does not have.
+/// The packages that dpkg does not list as installed.
 fn missing(wanted: &[Package]) -> Result<Vec<&'static str>> {
-    // dpkg-query fails when it does not know one of the names, so only what it says counts.
+    // dpkg-query fails if it does not know one of the names, so ignore its status.
     let out = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
         .args(wanted.iter().map(|(name, _)| name))
@@ -113,14 +114,14 @@ fn missing(wanted: &[Package]) -> Result<Vec<&'static str>> {
 
 fn install(missing: &[&str]) -> Result<()> {
     let step = ui::Step::start("Installing", &missing.join(" "));
-    // Another apt on this machine may be at work.
+    // Wait if another apt is running.
     let apt = || {
         let mut apt = Command::new("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
         apt
     };
     let install = || process::output(apt().args(["install", "-y", "--no-install-recommends"]).args(missing));
-    // The lists may be old or, in a container, not there at all.
+    // The package lists may be old, or missing in a container.
     process::output(apt().arg("update"))?;
     install()?;
     step.done("Installed", &format!("{} packages", missing.len()));
@@ -136,8 +137,8 @@ fn without_apt(wanted: &[Package]) -> Result<()> {
     let tools: Vec<&str> = missing.iter().filter_map(|(_, program)| *program).collect();
     let packages: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
     bail!(
-        "this machine has no apt, so install what is missing yourself.\n\
-         Programs not found: {}.\nDebian's names of the packages that hold them and the headers needed: {}.",
+        "this machine has no apt, so install the missing programs and headers yourself.\n\
+         Programs not found: {}.\nDebian packages that contain them and the headers: {}.",
         tools.join(", "),
         packages.join(", ")
     );

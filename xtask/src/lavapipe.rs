@@ -1,7 +1,7 @@
-//! Mesa's Vulkan driver for processors, for guests: a device that needs no GPU and exports real dma-bufs.
+//! Mesa's lavapipe for guests: a Vulkan device that needs no GPU and exports real dma-bufs.
 //!
-//! Fetched once, with the loader and all libraries that both need, into a folder under `target/`;
-//! nothing is installed. Debian 12's own Mesa cannot export dma-bufs, so the backports are preferred.
+//! xtask fetches it once, with the loader and all libraries that both need, into a folder in `target/`
+//! and installs nothing. Debian 12's Mesa cannot export dma-bufs, so the backports are preferred.
 
 use crate::kernel::Apt;
 use crate::lock::{self, Staging};
@@ -13,27 +13,30 @@ use std::process::Command;
 
 const PACKAGES: &[&str] = &["mesa-vulkan-drivers", "libvulkan1"];
 
-/// The C library has to be that of the programs, and of their dynamic linker.
+/// Not fetched: programs must use the C library of their own dynamic linker.
 const OF_THE_MACHINE: &[&str] = &["libc6"];
 
-/// What a folder holds; to be changed when something else is wanted in it.
+/// Version of the folder's contents. Change it to fetch the folder again.
 const RECIPE: &str = "1\n";
 
-/// The variables with which a program finds it; fetched first if it is not there.
+/// The environment variables that make a program use lavapipe. Fetches it first if needed.
 pub fn environment() -> Result<Vec<(String, String)>> {
     let root = unpacked()?;
     let libraries = root.join("usr/lib/x86_64-linux-gnu");
-    // Its name has the architecture in it, or not.
+    // The file name contains the architecture in some versions.
     let manifests = fs::read_dir(root.join("usr/share/vulkan/icd.d"))?;
     let mut manifests = manifests.filter_map(|entry| Some(entry.ok()?.path()));
     let manifest = manifests.find(|path| path.to_string_lossy().contains("lvp_icd"));
-    let manifest = manifest.context("Mesa's packages have no lavapipe")?;
+    let manifest = manifest
+        .context("mesa-vulkan-drivers has no lavapipe manifest (lvp_icd) in usr/share/vulkan/icd.d")?;
     let variable = |name: &str, value: &Path| (name.to_string(), value.to_string_lossy().into_owned());
     Ok(vec![
         variable("LD_LIBRARY_PATH", &libraries),
         variable("VK_DRIVER_FILES", &manifest),
         variable("LP_NUM_THREADS", Path::new("2")),
         variable("MESA_SHADER_CACHE_DISABLE", Path::new("1")),
+        // The guest sees the layers of the host, which need other libraries.
+        variable("VK_LOADER_LAYERS_DISABLE", Path::new("~all~")),
     ])
 }
 
@@ -44,11 +47,11 @@ fn unpacked() -> Result<PathBuf> {
         return Ok(home);
     }
     let _lock = lock::exclusive(&project::target().join("lavapipe.lock"))?;
-    // Somebody else may have fetched it while we waited.
+    // Another xtask may have fetched it while this one waited.
     if current() {
         return Ok(home);
     }
-    let step = ui::Step::start("Fetching", "Mesa's Vulkan driver for processors");
+    let step = ui::Step::start("Fetching", "Mesa's lavapipe (a Vulkan driver for CPUs)");
     let apt = Apt::shared()?;
     let packages = apt.closure(PACKAGES)?;
     let staging = Staging::beside(&home)?;
@@ -64,7 +67,7 @@ fn unpacked() -> Result<PathBuf> {
     for entry in fs::read_dir(&debs)? {
         process::output(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(staging.path()))?;
     }
-    // Some libraries are in /lib, which is /usr/lib on the machine itself.
+    // Some libraries are in /lib, which is a link to /usr/lib on an installed system.
     let (old, new) = (staging.path().join("lib"), staging.path().join("usr/lib"));
     if old.is_dir() {
         process::output(Command::new("cp").arg("-a").arg(old.join(".")).arg(new))?;
@@ -75,6 +78,6 @@ fn unpacked() -> Result<PathBuf> {
     fs::write(staging.path().join("recipe"), RECIPE)?;
     staging.finish(&home)?;
     let mesa = wanted.iter().find(|package| name(package) == PACKAGES[0]).unwrap_or(&"");
-    step.done("Fetched", &format!("{mesa} and {} packages that it needs", wanted.len() - 1));
+    step.done("Fetched", &format!("{mesa} and its {} dependencies", wanted.len() - 1));
     Ok(home)
 }

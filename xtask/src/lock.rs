@@ -1,37 +1,37 @@
-//! One task at a time where several terminals would prepare the same thing.
+//! Locks and staging folders, for several xtasks that prepare the same files.
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Held until dropped; the kernel drops it too when the process dies.
+/// A file lock. The kernel releases it when it is dropped or the process dies.
 pub struct Lock {
     _file: File,
 }
 
-/// Waits for the lock kept in `path`, saying so when somebody else has it.
+/// Takes the lock on `path`. Prints a note if it must wait.
 pub fn exclusive(path: &Path) -> Result<Lock> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        crate::ui::note("Waiting", "for another cargo xtask that prepares the same");
+        crate::ui::note("Waiting", &format!("for another cargo xtask, which holds {}", path.display()));
         flock(&file, FlockOperation::LockExclusive)
             .with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(Lock { _file: file })
 }
 
-/// A folder to build something in, which takes its final name only when it is
-/// complete, so that an interrupted run leaves nothing that looks finished.
+/// A temporary folder that gets its final name only when it is complete, so an
+/// interrupted run leaves no folder that looks complete.
 pub struct Staging {
     path: PathBuf,
 }
 
 impl Staging {
-    /// An empty folder beside `target`. Call with the lock held.
+    /// Creates an empty folder beside `target`. The caller holds the lock.
     pub fn beside(target: &Path) -> Result<Staging> {
         let mut name = target.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
@@ -45,14 +45,14 @@ impl Staging {
         &self.path
     }
 
-    /// Gives it its name; an older one there is replaced.
+    /// Renames the folder to `target`, replacing an older one.
     pub fn finish(self, target: &Path) -> Result<()> {
         remove(target)?;
         std::fs::rename(&self.path, target).with_context(|| format!("cannot create {}", target.display()))
     }
 }
 
-/// Removes a folder and all in it, if it is there.
+/// Removes a folder and its contents, if it exists.
 pub fn remove(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,8 +1,9 @@
-//! `cargo xtask`: everything around the library that is not the library.
+//! `cargo xtask`: the project's development tasks.
 //!
-//! It sets up what is missing, builds the kernel module, boots the guest and
-//! runs the demo, the tests and the benchmarks in it. See `docs/testing.md`.
+//! It installs missing packages, builds the kernel modules, boots the guest and
+//! runs the demo, tests and benchmarks in it. See `docs/testing.md`.
 
+mod api;
 mod bench;
 mod cargo;
 mod demo;
@@ -10,6 +11,8 @@ mod guest;
 mod host;
 mod kernel;
 mod lavapipe;
+#[cfg(test)]
+mod layers;
 mod lock;
 mod process;
 mod project;
@@ -21,7 +24,7 @@ mod vm;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Set-up, guest, demo, tests and benchmarks of dmabuf-rdma.
+/// Setup, guest, demo, tests and benchmarks of dmabuf-rdma.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
@@ -35,6 +38,8 @@ enum Task {
     Test(test::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Api(api::Args),
+    Ui(test::refused::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +48,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(args),
         Task::Vm(args) => vm::run(args),
         Task::Bench(args) => bench::run(args),
+        Task::Api(args) => api::run(args),
+        Task::Ui(args) => test::refused::run(args),
     };
     result.unwrap_or_else(|error| {
         ui::error(&format!("{error:#}"));

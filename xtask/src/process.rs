@@ -1,17 +1,17 @@
-//! Running other programs, with errors that say what was run and what it said.
+//! Runs other programs. Errors contain the command and its output.
 
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The command as a person would type it.
+/// The command as one would type it in a shell.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
-/// `word` so that a POSIX shell reads it back as one word.
+/// Quotes `word` so that a POSIX shell reads it as one word.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -21,7 +21,7 @@ pub fn quote(word: &str) -> String {
     }
 }
 
-/// Runs it quietly; what it wrote to stdout, or an error with what it wrote at all.
+/// Runs a command and returns its stdout, or an error with all its output.
 pub fn output(command: &mut Command) -> Result<String> {
     let text = shown(command);
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{text}`"))?;
@@ -33,24 +33,24 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// `data` without its compression, which its file's suffix names.
+/// Decompresses `data`. The file name's `suffix` names the compression.
 pub fn decompressed(suffix: &str, data: Vec<u8>) -> Result<Vec<u8>> {
     let program = match suffix {
         "xz" => "xz",
         "zst" => "zstd",
         "gz" => "gzip",
-        _ => bail!("no program known for .{suffix}"),
+        _ => bail!("cannot decompress .{suffix}; only xz, zst and gz are supported"),
     };
     let mut command = Command::new(program);
     command.arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     let mut stdin = child.stdin.take().context("no input")?;
-    // Both ends move at once, or both would wait on full pipes.
+    // Write and read at the same time, or both sides block on full pipes.
     let feed = std::thread::spawn(move || stdin.write_all(&data));
     let out = child.wait_with_output()?;
     let fed = feed.join().is_ok_and(|written| written.is_ok());
     if !out.status.success() || !fed {
-        bail!("{program} cannot decompress it");
+        bail!("{program} failed to decompress its input ({})", out.status);
     }
     Ok(out.stdout)
 }
@@ -65,7 +65,7 @@ pub fn tail(text: &str, count: usize) -> String {
     tail
 }
 
-/// A program on the search path, or where Debian puts those of the administrator.
+/// Finds a program in PATH or in the system's bin and sbin folders.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_ran_and_what_it_said() {
+    fn an_error_has_the_command_and_its_output() {
         let error = output(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("exit 3") && error.contains("why"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! Where the repository and its build folder are.
+//! Paths of the repository and its build folder.
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 pub fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
-        // `cargo run` says where the package is now; the path seen by the
-        // compiler serves when the binary is started by hand.
+        // `cargo run` sets the package's current path. A binary started by hand
+        // uses the path at compile time.
         let package = std::env::var_os("CARGO_MANIFEST_DIR")
             .map(PathBuf::from)
             .filter(|dir| dir.ends_with("xtask"))
@@ -19,7 +19,7 @@ pub fn root() -> &'static Path {
     })
 }
 
-/// The build folder, wherever `CARGO_TARGET_DIR` or a configuration puts it.
+/// The build folder, which `CARGO_TARGET_DIR` or cargo's configuration may move.
 pub fn target() -> &'static Path {
     static TARGET: OnceLock<PathBuf> = OnceLock::new();
     TARGET.get_or_init(|| ask_cargo().unwrap_or_else(|_| root().join("target")))
@@ -38,7 +38,7 @@ fn ask_cargo() -> Result<PathBuf> {
     Ok(PathBuf::from(target))
 }
 
-/// The cargo that runs us, in the workspace root.
+/// The cargo that runs this program, in the workspace root.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());

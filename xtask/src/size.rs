@@ -1,4 +1,4 @@
-//! Sizes as people write them: `512M`, `6G`, `4096`.
+//! Sizes such as `512M`, `6G` and `4096`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ impl Size {
         Size(n << 30)
     }
 
-    /// Whole mebibytes, rounded up: what QEMU's `-m` takes.
+    /// Whole MiB, rounded up, for QEMU's `-m`.
     pub fn as_mib(self) -> u64 {
         self.0.div_ceil(1 << 20)
     }

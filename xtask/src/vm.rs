@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: one command in the guest.
+//! `cargo xtask vm`: runs a command in the guest.
 
 use crate::guest::{self, Guest, Job, Outcome, terminal};
 use crate::host::{self, Need};
@@ -11,51 +11,51 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Statuses of our own, beside those of the command.
-const HANG: u8 = 124;
-const COMPLAINT: u8 = 125;
-const NO_VERDICT: u8 = 126;
+/// Exit statuses of `vm` itself; all others are the command's.
+const TIMEOUT: u8 = 124;
+const KERNEL_PROBLEM: u8 = 125;
+const NO_STATUS: u8 = 126;
 
-/// Run a command as root in a guest that has an RDMA device, rxe0.
+/// Run a command as root in a guest with two RDMA devices, rxe0 and rxe1.
 ///
-/// The guest sees this machine's file system, read-only under an overlay that
-/// goes away with it; what the command writes into the folder $OUT comes back.
-/// The exit status is the command's, or 124 when the time was up, 125 when the
-/// command succeeded and the kernel complained (WARNING, BUG, oops, hung task),
-/// 126 when the guest ended without a verdict.
+/// The guest sees this machine's file system, read-only, under an overlay that
+/// is discarded with the guest. Files that the command writes to the folder $OUT
+/// are copied back. The exit status is the command's, or 124 after a timeout, 125
+/// if the command succeeded but the kernel reported a problem (WARNING, BUG, oops,
+/// hung task), or 126 if the guest ended before the command did.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which rdma_rxe: Debian's own, or the one with dma-buf import
+    /// The rdma_rxe module: Debian's, or the one with dma-buf import
     #[arg(long, value_enum, default_value = "dmabuf")]
     rxe: Rxe,
-    /// Memory of the guest, used as it is touched
+    /// Memory of the guest; the host allocates it on first use
     #[arg(long, default_value = "4G")]
     mem: Size,
-    /// Processors of the guest
+    /// CPUs of the guest
     #[arg(long, default_value = "2")]
     cpus: u32,
-    /// Which line of Debian kernels
+    /// Series of Debian kernels
     #[arg(long, default_value = kernel::lines::LINUX_6_12.line)]
     kernel: String,
-    /// More words for the kernel's command line
+    /// Extra parameters for the kernel's command line
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     append: Vec<String>,
-    /// One more argument for QEMU; repeat it for each
+    /// Extra argument for QEMU; repeat the option for each argument
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
-    /// Time limit in seconds, boot included; 0 for none [default: 600, none on a terminal]
+    /// Timeout in seconds, including boot; 0 for none [default: 600, none on a terminal]
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
-    /// Set a variable for the command
+    /// Set an environment variable for the command
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Give the command a Vulkan device, Mesa's lavapipe
+    /// Give the command a Vulkan device (Mesa's lavapipe)
     #[arg(long)]
     vulkan: bool,
-    /// Where the contents of $OUT go [default: a new folder under target/vm]
+    /// Destination for the contents of $OUT [default: a new folder in target/vm]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Never give the command a terminal
+    /// Do not give the command a terminal
     #[arg(long)]
     no_terminal: bool,
     /// The command and its arguments
@@ -68,13 +68,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     host::ensure(&[Need::Guest])?;
     let terminal = !args.no_terminal && terminal::present();
     let default = if terminal { 0 } else { 600 };
-    let limit = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
+    let timeout = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
     let guest = Guest {
         kernel: kernel::lines::by_name(&args.kernel)?,
         cpus: args.cpus,
         append: args.append,
         qemu: args.qemu_arg,
-        limit,
+        timeout,
         terminal,
         out: args.out,
         ..Guest::new(args.rxe, args.mem)
@@ -91,19 +91,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let outcome = guest.run(&job)?;
     report(&outcome);
+    if outcome.timed_out {
+        ui::note("Hint", "set a longer timeout with --timeout SECS");
+    }
     Ok(ExitCode::from(status(&outcome)))
 }
 
-/// Says what went wrong, and where the results are.
+/// Prints failures, and where the logs and results are.
 pub fn report(outcome: &Outcome) {
     if let Some(failure) = &outcome.failure {
         ui::error(failure);
     }
-    if !outcome.complaints.is_empty() {
-        ui::error("the guest's kernel complained:");
-        outcome.complaints.iter().for_each(|line| ui::detail(line));
+    if !outcome.problems.is_empty() {
+        ui::error("the guest's kernel reported a problem:");
+        outcome.problems.iter().for_each(|line| ui::detail(line));
     }
-    if outcome.failure.is_some() || !outcome.complaints.is_empty() {
+    if outcome.failure.is_some() || !outcome.problems.is_empty() {
         ui::note("Logs", &outcome.logs.display().to_string());
     }
     if let Some(out) = &outcome.out {
@@ -111,12 +114,12 @@ pub fn report(outcome: &Outcome) {
     }
 }
 
-/// The exit status that stands for this end.
+/// The exit status for this outcome.
 pub fn status(outcome: &Outcome) -> u8 {
     match outcome.status {
-        Some(0) if !outcome.complaints.is_empty() => COMPLAINT,
+        Some(0) if !outcome.problems.is_empty() => KERNEL_PROBLEM,
         Some(status) => u8::try_from(status).unwrap_or(u8::MAX),
-        None if outcome.timed_out => HANG,
-        None => NO_VERDICT,
+        None if outcome.timed_out => TIMEOUT,
+        None => NO_STATUS,
     }
 }

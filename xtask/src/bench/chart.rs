@@ -1,15 +1,15 @@
-//! A chart of lines as SVG: the rows of a benchmark that have a series and an `x`, and what they are compared
-//! with as a dashed line of the same colour.
+//! A line chart as SVG, of the rows that have a series and an `x`. The peer's line is dashed, in the same
+//! colour.
 
 use super::rows::Row;
 use std::fmt::Write;
 
-/// What is written beside the lines.
+/// The labels of a chart.
 pub struct Labels {
     pub title: &'static str,
-    /// What `x` is: a size in bytes, on a scale of powers of two.
+    /// Name of the x axis: a size in bytes, with a log2 scale.
     pub x: &'static str,
-    /// Whose the dashed lines are.
+    /// Name of the peer, whose lines are dashed.
     pub peer: &'static str,
 }
 
@@ -20,17 +20,17 @@ const RIGHT: f64 = 270.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
 
-/// Told apart in print and by the colour-blind.
+/// Distinguishable in print and for colour-blind readers.
 const COLOURS: &[&str] = &["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
 struct Series<'a> {
     name: &'a str,
     points: Vec<(f64, f64)>,
-    /// The same of the peer.
+    /// The peer's points.
     peers: Vec<(f64, f64)>,
 }
 
-/// The chart; `None` without points.
+/// Draws the chart; `None` without points.
 pub fn svg(labels: &Labels, rows: &[Row]) -> Option<String> {
     let mut series: Vec<Series> = Vec::new();
     for row in rows {
@@ -113,7 +113,7 @@ pub fn svg(labels: &Labels, rows: &[Row]) -> Option<String> {
     Some(text)
 }
 
-/// A round distance of lines, of which there are four to ten.
+/// A round distance between grid lines, for four to ten lines.
 fn step(most: f64) -> f64 {
     let power = 10_f64.powf((most.max(1e-9) / 4.0).log10().floor());
     [5.0, 2.0, 1.0].iter().map(|n| n * power).find(|step| most / step >= 4.0).unwrap_or(power)
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_lie_at_round_figures() {
+    fn grid_lines_are_at_round_figures() {
         assert_eq!([step(20.0), step(99.0), step(0.7), step(4.0)], [5.0, 20.0, 0.1, 1.0]);
     }
 }

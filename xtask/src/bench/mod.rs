@@ -1,8 +1,9 @@
-//! `cargo xtask bench NAME`: a benchmark, run where it belongs.
+//! `cargo xtask bench NAME`: runs a benchmark in its guest or on this machine.
 //!
-//! A benchmark is a cargo bench target that writes one JSON object a line into
-//! the file that `BENCH_ROWS` names; here the rows become a table for people,
-//! `target/bench/NAME.json` for programs, and a chart where they have points.
+//! A benchmark is a cargo bench target, or an ignored unit test of the library,
+//! that writes one JSON object per line to the file named by `BENCH_ROWS`. xtask
+//! prints the rows as a table, writes `target/bench/NAME.json`, and draws a chart
+//! if rows have points.
 
 mod chart;
 mod rows;
@@ -19,72 +20,86 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// The guest that a benchmark runs in.
+/// The guest for a benchmark.
 struct Shape {
     rxe: Rxe,
     memory: Size,
     cpus: u32,
-    limit: Duration,
+    timeout: Duration,
 }
 
-/// A benchmark, in one or several parts.
+/// A benchmark of one or several parts.
 struct Benchmark {
     name: &'static str,
     about: &'static str,
     parts: &'static [Part],
-    /// Of its chart, `target/bench/NAME.svg`, where rows are points of one.
+    /// The labels of its chart, `target/bench/NAME.svg`, if it has one.
     chart: Option<chart::Labels>,
 }
 
-/// What runs in one place.
+/// The part of a benchmark that runs in one place.
 struct Part {
-    /// The cargo target.
-    target: &'static str,
-    /// `None` for a benchmark of this machine itself.
+    program: Program,
+    /// `None` to run on this machine.
     guest: Option<Shape>,
+}
+
+/// What a part runs.
+#[derive(Clone, Copy)]
+enum Program {
+    /// A cargo bench target.
+    Bench(&'static str),
+    /// An ignored unit test of the library, by its path. It can reach what is not public.
+    UnitTest(&'static str),
 }
 
 const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "register",
-        about: "register and deregister against a bare C program; sets, the cache, the cost of a GiB",
+        about: "register and deregister, compared with a bare C program; sets, cost per GiB",
         parts: &[Part {
-            target: "register",
+            program: Program::Bench("register"),
             guest: Some(Shape {
                 rxe: Rxe::Dmabuf,
                 memory: Size::gib(7),
                 cpus: 2,
-                limit: Duration::from_secs(1200),
+                timeout: Duration::from_secs(1200),
             }),
         }],
-        chart: Some(chart::Labels { title: "Registering, by the GiB", x: "size of the region", peer: "C" }),
+        chart: Some(chart::Labels { title: "Registration time per GiB", x: "region size", peer: "C" }),
+    },
+    Benchmark {
+        name: "cache",
+        about: "hits of the registration cache, compared with a HashMap behind a RwLock",
+        parts: &[Part { program: Program::UnitTest("mr::tests::cache_bench::cache_hit"), guest: None }],
+        chart: None,
     },
     Benchmark {
         name: "export",
-        about: "device memory as a dma-buf, on the stub libraries, against the driver's own call",
+        about: "export device memory as a dma-buf with stub libraries, compared with the driver's call",
         parts: &[Part {
-            target: "export",
+            program: Program::Bench("export"),
             guest: Some(Shape {
                 rxe: Rxe::Stock,
                 memory: Size::gib(1),
                 cpus: 2,
-                limit: Duration::from_secs(600),
+                timeout: Duration::from_secs(600),
             }),
         }],
         chart: None,
     },
     Benchmark {
         name: "sg",
-        about: "lists of runs, against C over a scatterlist, and where they come from, against the kernel",
+        about: "lists of runs, compared with C over a scatterlist; their sources, compared with the kernel",
         parts: &[
-            Part { target: "sg", guest: None },
+            Part { program: Program::Bench("sg"), guest: None },
             Part {
-                target: "sg_memory",
+                program: Program::Bench("sg_memory"),
                 guest: Some(Shape {
                     rxe: Rxe::Dmabuf,
                     memory: Size::gib(7),
                     cpus: 2,
-                    limit: Duration::from_secs(600),
+                    timeout: Duration::from_secs(600),
                 }),
             },
         ],
@@ -92,32 +107,32 @@ const BENCHMARKS: &[Benchmark] = &[
     },
     Benchmark {
         name: "transfer",
-        about: "bandwidth and latency across the guest's wire, against perftest",
+        about: "bandwidth and latency over the guest's wire, compared with perftest",
         parts: &[Part {
-            target: "transfer",
+            program: Program::Bench("transfer"),
             guest: Some(Shape {
                 rxe: Rxe::Dmabuf,
                 memory: Size::gib(7),
                 cpus: 2,
-                limit: Duration::from_secs(3600),
+                timeout: Duration::from_secs(3600),
             }),
         }],
-        chart: Some(chart::Labels { title: "Across the wire", x: "size of a message", peer: "perftest" }),
+        chart: Some(chart::Labels { title: "Over the wire", x: "message size", peer: "perftest" }),
     },
 ];
 
-/// Run a benchmark and show how it does against its goals.
+/// Run a benchmark and compare it with its goals.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which one; without it, what there is
+    /// Name of the benchmark; without it, list all
     name: Option<String>,
-    /// Run it on this machine's RDMA device instead of in a guest
+    /// Use this machine's RDMA device instead of a guest
     #[arg(long)]
     host: bool,
-    /// Fail when a goal is missed
+    /// Fail if a goal is missed
     #[arg(long)]
     check: bool,
-    /// More arguments for the benchmark
+    /// Arguments for the benchmark
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -131,15 +146,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let Some(benchmark) = BENCHMARKS.iter().find(|b| b.name == name) else {
         let names: Vec<_> = BENCHMARKS.iter().map(|b| b.name).collect();
-        bail!("no benchmark `{name}`; there is {}", names.join(", "));
+        bail!("benchmark `{name}` is unknown; use one of {}", names.join(", "));
     };
     let in_guests = !args.host && benchmark.parts.iter().any(|part| part.guest.is_some());
     let needs: &[Need] =
         if in_guests { &[Need::Library, Need::Peers, Need::Guest] } else { &[Need::Library, Need::Peers] };
     host::ensure(needs)?;
     let step = ui::Step::start("Building", benchmark.name);
-    let build = |part: &Part| cargo::executable(&["bench", "--no-run", "--bench", part.target], part.target);
-    let programs = benchmark.parts.iter().map(build).collect::<Result<Vec<_>>>()?;
+    let programs = benchmark.parts.iter().map(|part| part.program.build()).collect::<Result<Vec<_>>>()?;
     step.done("Built", benchmark.name);
 
     let home = project::target().join("bench");
@@ -147,7 +161,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut rows = Vec::new();
     let mut success = true;
     for (part, program) in benchmark.parts.iter().zip(programs) {
-        // A part that fails does not keep the others from showing what they measure.
+        // Run the other parts even if one fails.
         success &= part.run(&args, &program, &home, &mut rows)?;
     }
     let json = home.join(format!("{}.json", benchmark.name));
@@ -160,33 +174,63 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     ui::note("Rows", &json.display().to_string());
     if !success {
-        ui::error("the benchmark failed");
+        ui::error(&format!("benchmark {name} failed; see its output above"));
     } else if rows.is_empty() {
-        ui::error("the benchmark wrote no rows");
+        ui::error(&format!("benchmark {name} measured nothing; check its arguments"));
     }
     let met = rows.iter().all(|row| row.met() != Some(false));
     let fine = success && !rows.is_empty() && (met || !args.check);
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+impl Program {
+    fn build(self) -> Result<PathBuf> {
+        match self {
+            Self::Bench(target) => cargo::executable(&["bench", "--no-run", "--bench", target], target),
+            Self::UnitTest(_) => {
+                cargo::executable(&["test", "--release", "--no-run", "--lib"], "dmabuf_rdma")
+            }
+        }
+    }
+
+    /// For the name of a file.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bench(target) => target,
+            Self::UnitTest(path) => path.rsplit("::").next().unwrap_or(path),
+        }
+    }
+
+    /// The program's own arguments.
+    fn arguments(self) -> Vec<String> {
+        match self {
+            Self::Bench(_) => Vec::new(),
+            Self::UnitTest(path) => {
+                ["--ignored", "--exact", path, "--nocapture"].map(str::to_string).to_vec()
+            }
+        }
+    }
+}
+
 impl Part {
-    /// Runs it and adds its rows; whether it succeeded.
+    /// Runs this part, adds its rows and returns whether it succeeded.
     fn run(&self, args: &Args, program: &Path, home: &Path, rows: &mut Vec<Row>) -> Result<bool> {
-        let lines = home.join(format!("{}.rows", self.target));
+        let lines = home.join(format!("{}.rows", self.program.name()));
         let _ = fs::remove_file(&lines);
+        let arguments = [self.program.arguments(), args.arguments.clone()].concat();
         let success = match self.guest.as_ref().filter(|_| !args.host) {
             Some(shape) => {
                 let guest = Guest {
                     cpus: shape.cpus,
-                    limit: Some(shape.limit),
+                    timeout: Some(shape.timeout),
                     out: Some(home.to_path_buf()),
                     ..Guest::new(shape.rxe, shape.memory)
                 };
-                in_the_guest(&guest, program, &args.arguments, &lines)?
+                in_the_guest(&guest, program, &arguments, &lines)?
             }
             None => {
                 let mut command = Command::new(program);
-                command.args(&args.arguments).current_dir(project::root()).env("BENCH_ROWS", &lines);
+                command.args(&arguments).current_dir(project::root()).env("BENCH_ROWS", &lines);
                 command.status().context("cannot run the benchmark")?.success()
             }
         };
@@ -201,7 +245,7 @@ impl Part {
 
 fn in_the_guest(guest: &Guest, program: &Path, arguments: &[String], lines: &Path) -> Result<bool> {
     let file = lines.file_name().map(PathBuf::from).unwrap_or_default();
-    // $OUT is known only inside, so a shell puts the name together.
+    // Only the guest knows $OUT, so a shell expands it there.
     let script = format!("BENCH_ROWS=$OUT/{} exec \"$@\"", file.display());
     let mut words: Vec<String> = ["sh", "-c", &script, "bench"].map(str::to_string).to_vec();
     words.push(program.to_string_lossy().into_owned());

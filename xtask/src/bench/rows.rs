@@ -1,4 +1,4 @@
-//! What a benchmark measured: rows, their goals, and the table of them.
+//! Rows of a benchmark, their goals, and the printed table.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -11,15 +11,15 @@ pub struct Row {
     pub unit: String,
     pub min: Option<f64>,
     pub max: Option<f64>,
-    /// The same of what it is compared with.
+    /// The peer's value.
     pub peer_value: Option<f64>,
     pub ratio: Option<f64>,
-    /// Between which the middle half of the ratios lies: their noise.
+    /// The quartiles of the ratios, as a measure of noise.
     pub ratio_low: Option<f64>,
     pub ratio_high: Option<f64>,
-    /// Such as `ratio <= 1.02` or `value <= 40`.
+    /// For example `ratio <= 1.02` or `value <= 40`.
     pub goal: Option<String>,
-    /// Where it stands in the chart: on which line, and at which `x`.
+    /// The row's line in the chart, and its `x`.
     pub series: Option<String>,
     pub x: Option<f64>,
 }
@@ -27,12 +27,13 @@ pub struct Row {
 impl Row {
     /// Reads one line of a benchmark's output.
     pub fn parse(line: &str) -> Result<Row> {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("not a row: {line}"))?;
+        let value: Value =
+            serde_json::from_str(line).with_context(|| format!("invalid row, not JSON: {line}"))?;
         let text = |name: &str| value[name].as_str().map(str::to_string);
         let number = |name: &str| value[name].as_f64();
         let row = Row {
-            row: text("row").with_context(|| format!("a row without `row`: {line}"))?,
-            value: number("value").with_context(|| format!("a row without `value`: {line}"))?,
+            row: text("row").with_context(|| format!("invalid row, `row` is missing: {line}"))?,
+            value: number("value").with_context(|| format!("invalid row, `value` is missing: {line}"))?,
             unit: text("unit").unwrap_or_default(),
             min: number("min"),
             max: number("max"),
@@ -44,21 +45,21 @@ impl Row {
             series: text("series"),
             x: number("x"),
         };
-        // A goal that nobody understands is a mistake, not a goal met.
+        // An invalid goal is an error, not a goal that is met.
         if let Some(goal) = &row.goal {
             Goal::parse(goal)?;
         }
         Ok(row)
     }
 
-    /// Whether its goal is met; `None` without a goal.
+    /// Whether the goal is met; `None` without a goal.
     pub fn met(&self) -> Option<bool> {
         let goal = Goal::parse(self.goal.as_ref()?).ok()?;
         let figure = match goal.figure {
             Figure::Ratio => self.ratio,
             Figure::Value => Some(self.value),
         };
-        // A goal for a figure that was not measured is missed.
+        // A goal for a figure without a measurement is missed.
         Some(figure.is_some_and(|figure| goal.holds(figure)))
     }
 
@@ -72,7 +73,7 @@ impl Row {
     }
 }
 
-/// All rows as the file has them.
+/// All rows as JSON.
 pub fn to_json(rows: &[Row]) -> Result<String> {
     let values: Vec<Value> = rows.iter().map(Row::json).collect();
     Ok(serde_json::to_string_pretty(&values)? + "\n")
@@ -96,14 +97,17 @@ impl Goal {
         let goal = match words[..] {
             ["ratio", sign, limit] => (Figure::Ratio, sign, limit),
             ["value", sign, limit] => (Figure::Value, sign, limit),
-            _ => bail!("not a goal: {text}"),
+            _ => bail!("invalid goal `{text}`; write for example `ratio <= 1.02`"),
         };
         let at_most = match goal.1 {
             "<=" => true,
             ">=" => false,
-            _ => bail!("not a goal: {text}"),
+            _ => bail!("invalid goal `{text}`; write for example `ratio <= 1.02`"),
         };
-        let limit = goal.2.parse().with_context(|| format!("not a goal: {text}"))?;
+        let limit = goal
+            .2
+            .parse()
+            .with_context(|| format!("invalid goal `{text}`; write for example `ratio <= 1.02`"))?;
         Ok(Goal { figure: goal.0, at_most, limit })
     }
 
@@ -112,7 +116,7 @@ impl Goal {
     }
 }
 
-/// The rows in columns.
+/// Formats the rows as a table.
 pub fn table(rows: &[Row]) -> String {
     let head = ["", "median", "min", "max", "peer", "ratio", "middle half", "goal", ""].map(str::to_string);
     let mut cells = vec![head];
@@ -143,7 +147,7 @@ pub fn table(rows: &[Row]) -> String {
             .iter()
             .zip(&widths)
             .enumerate()
-            // Names to the left, figures to the right, the goal to the left.
+            // Figures are right-aligned, names and goals left-aligned.
             .map(
                 |(i, (cell, &w))| {
                     if (1..7).contains(&i) { format!("{cell:>w$}") } else { format!("{cell:<w$}") }
@@ -156,7 +160,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Four figures that count, with the unit.
+/// Formats a value with four significant digits and its unit.
 fn shown(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         v if v >= 1000.0 || v == 0.0 => 0,

@@ -1,7 +1,7 @@
-//! KVM or software emulation, decided by trying.
+//! Chooses between KVM and software emulation (TCG) by a trial boot.
 //!
-//! `/dev/kvm` may exist and still not run a stock kernel, for instance inside
-//! another guest. So a kernel is booted with it once, up to its first process.
+//! `/dev/kvm` may exist and still not run a stock kernel, for example inside
+//! another guest. The trial boots a kernel up to its first process.
 
 use super::qemu::{Accel, Machine};
 use super::relay::Event;
@@ -12,16 +12,16 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A KVM that works is there in a second; one that does not may never say so.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Timeout of the trial. A working KVM needs a second; a broken one may hang.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The fastest accelerator that works here.
+/// The fastest accelerator that works on this machine.
 pub fn choose(image: &Path, initramfs: &Path) -> Result<Accel> {
     let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     if device.is_err() {
         return Ok(Accel::Tcg);
     }
-    // The answer may change with the host's kernel, a reboot or another QEMU.
+    // The result may change with the host's kernel, a reboot or another QEMU.
     let fact = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_string();
     let qemu = crate::process::find("qemu-system-x86_64").and_then(|p| p.metadata().ok()?.modified().ok());
     let key = format!(
@@ -38,7 +38,7 @@ pub fn choose(image: &Path, initramfs: &Path) -> Result<Accel> {
     }
     let works = try_kvm(image, initramfs)?;
     if !works {
-        ui::note("Guest", "KVM is here but does not run a kernel; using software emulation");
+        ui::note("Guest", "/dev/kvm exists but does not boot a kernel; using software emulation (TCG)");
     }
     fs::write(&cache, format!("{key}\n{}", if works { "kvm" } else { "tcg" }))
         .with_context(|| format!("cannot write {}", cache.display()))?;
@@ -58,7 +58,7 @@ fn try_kvm(image: &Path, initramfs: &Path) -> Result<bool> {
         terminal: false,
     };
     let mut started = machine.start(&run)?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TRIAL_TIMEOUT;
     let mut works = false;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         match started.next_event(left) {

@@ -1,6 +1,6 @@
-//! Reading the kernel's console for what must not be there.
+//! Finds problems that the kernel reports on its console.
 
-/// What a message of trouble starts with, after its time stamp.
+/// How a problem report starts, after the time stamp.
 const STARTS: &[&str] = &[
     "WARNING: ",
     "BUG: ",
@@ -23,17 +23,17 @@ const STARTS: &[&str] = &[
     "Out of memory: ",
 ];
 
-/// `INFO: task ` and `rcu: INFO: ` also start harmless messages.
+/// `INFO: task ` also starts harmless messages.
 fn harmless(message: &str) -> bool {
     message.starts_with("INFO: task ") && !message.contains("blocked for more than")
 }
 
-/// How much of a report is shown after the line that starts it.
+/// Lines to show of each report.
 const CONTEXT: usize = 40;
+/// Lines to show of all reports.
 const LIMIT: usize = 120;
 
-/// The lines that report trouble with those that belong to them; empty when
-/// there is none.
+/// The lines of all problem reports.
 pub fn problems(console: &str) -> Vec<String> {
     let mut shown = Vec::new();
     let mut left = 0;
@@ -52,13 +52,13 @@ pub fn problems(console: &str) -> Vec<String> {
     shown
 }
 
-/// Whether this line reports trouble in the kernel.
+/// Whether this line starts a problem report.
 pub fn is_problem(line: &str) -> bool {
     let message = message(line);
     STARTS.iter().any(|start| message.starts_with(start)) && !harmless(message)
 }
 
-/// After this the kernel does nothing more.
+/// Whether this line reports a panic, after which the kernel stops.
 pub fn is_fatal(line: &str) -> bool {
     message(line).starts_with("Kernel panic")
 }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_trouble_is_found() {
+    fn each_kind_of_problem_is_found() {
         for line in [
             "[    5.1] WARNING: CPU: 1 PID: 77 at drivers/infiniband/sw/rxe/rxe_mr.c:12 rxe_x+0x1/0x2 [rdma_rxe]",
             "[    5.1] WARNING: drivers/infiniband/sw/rxe/rxe_mr.c:12 at rxe_x+0x1/0x2, CPU#1: sh/77",

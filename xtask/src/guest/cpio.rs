@@ -1,6 +1,6 @@
-//! The archive format of an initramfs, "newc" (the kernel's
-//! Documentation/driver-api/early-userspace/buffer-format.rst). Written here
-//! because it is shorter than to ask for a program that writes it.
+//! Writes the archive format of an initramfs, "newc" (the kernel's
+//! Documentation/driver-api/early-userspace/buffer-format.rst). This is shorter
+//! than running another program.
 
 use std::fmt::Write;
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_is_what_the_format_says() {
+    fn an_archive_follows_the_format() {
         let mut archive = Archive::default();
         archive.file("a", 0o644, b"hello");
         let bytes = archive.finish();

@@ -1,13 +1,13 @@
 #!/bin/sh
-# First stage, from the initramfs: makes the root file system, which is the
-# host's under an overlay, and hands over to the second stage in it.
+# First stage, in the initramfs: mounts the host's root under an overlay and
+# starts the second stage, main.sh, in it.
 
 export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 
-# The device of a virtio port, by the name that QEMU was given for it.
+# Sets $port to the device of the virtio port with the given name.
 port() {
 	while :; do
 		for file in /sys/class/virtio-ports/*/name; do
@@ -30,7 +30,7 @@ die() {
 port control
 exec 3>"$port"
 
-# The trial of an accelerator ends here: it got as far as a user process.
+# The trial of an accelerator ends here: the kernel has started a process.
 case $(cat /proc/cmdline) in
 *xtask.trial*)
 	echo ready >&3
@@ -44,7 +44,7 @@ load() {
 	done <"/modules/$1"
 }
 
-# RDMA needs no file system: it loads while the root is mounted.
+# The RDMA modules need no file system, so load them while the root is mounted.
 load rdma &
 load root
 

@@ -1,6 +1,6 @@
-//! What the guest starts from: a static busybox, two scripts and the modules
-//! for the root file system and for RDMA. Nothing is compressed, since the
-//! guest's processor is much slower at that than ours.
+//! The guest's initramfs: a static busybox, two scripts, and the modules for the
+//! root file system and for RDMA. It is uncompressed, because an emulated CPU
+//! decompresses slowly.
 
 use super::cpio::Archive;
 use crate::kernel::{Module, Unpacked};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const INIT: &str = include_str!("init.sh");
 const MAIN: &str = include_str!("main.sh");
 
-/// What the two scripts use of busybox.
+/// The busybox applets that the two scripts use.
 const APPLETS: &[&str] = &[
     "cat",
     "cp",
@@ -34,8 +34,8 @@ const APPLETS: &[&str] = &[
     "sync",
 ];
 
-/// The initramfs for this kernel and this rdma_rxe; `None` stands for the
-/// kernel's own.
+/// Builds the initramfs for this kernel and this rdma_rxe; `None` means the
+/// kernel's own module.
 pub fn build(kernel: &Unpacked, rxe: Option<&Path>) -> Result<PathBuf> {
     let busybox_path = busybox()?;
     let busybox =
@@ -46,7 +46,10 @@ pub fn build(kernel: &Unpacked, rxe: Option<&Path>) -> Result<PathBuf> {
     let mut rdma = kernel.modules(&names)?;
     rdma.retain(|module| !root.contains(module));
     if let Some(path) = rxe {
-        let module = rdma.iter_mut().find(|m| m.name == "rdma_rxe").context("rdma_rxe is built in")?;
+        let module = rdma
+            .iter_mut()
+            .find(|m| m.name == "rdma_rxe")
+            .context("rdma_rxe is built into this kernel; the guest needs it as a module")?;
         module.path = path.to_path_buf();
     }
 
@@ -96,14 +99,18 @@ fn pack(busybox: &[u8], root: &[Module], rdma: &[Module]) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// A busybox that needs no libraries.
+/// Finds a static busybox.
 fn busybox() -> Result<PathBuf> {
-    let path = process::find("busybox").context("busybox is missing (package busybox-static)")?;
+    let path =
+        process::find("busybox").context("busybox is not installed; install the package busybox-static")?;
     let head = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    // A dynamic one names its loader in the first page.
+    // A dynamic executable names its loader in the first page.
     let page = &head[..head.len().min(4096)];
     if page.windows(7).any(|w| w == b"/ld-lin") {
-        bail!("{} needs libraries; the guest wants a static one (package busybox-static)", path.display());
+        bail!(
+            "{} is dynamically linked and the guest needs a static one; install the package busybox-static",
+            path.display()
+        );
     }
     Ok(path)
 }

@@ -1,11 +1,12 @@
-//! The command that runs in the guest, as files for its second stage.
+//! The command that runs in the guest, as files for the guest's `main.sh`.
 
 use crate::process::quote;
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A command with where and with what it runs.
+/// A command with its directory and environment.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub command: Vec<String>,
@@ -13,7 +14,7 @@ pub struct Job {
     pub environment: Vec<(String, String)>,
 }
 
-/// Variables that mean the same in the guest, which has the host's files.
+/// Variables to pass to the guest. They stay valid there, since it has the host's files.
 const KEPT: &[&str] = &[
     "HOME",
     "USER",
@@ -33,21 +34,36 @@ const KEPT: &[&str] = &[
     "RUST_MIN_STACK",
 ];
 
-/// Families of variables that are meant for programs under test.
+/// Prefixes of variables for programs under test.
 const KEPT_PREFIXES: &[&str] =
     &["LC_", "CLICOLOR", "RUST_TEST_", "DMABUF_RDMA_", "BENCH_", "VK_", "LP_", "MESA_"];
 
+/// Those for Vulkan.
+const VULKAN_PREFIXES: &[&str] = &["VK_", "LP_", "MESA_"];
+
+/// The variables to pass. One that is not UTF-8 cannot be written into the script, and no program needs it.
+fn kept(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
+    let text =
+        variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    text.filter(|(name, _)| {
+        KEPT.contains(&name.as_str()) || KEPT_PREFIXES.iter().any(|p| name.starts_with(p))
+    })
+    .collect()
+}
+
 impl Job {
-    /// The command in this process's directory, with what the guest should
-    /// know of its environment.
+    /// The command in this process's directory, with the variables to pass.
     pub fn new(command: Vec<String>) -> Result<Job> {
-        let environment = std::env::vars()
-            .filter(|(name, _)| {
-                KEPT.contains(&name.as_str()) || KEPT_PREFIXES.iter().any(|p| name.starts_with(p))
-            })
-            .collect();
+        let environment = kept(std::env::vars_os());
         let directory = std::env::current_dir().context("the current directory is gone")?;
         Ok(Job { command, directory, environment })
+    }
+
+    /// The job without the variables that choose Vulkan's drivers and layers, and in the language C: a test
+    /// must not depend on how the user has set up this machine.
+    pub fn for_tests(mut self) -> Job {
+        self.environment.retain(|(name, _)| !VULKAN_PREFIXES.iter().any(|p| name.starts_with(p)));
+        self.env("LC_ALL", "C")
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Job {
@@ -56,16 +72,16 @@ impl Job {
         self
     }
 
-    /// The shell script that is this job.
+    /// The job as a shell script.
     fn script(&self) -> String {
         let mut text = String::new();
         for (name, value) in &self.environment {
-            // Made by the guest itself.
+            // The guest sets OUT itself.
             if name != "OUT" {
                 text += &format!("export {name}={}\n", quote(value));
             }
         }
-        // Root needs the administrator's programs, whoever called.
+        // The job runs as root, so it needs the sbin folders too.
         text += "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin\n";
         let words: Vec<String> = self.command.iter().map(|word| quote(word)).collect();
         text += &format!("cd {} || exit 127\n", quote(&self.directory.to_string_lossy()));
@@ -73,8 +89,7 @@ impl Job {
         text
     }
 
-    /// Writes it into the folder that the guest sees, with what else its
-    /// second stage has to know.
+    /// Writes the job and the settings of `main.sh` to the folder that the guest sees.
     pub fn write(&self, share: &Path, settings: &[(&str, String)]) -> Result<()> {
         let lines: String = settings.iter().map(|(n, v)| format!("{n}={}\n", quote(v))).collect();
         for (name, text) in [("job", self.script()), ("settings", lines)] {
@@ -88,6 +103,24 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_of_any_bytes_are_passed_or_left_out() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = OsString::from_vec(vec![b'a', 0xff]);
+        let variables = [
+            ("LC_ALL".into(), "de_DE".into()),
+            ("VK_DRIVER_FILES".into(), "/nowhere".into()),
+            ("HOME".into(), odd.clone()),
+            (odd, "value".into()),
+            ("LD_PRELOAD".into(), "libx.so".into()),
+        ];
+        let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+        let environment = kept(variables.into_iter());
+        assert_eq!(environment, [pair("LC_ALL", "de_DE"), pair("VK_DRIVER_FILES", "/nowhere")]);
+        let job = Job { command: Vec::new(), directory: "/".into(), environment };
+        assert_eq!(job.for_tests().environment, [pair("LC_ALL", "C")]);
+    }
 
     #[test]
     fn a_job_is_a_script_that_keeps_words_and_values() {

@@ -1,10 +1,10 @@
-# Second stage: process 1 of the guest, in its final root. Brings up what a
-# Debian machine with an RDMA device would have, runs the job, tells its
-# verdict. The host has written the job and its settings into the share.
+# Second stage: process 1 of the guest, in its final root. Sets up a Debian
+# machine with RDMA devices, runs the job and reports its exit status. The host
+# has written the job and the settings to the share.
 
 here=/run/xtask
 share=$here/share
-# Busybox first: it is in memory, and the same whatever the host has.
+# Busybox comes first: it is in memory and does not depend on the host.
 export PATH=$here/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 . $share/settings
 
@@ -43,29 +43,28 @@ ln -sf /proc/self/fd/0 /dev/stdin
 ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr
 
-# Any module of this kernel can be loaded with modprobe, rdma_rxe in the
-# flavour that the guest was started with.
+# modprobe can load any module of this kernel, and the chosen flavour of rdma_rxe.
 mkdir -p "/lib/modules/$RELEASE"
 mount --bind "$MODULES" "/lib/modules/$RELEASE"
 if [ -n "$RXE_MODULE" ]; then
 	mount --bind "$RXE_MODULE" "$STOCK_RXE"
 fi
 
-# A module that Debian's tree does not have. kmod has an index of that tree, so
-# it is told what to run instead; busybox reads the list. What dma_sg needs is
-# loaded already.
+# Debian's tree does not contain dma_sg. kmod reads its index of that tree, so
+# give it an install command; busybox reads modules.dep. The modules that dma_sg
+# depends on are already loaded.
 mkdir -p /run/modprobe.d
 echo "install dma_sg insmod $DMA_SG_MODULE" >/run/modprobe.d/dma_sg.conf
 ln -s "$DMA_SG_MODULE" "/lib/modules/$RELEASE/dma_sg.ko"
 echo "dma_sg.ko:" >>"/lib/modules/$RELEASE/modules.dep"
 
-# The defaults, 64 MiB and 1024 pieces, are less than the tests use.
+# The tests need more than the defaults, 64 MiB and 1024 ranges.
 echo 65536 >/sys/module/udmabuf/parameters/size_limit_mb
 echo 65536 >/sys/module/udmabuf/parameters/list_limit
 
-# The first TCP connections have the kernel draw its secrets and then patch the
-# code that asks for them. An emulated processor that runs that code meanwhile
-# can trip over the patch ("Oops: int3"), so it is done now, while all is quiet.
+# The first TCP connections make the kernel initialize its secrets and patch the
+# code that checks for them. An emulated CPU that runs this code meanwhile can
+# hit the patch's breakpoint ("Oops: int3"), so connect now, while nothing runs.
 ip link set lo up || die "cannot bring up lo"
 for try in 1 2 3; do
 	nc -l -p 9 </dev/null >/dev/null 2>&1 &
@@ -74,19 +73,16 @@ for try in 1 2 3; do
 	kill $! 2>/dev/null
 done
 
-# Two RDMA devices with a RoCE MTU of 4096, which takes 4200 on the wire, and a
-# wire between them: wire0 has 192.168.77.1 and fd77::1, wire1 has the 2s. The
-# kernel would deliver from one to the other without it, as both are its own, so
-# what is for the other end is sent out before the local table is asked, which
-# comes first by default. What has come in over the wire is local. Nobody asks
-# for neighbours, since nobody would be answered.
+# A veth pair with an RDMA device on each end; a RoCE MTU of 4096 needs 4200 on the wire. Both addresses are
+# local: the rules before the local table send packets for the other end out, and deliver those that arrive.
+# Nobody answers neighbour requests, so the entries are permanent.
 #
-# Busybox's ip lacks batches, so the host's is used. A message of its own for
-# each step, since a guest cannot be looked into later.
+# Busybox's ip has no -batch, so use the host's. Each step has its own message,
+# since the guest is gone afterwards.
 for tool in /usr/sbin/ip /sbin/ip /usr/bin/ip /bin/ip; do
 	[ -x $tool ] && break
 done
-$tool -batch - <<-END || die "cannot lay the wire"
+$tool -batch - <<-END || die "cannot set up the veth pair wire0, wire1"
 	link add wire0 address 02:00:00:00:77:01 mtu 4200 type veth peer name wire1 address 02:00:00:00:77:02 mtu 4200
 	address add 192.168.77.1/32 dev wire0
 	address add 192.168.77.2/32 dev wire1
@@ -111,7 +107,7 @@ $tool -batch - <<-END || die "cannot lay the wire"
 	rule add pref 20 lookup local
 	rule del pref 0
 END
-$tool -6 -batch - <<-END || die "cannot route over the wire"
+$tool -6 -batch - <<-END || die "cannot set up IPv6 rules for wire0, wire1"
 	rule add pref 10 iif wire0 lookup local
 	rule add pref 11 iif wire1 lookup local
 	rule add pref 12 from fd77::1 to fd77::1 lookup local
@@ -124,9 +120,9 @@ END
 for end in 0 1; do
 	echo 1 >/proc/sys/net/ipv4/conf/wire$end/accept_local
 	echo 0 >/proc/sys/net/ipv4/conf/wire$end/rp_filter
-	rdma link add rxe$end type rxe netdev wire$end || die "cannot make rxe$end"
+	rdma link add rxe$end type rxe netdev wire$end || die "cannot create rxe$end on wire$end"
 	read -r state </sys/class/infiniband/rxe$end/ports/1/state
-	[ "$state" = "4: ACTIVE" ] || die "rxe$end is not active: $state"
+	[ "$state" = "4: ACTIVE" ] || die "rxe$end has port state $state, expected ACTIVE"
 done
 
 ulimit -Hn 1048576
@@ -142,8 +138,7 @@ if [ -n "$TERMINAL" ]; then
 	)
 	code=$?
 else
-	# Through pipes, because a port cannot be opened twice and a job may well
-	# open /dev/stderr.
+	# Use pipes: a job may open /dev/stderr, and a port can be opened only once.
 	mkfifo $here/out $here/err
 	port stdout
 	cat $here/out >"$port" 3>&- &
@@ -153,7 +148,8 @@ else
 	err=$!
 	sh $share/job </dev/null >$here/out 2>$here/err 3>&-
 	code=$?
-	# Whatever is still in the pipes; a process left behind may hold them open.
+	# Wait until the pipes are empty, at most 2 s: a process that the job left
+	# behind may keep them open.
 	tries=0
 	while [ $tries -lt 40 ] && { [ -d /proc/$out/fd ] || [ -d /proc/$err/fd ]; } &&
 		{ kill -0 $out 2>/dev/null || kill -0 $err 2>/dev/null; }; do

@@ -1,11 +1,11 @@
-//! The guest: a stock Debian kernel in QEMU on the host's own file system.
+//! The guest: a stock Debian kernel in QEMU on the host's file system.
 //!
-//! The host's root is shared read-only and put under an overlay, so the guest
-//! has every program and library of the host and can change none. A run is a
-//! folder ([`rundir`]), a job in it ([`job`]), a machine ([`qemu`]) with an
-//! accelerator that works ([`accel`]), which boots from an [`initramfs`], and
-//! streams that come back ([`relay`], [`terminal`]). A kernel that complains
-//! on its [`console`] fails the run.
+//! The guest mounts the host's root read-only under an overlay, so it has every
+//! program and library of the host and cannot change them. A run has a folder
+//! ([`rundir`]) with a job ([`job`]). A machine ([`qemu`]) with a working
+//! accelerator ([`accel`]) boots from an [`initramfs`], and its output comes back
+//! through [`relay`] and [`terminal`]. A problem that the kernel reports on its
+//! [`console`] fails the run.
 
 mod accel;
 mod console;
@@ -31,9 +31,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long a guest may take until it runs its job. It takes seconds; this is
-/// for a host that is busy with something else.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// Timeout for the boot. It normally takes seconds, and longer on a busy host.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A guest to start.
 #[derive(Debug)]
@@ -44,54 +43,53 @@ pub struct Guest {
     pub cpus: u32,
     pub append: Vec<String>,
     pub qemu: Vec<String>,
-    /// For the whole run; `None` for as long as it takes.
-    pub limit: Option<Duration>,
-    /// Give the job the caller's terminal instead of streams.
+    /// Timeout for the whole run; `None` for no timeout.
+    pub timeout: Option<Duration>,
+    /// Give the job the caller's terminal instead of pipes.
     pub terminal: bool,
-    /// Keep what the job prints on stdout for the caller as well.
+    /// Also return the job's stdout in [`Outcome::stdout`].
     pub capture: bool,
-    /// Where `$OUT` goes; a folder under `target/vm` when `None`.
+    /// Destination for `$OUT`; `None` for a new folder in `target/vm`.
     pub out: Option<PathBuf>,
-    /// Say what is done.
+    /// Print progress.
     pub verbose: bool,
 }
 
 /// How a run ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The job's status, if it came to an end.
+    /// The job's exit status, if the job ended.
     pub status: Option<i32>,
-    /// Whether it was ended because its time was up.
+    /// Whether the run hit its timeout.
     pub timed_out: bool,
-    /// Why the run failed otherwise, in words.
+    /// Why the job has no exit status.
     pub failure: Option<String>,
-    /// The kernel's complaints.
-    pub complaints: Vec<String>,
-    /// Where `$OUT` is, if there is something in it.
+    /// Problems that the guest's kernel reported on its console.
+    pub problems: Vec<String>,
+    /// The folder with the contents of `$OUT`, if there are any.
     pub out: Option<PathBuf>,
-    /// Where the logs are.
+    /// The folder with the logs.
     pub logs: PathBuf,
-    /// What the job printed, if asked for.
+    /// The job's stdout, if [`Guest::capture`] is set.
     pub stdout: String,
 }
 
 impl Outcome {
-    /// Whether the job ended well in a kernel that did not complain.
+    /// Whether the job succeeded and the kernel reported no problem.
     pub fn success(&self) -> bool {
-        self.status == Some(0) && self.failure.is_none() && self.complaints.is_empty()
+        self.status == Some(0) && self.failure.is_none() && self.problems.is_empty()
     }
 
-    /// Whether the guest died of QEMU's emulation and not of what ran in it: while the kernel patches its
-    /// own code (a static key), another emulated processor can run into the breakpoint that stands there
-    /// for a moment, after the kernel believes that all have seen it go. The kernel itself has no other
-    /// `int3` that it does not know of.
-    pub fn tripped_over_a_patch(&self) -> bool {
-        self.complaints.iter().any(|line| line.contains("Oops: int3"))
+    /// Whether a bug in QEMU's emulation killed the guest. While the kernel patches its own code (a static
+    /// key), it sets a breakpoint for a moment. Another emulated CPU can still hit the breakpoint after the
+    /// kernel has removed it. The kernel has no other `int3` that it does not handle.
+    pub fn hit_patched_code(&self) -> bool {
+        self.problems.iter().any(|line| line.contains("Oops: int3"))
     }
 }
 
 impl Guest {
-    /// A guest with Debian 12's kernel and defaults for the rest.
+    /// A guest with Linux 6.12 and default settings.
     pub fn new(rxe: Rxe, memory: Size) -> Guest {
         Guest {
             kernel: &kernel::lines::LINUX_6_12,
@@ -100,7 +98,7 @@ impl Guest {
             cpus: 2,
             append: Vec::new(),
             qemu: Vec::new(),
-            limit: Some(Duration::from_secs(600)),
+            timeout: Some(Duration::from_secs(600)),
             terminal: false,
             capture: false,
             out: None,
@@ -108,7 +106,7 @@ impl Guest {
         }
     }
 
-    /// Boots it, runs the job, ends it.
+    /// Boots the guest, runs the job and stops the guest.
     pub fn run(&self, job: &Job) -> Result<Outcome> {
         let kernel = kernel::unpacked(self.kernel)?;
         let module = match self.rxe {
@@ -162,22 +160,22 @@ impl Guest {
                 );
             }
         };
-        let ended = self.attend(&mut started, &run, start, ready)?;
+        let ended = self.wait(&mut started, &run, start, ready)?;
         started.stop();
         for stream in streams.into_iter().flatten() {
             let _ = stream.join();
         }
         let console = String::from_utf8_lossy(&fs::read(run.console()).unwrap_or_default()).into_owned();
-        let complaints = console::problems(&console);
+        let problems = console::problems(&console);
         let timed_out = matches!(ended, Ended::TimedOut(_));
         let (status, failure) = match ended {
             Ended::Exit(status) => (Some(status), None),
-            // The complaints say it already.
-            Ended::Failure(text) | Ended::TimedOut(text) if !complaints.is_empty() => (None, Some(text)),
+            // The reported problems explain the failure.
+            Ended::Failure(text) | Ended::TimedOut(text) if !problems.is_empty() => (None, Some(text)),
             Ended::Failure(text) | Ended::TimedOut(text) => {
-                let said = fs::read_to_string(run.qemu_log()).unwrap_or_default();
-                let last = format!("{text}\n{}{}", tail(&console, 15), tail(&said, 15));
-                (None, Some(last.trim_end().to_string()))
+                let qemu = fs::read_to_string(run.qemu_log()).unwrap_or_default();
+                let text = format!("{text}\n{}{}", tail(&console, 15), tail(&qemu, 15));
+                (None, Some(text.trim_end().to_string()))
             }
         };
         let stdout =
@@ -186,29 +184,32 @@ impl Guest {
             status,
             timed_out,
             failure,
-            complaints,
+            problems,
             out: run.take_out(self.out.as_deref())?,
             logs: run.keep_logs(),
             stdout,
         })
     }
 
-    /// Waits for the verdict, for the time limit or for the end of the guest.
-    fn attend(&self, started: &mut Started, run: &RunDir, start: Instant, ready: impl Fn()) -> Result<Ended> {
+    /// Waits for the job's exit status, the timeout or the end of the guest.
+    fn wait(&self, started: &mut Started, run: &RunDir, start: Instant, ready: impl Fn()) -> Result<Ended> {
         let mut running = false;
         let mut raw = None;
         let (leave, left) = std::sync::mpsc::channel();
         loop {
-            let limit = match (running, self.limit) {
-                (false, limit) => Some(limit.map_or(BOOT_LIMIT, |l| l.min(BOOT_LIMIT))),
-                (true, limit) => limit,
+            let timeout = match (running, self.timeout) {
+                (false, timeout) => Some(timeout.map_or(BOOT_TIMEOUT, |t| t.min(BOOT_TIMEOUT))),
+                (true, timeout) => timeout,
             };
-            if let Some(limit) = limit.filter(|&limit| start.elapsed() >= limit) {
-                let doing = if running { "the command still ran" } else { "the guest was not ready" };
-                return Ok(Ended::TimedOut(format!("{doing} after {}; ended it", crate::ui::seconds(limit))));
+            if let Some(timeout) = timeout.filter(|&timeout| start.elapsed() >= timeout) {
+                let after = crate::ui::seconds(timeout);
+                return Ok(Ended::TimedOut(match running {
+                    true => format!("timeout: the command did not end within {after}"),
+                    false => format!("timeout: the guest did not boot within {after}"),
+                }));
             }
             if left.try_recv().is_ok() {
-                return Ok(Ended::Failure("left with Ctrl-]".into()));
+                return Ok(Ended::Failure("you stopped the guest with Ctrl-]".into()));
             }
             match started.next_event(Duration::from_millis(100)) {
                 Some(Event::Ready) => {
@@ -227,12 +228,14 @@ impl Guest {
                     drop(raw);
                     return Ok(Ended::Exit(status));
                 }
-                Some(Event::Failed(text)) => return Ok(Ended::Failure(format!("the guest says: {text}"))),
+                Some(Event::Failed(text)) => {
+                    return Ok(Ended::Failure(format!("the guest's init failed: {text}")));
+                }
                 Some(Event::Gone) => {
-                    return Ok(Ended::Failure("the guest ended without a verdict".into()));
+                    return Ok(Ended::Failure("the guest ended before the command did".into()));
                 }
                 None => {
-                    // A panic reboots, which ends QEMU; should it hang there, this sees it.
+                    // A panic reboots, which ends QEMU. The reboot may hang, so look for the panic too.
                     let console = fs::read(run.console()).unwrap_or_default();
                     if String::from_utf8_lossy(&console).lines().any(console::is_fatal) {
                         std::thread::sleep(Duration::from_secs(1));
@@ -250,10 +253,10 @@ enum Ended {
     Failure(String),
 }
 
-/// Refuses what QEMU would refuse later and less clearly.
+/// Checks the memory size before QEMU fails with a less clear message.
 pub fn check_memory(memory: Size) -> Result<()> {
     if memory < Size::mib(512) {
-        bail!("a guest needs at least 512M of memory");
+        bail!("--mem {memory} is too small; a guest needs at least 512M");
     }
     Ok(())
 }

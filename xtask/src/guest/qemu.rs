@@ -1,4 +1,4 @@
-//! The machine that QEMU is asked for.
+//! Starts QEMU with the guest's machine.
 
 use super::relay::{self, Event};
 use super::rundir::RunDir;
@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-/// What runs the guest's instructions.
+/// The accelerator that runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     Kvm,
@@ -29,9 +29,9 @@ impl Accel {
         }
     }
 
-    /// Without erms and fsrm the kernel clears pages in a loop that TCG
-    /// translates two to three times faster; without pclmulqdq rxe's CRC is a
-    /// table and half again as fast; without la57 page walks are a level shorter.
+    /// TCG runs faster without these features. Without erms and fsrm the kernel
+    /// clears pages 2 to 3 times faster, without pclmulqdq rxe's CRC is 50 %
+    /// faster, and without la57 page walks have one level less.
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
@@ -40,9 +40,9 @@ impl Accel {
     }
 }
 
-/// The kernel's command line: serial console with warnings and worse, nothing
-/// that waits, a reboot (which ends QEMU) instead of a halt on a panic, and
-/// time limits that a slow machine does not meet by being slow.
+/// The kernel's command line: a serial console with warnings and errors, no
+/// boot-time waits, a reboot (which ends QEMU) on a panic, and stall timeouts
+/// that fit a slow machine.
 const COMMAND_LINE: &[&str] = &[
     "console=ttyS0",
     "loglevel=5",
@@ -66,15 +66,15 @@ pub struct Machine<'a> {
     pub memory: Size,
     pub image: &'a Path,
     pub initramfs: &'a Path,
-    /// More words for the kernel's command line.
+    /// Extra parameters for the kernel's command line.
     pub append: &'a [String],
-    /// More arguments for QEMU.
+    /// Extra arguments for QEMU.
     pub extra: &'a [String],
-    /// Whether a terminal is wanted beside the streams.
+    /// Whether to add a terminal.
     pub terminal: bool,
 }
 
-/// A machine that runs, with our ends of its streams. Ended when dropped.
+/// A running machine, with the host's ends of its streams. Stopped when dropped.
 pub struct Started {
     child: Child,
     events: Receiver<Event>,
@@ -84,10 +84,10 @@ pub struct Started {
 }
 
 impl Machine<'_> {
-    /// Starts it; logs and shared files go to the folder of the run.
+    /// Starts the machine; logs and shared files are in the folder of the run.
     pub fn start(&self, run: &RunDir) -> Result<Started> {
         let qemu = process::find("qemu-system-x86_64")
-            .context("qemu-system-x86_64 is missing (package qemu-system-x86)")?;
+            .context("qemu-system-x86_64 is not installed; install the package qemu-system-x86")?;
         let mut command = Command::new(qemu);
         let mut cmdline: Vec<&str> = COMMAND_LINE.to_vec();
         cmdline.extend(self.append.iter().map(String::as_str));
@@ -120,14 +120,14 @@ impl Machine<'_> {
             true => Some(port(&mut command, &mut inherited, "virtconsole", "terminal")?),
             false => None,
         };
-        // Two display adapters that export dma-bufs; their modules are loaded
-        // only by those who want them.
+        // Two display adapters that export dma-bufs; the tests that use them load
+        // their modules.
         command.args(["-device", "virtio-gpu-pci", "-device", "bochs-display"]);
         command.args(self.extra);
 
         let log = File::create(run.qemu_log()).context("cannot write QEMU's log")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        die_with_us(&mut command);
+        die_with_parent(&mut command);
         let child = command.spawn().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
         drop(inherited);
         let (sender, events) = channel();
@@ -136,12 +136,13 @@ impl Machine<'_> {
     }
 }
 
-/// Adds a port; returns our end of it. QEMU inherits the other end, so that
-/// there is no socket in the file system to find, clean up or be too long.
+/// Adds a port and returns the host's end. QEMU inherits the other end, so the
+/// file system has no socket to clean up and no path that may be too long.
 fn port(command: &mut Command, inherited: &mut Vec<OwnedFd>, kind: &str, name: &str) -> Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let theirs = OwnedFd::from(theirs);
-    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).context("cannot hand a socket to QEMU")?;
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
+        .context("cannot clear close-on-exec of QEMU's socket")?;
     command
         .arg("-chardev")
         .arg(format!("socket,id={name},fd={}", theirs.as_raw_fd()))
@@ -151,33 +152,33 @@ fn port(command: &mut Command, inherited: &mut Vec<OwnedFd>, kind: &str, name: &
     Ok(ours)
 }
 
-/// QEMU must not outlive us, whatever ends us.
-fn die_with_us(command: &mut Command) {
+/// Kills QEMU when this process ends for any reason.
+fn die_with_parent(command: &mut Command) {
     let die = || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         Ok(())
     };
-    // SAFETY: between fork and exec only one prctl is called, which allocates
-    // nothing and takes no lock.
+    // SAFETY: between fork and exec the closure calls only prctl, which does not
+    // allocate or lock.
     unsafe { command.pre_exec(die) };
 }
 
-/// A path inside one of QEMU's comma-separated options.
+/// Escapes a path for QEMU's comma-separated options.
 fn option(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
 impl Started {
-    /// What the guest says next; `None` when it says nothing in that time.
-    pub fn next_event(&mut self, limit: Duration) -> Option<Event> {
-        match self.events.recv_timeout(limit) {
+    /// The guest's next event; `None` after the timeout.
+    pub fn next_event(&mut self, timeout: Duration) -> Option<Event> {
+        match self.events.recv_timeout(timeout) {
             Ok(event) => Some(event),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Some(Event::Gone),
         }
     }
 
-    /// Ends it, if it has not ended itself.
+    /// Stops the machine, if it still runs.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

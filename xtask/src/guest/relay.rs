@@ -1,4 +1,4 @@
-//! Carrying the guest's streams to where people and programs read them.
+//! Reads the guest's control port and copies its output streams.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -6,16 +6,16 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// What the guest tells about itself on its control port.
+/// A message of the guest on its control port.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The job starts.
     Ready,
     /// The job ended with this status.
     Exit(i32),
-    /// The guest could not be made ready.
+    /// The guest's init failed.
     Failed(String),
-    /// The control port is closed: there is no guest any more.
+    /// The control port is closed: the guest has ended.
     Gone,
 }
 
@@ -46,10 +46,10 @@ pub fn control(stream: UnixStream, events: Sender<Event>) -> JoinHandle<()> {
     })
 }
 
-/// A copy of all that a stream carried.
+/// A copy of all data of a stream.
 pub type Captured = Arc<Mutex<Vec<u8>>>;
 
-/// Copies a stream to one of ours as it comes, and into `copy` if there is one.
+/// Copies a stream to `to`, and also to `copy` if given.
 pub fn output<W: Write + Send + 'static>(
     mut from: UnixStream,
     mut to: W,
@@ -62,7 +62,7 @@ pub fn output<W: Write + Send + 'static>(
                 Ok(0) => return,
                 Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // QEMU ended and took its end with it.
+                // QEMU has ended and closed its end.
                 Err(_) => return,
             };
             if let Some(copy) = &copy
@@ -70,7 +70,7 @@ pub fn output<W: Write + Send + 'static>(
             {
                 copy.extend(&buffer[..n]);
             }
-            // Somebody may have closed our output; the guest's job goes on.
+            // Ignore a closed output: the guest's job goes on.
             let _ = to.write_all(&buffer[..n]).and_then(|()| to.flush());
         }
     })

@@ -1,4 +1,4 @@
-//! The folder of one run: what host and guest exchange, and the logs.
+//! The folder of a run: files that host and guest share, and logs.
 
 use crate::{lock, project, ui};
 use anyhow::{Context, Result};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Removed when dropped; its logs stay as those of the last run.
+/// The folder of a run. Removed when dropped; [`keep_logs`](Self::keep_logs) saves the logs.
 pub struct RunDir {
     path: PathBuf,
 }
@@ -25,30 +25,30 @@ impl RunDir {
         Ok(run)
     }
 
-    /// What the guest can read and write.
+    /// The folder that the guest can read and write.
     pub fn share(&self) -> PathBuf {
         self.path.join("share")
     }
 
-    /// What a job finds as `$OUT`.
+    /// The job's `$OUT`.
     pub fn out(&self) -> PathBuf {
         self.path.join("share/out")
     }
 
-    /// What the guest's kernel wrote to its serial line.
+    /// The guest kernel's console.
     pub fn console(&self) -> PathBuf {
         self.path.join("console.log")
     }
 
-    /// What QEMU itself had to say.
+    /// QEMU's own output.
     pub fn qemu_log(&self) -> PathBuf {
         self.path.join("qemu.log")
     }
 
-    /// Keeps the logs as those of the last run and says where.
+    /// Copies the logs to the folder of the last run and returns it.
     pub fn keep_logs(&self) -> PathBuf {
         let last = home().join("last");
-        // Several runs may end at once: the last one wins, no one fails.
+        // Several runs may end at once: the last one wins and none fails.
         let _ = fs::create_dir_all(&last);
         for log in [self.console(), self.qemu_log(), self.share().join("dmesg.log")] {
             if let Some(name) = log.file_name() {
@@ -59,8 +59,8 @@ impl RunDir {
         last
     }
 
-    /// Moves what the job left in `$OUT` to `to`, or to a folder of its own;
-    /// `None` when it left nothing.
+    /// Moves the contents of `$OUT` to `to` or to a new folder, and returns that
+    /// folder; `None` if `$OUT` is empty.
     pub fn take_out(&self, to: Option<&Path>) -> Result<Option<PathBuf>> {
         if fs::read_dir(self.out())?.next().is_none() {
             return Ok(None);
@@ -91,7 +91,7 @@ fn home() -> PathBuf {
     project::target().join("vm")
 }
 
-/// Renames, or copies to another file system.
+/// Renames a file or folder, or copies it to another file system.
 fn move_entry(from: &Path, to: &Path) -> std::io::Result<()> {
     if to.is_dir() {
         fs::remove_dir_all(to)?;
@@ -110,7 +110,7 @@ fn move_entry(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::copy(from, to).map(|_| ())
 }
 
-/// Folders of runs that were killed.
+/// Removes the folders of runs that were killed.
 fn remove_stale(home: &Path) {
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,18 +1,18 @@
-//! The caller's terminal as the guest's terminal.
+//! Connects the caller's terminal to the guest.
 
 use rustix::termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 
-/// Ctrl-], as telnet has it: the way out of a guest that answers nothing.
+/// Ctrl-], as in telnet: stops a guest that hangs.
 const ESCAPE: u8 = 0x1d;
 
-/// Whether somebody sits in front of this program.
+/// Whether stdin and stdout are a terminal.
 pub fn present() -> bool {
     std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
-/// Rows and columns.
+/// Rows and columns of the terminal.
 pub fn size() -> (u16, u16) {
     match tcgetwinsize(std::io::stdout()) {
         Ok(Winsize { ws_row, ws_col, .. }) if ws_row > 0 && ws_col > 0 => (ws_row, ws_col),
@@ -20,7 +20,7 @@ pub fn size() -> (u16, u16) {
     }
 }
 
-/// The terminal in raw mode, put back when dropped.
+/// The terminal in raw mode. Restores the old mode when dropped.
 pub struct Raw(Termios);
 
 impl Raw {
@@ -39,9 +39,9 @@ impl Drop for Raw {
     }
 }
 
-/// Sends what is typed to the guest until it ends; calls `leave` on Ctrl-].
+/// Sends the typed input to the guest until the guest ends. Calls `leave` on Ctrl-].
 ///
-/// The thread is not waited for: it sits in a read that only a key ends.
+/// The caller does not join the thread: it blocks in a read until the next key.
 pub fn input(mut to: UnixStream, leave: impl Fn() + Send + 'static) {
     std::thread::spawn(move || {
         let mut stdin = std::io::stdin();

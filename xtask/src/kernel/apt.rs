@@ -1,7 +1,7 @@
 //! A private apt folder.
 //!
-//! It reads the machine's configuration and never writes it: state, cache and
-//! lists are our own, none of the machine's hooks run, no root is needed.
+//! It reads the machine's configuration and never writes it. It has its own state,
+//! cache and lists, runs none of the machine's hooks, and needs no root.
 
 use super::read;
 use super::resolve::{Offer, parse_packages};
@@ -13,13 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An apt of our own.
+/// A private apt.
 pub struct Apt {
     dir: PathBuf,
 }
 
 impl Apt {
-    /// Sets it up in `dir` and fetches the package lists of a Debian release, by default this machine's.
+    /// Sets up apt in `dir` and fetches the package lists of a Debian release, by default this machine's.
     pub fn update(dir: &Path, release: Option<&str>) -> Result<Apt> {
         for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
             let path = dir.join(sub);
@@ -31,7 +31,7 @@ impl Apt {
         let archives = machine_sources()?;
         let codename = codename()?;
         let mut last = None;
-        // Not every mirror carries the backports, and apt fails as a whole then.
+        // apt fails completely if the mirror has no backports, so try again without them.
         for backports in [true, false] {
             let chosen = match release {
                 Some(other) if other != codename => sources::for_other_release(&archives, &codename, other),
@@ -39,8 +39,8 @@ impl Apt {
             };
             if chosen.is_empty() {
                 bail!(
-                    "the apt sources of this machine name no Debian {codename} mirror; \
-                     the guest's kernel comes from there"
+                    "the apt sources of this machine have no Debian {codename} mirror, and the guest's kernel \
+                     comes from one; add a mirror with main to /etc/apt/sources.list.d"
                 );
             }
             apt.write("sources/debian.sources", &sources::to_deb822(&chosen))?;
@@ -51,18 +51,21 @@ impl Apt {
             }
             last = Some(String::from_utf8_lossy(&update.stderr).into_owned());
         }
-        bail!("apt cannot fetch Debian's package lists:\n{}", last.unwrap_or_default());
+        bail!(
+            "apt cannot fetch Debian's package lists; check the network and proxy:\n{}",
+            last.unwrap_or_default()
+        );
     }
 
-    /// The one beside the kernels.
+    /// Sets up the apt folder beside the kernels.
     pub fn shared() -> Result<Apt> {
         let home = super::home();
         let _lock = lock::exclusive(&home.join("lock"))?;
         Apt::update(&home.join("apt"), None)
     }
 
-    /// The packages and all that they need, as of a machine that has nothing, each as NAME=VERSION; from the
-    /// backports where these have them.
+    /// The packages and all their dependencies, as on a machine with no packages, each as NAME=VERSION.
+    /// Prefers the backports.
     pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
         self.write("nothing-installed", "")?;
         let status = format!("Dir::State::status={}", self.dir.join("nothing-installed").display());
@@ -72,12 +75,12 @@ impl Apt {
             process::output(command.arg("install").args(packages))
         };
         let backports = ["-t".to_string(), format!("{}-backports", codename()?)];
-        // Not every mirror carries them.
+        // Not every mirror has the backports.
         let text = simulate(&backports).or_else(|_| simulate(&[]))?;
         Ok(parse_simulation(&text))
     }
 
-    /// What each suite offers.
+    /// The packages that each suite offers.
     pub fn offers(&self) -> Result<Vec<(String, Vec<Offer>)>> {
         let format = "$(RELEASE) $(FILENAME)";
         let list = process::output(self.command("apt-get").args([
@@ -89,15 +92,15 @@ impl Apt {
         let mut suites = Vec::new();
         for line in list.lines() {
             let (suite, file) =
-                line.split_once(' ').context("apt-get indextargets printed something else")?;
-            // The lists may be compressed in any of several ways; apt knows them all.
+                line.split_once(' ').context("`apt-get indextargets` printed an unexpected line")?;
+            // The lists may have one of several compressions; apt-helper supports them all.
             let text = process::output(Command::new("/usr/lib/apt/apt-helper").args(["cat-file", file]))?;
             suites.push((suite.to_string(), parse_packages(&text)));
         }
         Ok(suites)
     }
 
-    /// Fetches packages into `to`, each by its name or as `NAME=VERSION`.
+    /// Downloads packages to `to`, each given as NAME or NAME=VERSION.
     pub fn download<'a>(&self, packages: impl IntoIterator<Item = &'a str>, to: &Path) -> Result<()> {
         process::output(self.command("apt-get").args(["-q", "download"]).args(packages).current_dir(to))?;
         Ok(())
@@ -109,8 +112,8 @@ impl Apt {
         command
     }
 
-    /// The machine's way to fetch (proxies, time-outs, what it trusts), and
-    /// folders of our own for all the rest.
+    /// The machine's settings for fetching (proxies, timeouts, trust), and private
+    /// folders for the rest.
     fn configuration(&self) -> Result<String> {
         let mut text = process::output(Command::new("apt-config").args(["dump", "Acquire"]))?;
         let dir = self.dir.display();
@@ -142,7 +145,8 @@ Acquire::Languages "none";
     }
 }
 
-/// NAME=VERSION of what `apt-get -s install` would install: `Inst NAME (VERSION SUITE [ARCH])`.
+/// The packages in the output of `apt-get -s install`, as NAME=VERSION. A line is
+/// `Inst NAME (VERSION SUITE [ARCH])`.
 fn parse_simulation(text: &str) -> Vec<String> {
     let package = |line: &str| {
         let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
@@ -152,7 +156,7 @@ fn parse_simulation(text: &str) -> Vec<String> {
     text.lines().filter_map(package).collect()
 }
 
-/// The archives in all of the machine's source files.
+/// The archives in all apt source files of the machine.
 fn machine_sources() -> Result<Vec<Archive>> {
     let dump = process::output(Command::new("apt-config").args([
         "shell",
@@ -193,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_simulation_names_packages_and_versions() {
+    fn a_simulation_gives_packages_and_versions() {
         let text = "NOTE: This is only a simulation!\nThe following NEW packages will be installed:\n  a b\n\
                     Inst libdrm2 (2.4.123-1~bpo12+1 Debian Backports:stable-backports [amd64])\n\
                     Inst libgcc-s1 (12.2.0-14 Debian:12.15/stable [amd64]) []\nConf libdrm2 (2.4.123-1)\n";

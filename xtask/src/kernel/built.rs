@@ -1,5 +1,5 @@
-//! Modules built here for the guest's kernel: each by a `build.sh` in a folder
-//! of `kernel/`, again when something in that folder has changed.
+//! Builds modules for the guest's kernel with the `build.sh` in a folder of
+//! `kernel/`, and rebuilds them when a file in that folder changes.
 
 use super::Unpacked;
 use crate::lock::{self, Staging};
@@ -10,13 +10,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The module of that name from `kernel/FOLDER`, built first if need be. Its
-/// `build.sh` gets `arguments` and then where to put the module.
+/// The module `name` from `kernel/FOLDER`. Builds it first if needed: runs
+/// `build.sh` with `arguments` and the output folder.
 pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]) -> Result<PathBuf> {
     let parts = project::root().join("kernel").join(folder);
     let script = parts.join("build.sh");
     if !script.is_file() {
-        bail!("{} is missing", script.display());
+        bail!("{} does not exist; is the checkout complete?", script.display());
     }
     let key = key(kernel, &parts)?;
     let target = kernel.build_dir(folder);
@@ -35,7 +35,7 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
     let output = staging.path();
     let make = kernel.kernel.make_arguments;
     let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output).args(make))
-        .context("the module does not build")?;
+        .with_context(|| format!("cannot build {name}.ko for Linux {}", kernel.release))?;
     fs::write(output.join("build.log"), log)?;
     fs::write(output.join("key"), key)?;
     staging.finish(&target)?;
@@ -43,12 +43,12 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
     Ok(module)
 }
 
-/// Changes when the module has to be built again.
+/// A key that changes when the module must be rebuilt.
 fn key(kernel: &Unpacked, parts: &Path) -> Result<String> {
     let mut files: Vec<PathBuf> = fs::read_dir(parts)
         .with_context(|| format!("cannot read {}", parts.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        // What people read does not change the module.
+        // Documentation does not change the module.
         .filter(|path| path.is_file() && path.extension().is_none_or(|e| e != "md"))
         .collect();
     files.sort();

@@ -1,7 +1,7 @@
-//! Fetching a kernel, once.
+//! Fetches a kernel once.
 //!
-//! A version has a folder of its own that appears only when it is complete.
-//! When one is there, nothing is asked of the network.
+//! Each version has a folder, which appears only when it is complete. If it
+//! exists, xtask does not use the network.
 
 use super::lines::{Kernel, filled};
 use super::resolve::{Choice, compare_versions, newest};
@@ -15,32 +15,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The mirror is there and has no such kernel.
+/// The mirror works, but has no such kernel.
 #[derive(Debug)]
 pub struct NotOffered(&'static str);
 
 impl fmt::Display for NotOffered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no suite of this machine's Debian mirror has a complete Linux {}", self.0)
+        write!(f, "no suite of this machine's Debian mirror has all packages of Linux {}", self.0)
     }
 }
 
 impl std::error::Error for NotOffered {}
 
-/// The kernel, unpacked; fetched first if it is not there.
+/// The unpacked kernel. Fetches it first if needed.
 pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     if let Some(found) = find(kernel)? {
         return Ok(found);
     }
     let home = home();
     let _lock = lock::exclusive(&home.join("lock"))?;
-    // Somebody else may have fetched it while we waited.
+    // Another xtask may have fetched it while this one waited.
     if let Some(found) = find(kernel)? {
         return Ok(found);
     }
     let step =
-        ui::Step::start("Fetching", &format!("Debian's Linux {} and its headers and source", kernel.line));
-    // Each release has lists of its own, so that no name stands for packages of two.
+        ui::Step::start("Fetching", &format!("Debian's Linux {} with headers and source", kernel.line));
+    // Each release has its own lists, so that a package name belongs to one release.
     let apt = Apt::update(&home.join(kernel.release.unwrap_or("apt")), kernel.release)?;
     let choice = newest(kernel, &apt.offers()?).ok_or(NotOffered(kernel.line))?;
     let target = home.join(format!("linux-{}-amd64", choice.abi));
@@ -48,10 +48,10 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     unpack(kernel, &choice, &apt, staging.path())?;
     staging.finish(&target)?;
     step.done("Fetched", &format!("Linux {} ({}) from {}", choice.abi, choice.version, choice.suite));
-    find(kernel)?.context("the kernel just fetched is not there")
+    find(kernel)?.context("the fetched kernel is missing; remove target/kernel and try again")
 }
 
-/// The newest one already here that was unpacked the way this program does it.
+/// The newest kernel in the folder that this version of xtask has unpacked.
 fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
     let Ok(entries) = fs::read_dir(home()) else { return Ok(None) };
     let mut found: Option<Unpacked> = None;
@@ -69,7 +69,7 @@ fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
     Ok(found)
 }
 
-/// What a folder holds; it changes when this program wants something else in it.
+/// Identifies the folder's contents. Change it to fetch the kernel again.
 fn recipe(kernel: &Kernel) -> String {
     format!("3 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
 }
@@ -100,10 +100,10 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
         tools::adapt(&root.join("usr/lib").join(format!("linux-kbuild-{}", choice.abi)), &libraries)?;
     }
     if !root.join("lib").exists() {
-        // Where this machine's depmod looks, also for a release that has all of it under `usr`.
+        // This machine's depmod looks in lib, also for a release that has everything in usr.
         std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("cannot link lib")?;
     }
-    let depmod = process::find("depmod").context("depmod is missing (package kmod)")?;
+    let depmod = process::find("depmod").context("depmod is not installed; install the package kmod")?;
     let depmod = || process::output(Command::new(&depmod).arg("-b").arg(&root).arg(&release));
     depmod()?;
     slim(kernel, &modules_tree(&root, &release))?;
@@ -112,13 +112,15 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
     let wrapped = fs::read(&wrapped).with_context(|| format!("cannot read {}", wrapped.display()))?;
     match image::extract(&wrapped) {
         Ok(plain) => fs::write(dir.join("vmlinux"), plain).context("cannot write vmlinux")?,
-        Err(reason) => ui::note("Note", &format!("the kernel boots from its compressed image: {reason}")),
+        Err(reason) => {
+            ui::note("Note", &format!("the guest boots slower, from the compressed kernel image: {reason}"))
+        }
     }
     lock::remove(&debs)?;
     fs::write(dir.join("recipe"), recipe(kernel)).context("cannot write the recipe")
 }
 
-/// The one file that starts with `PACKAGE_`.
+/// The file that starts with `PACKAGE_`.
 fn deb_of(debs: &Path, package: &str) -> Result<PathBuf> {
     let prefix = format!("{package}_");
     for entry in fs::read_dir(debs)? {
@@ -127,11 +129,11 @@ fn deb_of(debs: &Path, package: &str) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    bail!("apt did not fetch {package}");
+    bail!("apt-get download succeeded, but {} has no {package}", debs.display());
 }
 
-/// Takes a few folders out of the archive in a package, without writing the
-/// 1.4 GB around them anywhere.
+/// Extracts a few folders from the archive in a package without writing the
+/// whole 1.4 GB source to disk.
 fn extract_source(kernel: &Kernel, abi: &str, deb: &Path, to: &Path) -> Result<()> {
     let pipe = |command: &mut Command, stdin: Stdio| {
         let text = process::shown(command);
@@ -161,8 +163,8 @@ fn extract_source(kernel: &Kernel, abi: &str, deb: &Path, to: &Path) -> Result<(
     Ok(())
 }
 
-/// The headers name themselves and their other half by their installed paths; make
-/// these relative to the file, so that they work wherever they lie.
+/// Makes the installed paths in the headers' Makefile relative to the file, so
+/// that the headers work in any folder.
 fn relocate_headers(root: &Path, release: &str, abi: &str) -> Result<()> {
     let makefile = root.join(format!("usr/src/linux-headers-{release}/Makefile"));
     let common = format!("linux-headers-{abi}-common/Makefile");
@@ -174,7 +176,7 @@ fn relocate_headers(root: &Path, release: &str, abi: &str) -> Result<()> {
         &format!("KBUILD_OUTPUT:={here}"),
     );
     if !old.contains(&included) {
-        bail!("{} does not look as expected:\n{old}", makefile.display());
+        bail!("{} has no line `{included}`; it contains:\n{old}", makefile.display());
     }
     fs::write(&makefile, new).with_context(|| format!("cannot write {}", makefile.display()))
 }

@@ -1,40 +1,40 @@
-//! The lines of Debian kernels that the guest can boot.
+//! The series of Debian kernels that the guest can boot.
 
 use anyhow::{Context, Result};
 
-/// A line of kernels.
+/// A series of kernels.
 ///
-/// In the names of packages and files `{abi}` stands for the full name of a version, such as
-/// `6.12.90+deb12`, and `{series}` for its first two numbers.
+/// In package and file names, `{abi}` stands for the full version, such as `6.12.90+deb12`, and
+/// `{series}` for its first two numbers.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What versions of it start with, and its name on the command line.
+    /// The start of its versions, and its name on the command line.
     pub line: &'static str,
-    /// The Debian release whose suites have it; `None` for this machine's own.
+    /// The Debian release that has it; `None` for this machine's release.
     pub release: Option<&'static str>,
-    /// The packages needed, all of one version and from one suite. Each entry
-    /// lists alternatives, the first that exists is taken.
+    /// The packages to fetch, all of one version and from one suite. Each entry
+    /// lists alternatives; the first that exists is used.
     pub packages: &'static [&'static [&'static str]],
-    /// The package that tells which versions there are.
+    /// The package whose name lists the versions.
     pub index: &'static str,
-    /// The archive inside `linux-source-*` and the folders wanted from it.
+    /// The archive in `linux-source-*` and the folders to extract.
     pub source: Source,
-    /// Packages of that release with the libraries that its build tools want,
-    /// for a machine with older ones.
+    /// Packages of that release with libraries for its build tools, for a machine
+    /// with older libraries.
     pub libraries: &'static [&'static str],
-    /// What `make` has to be told to build a module for it with Debian 12's gcc.
+    /// Arguments for `make` to build a module with Debian 12's gcc.
     pub make_arguments: &'static [&'static str],
-    /// Modules that mount the root: loaded before there is any file system.
+    /// Modules for mounting the root, loaded from the initramfs.
     pub root_modules: &'static [&'static str],
-    /// Modules that make an RDMA device, before rdma_rxe itself.
+    /// Modules for an RDMA device, loaded before rdma_rxe.
     pub rdma_modules: &'static [&'static str],
-    /// Modules that tests load themselves.
+    /// Modules that the tests load.
     pub test_modules: &'static [&'static str],
-    /// Initialisers that cost a slow machine much and give this guest nothing.
+    /// Slow initcalls that the guest does not need.
     pub skipped_initcalls: &'static [&'static str],
 }
 
-/// What is taken from the kernel's source.
+/// The part of the kernel's source to extract.
 #[derive(Debug)]
 pub struct Source {
     pub archive: &'static str,
@@ -44,7 +44,7 @@ pub struct Source {
 const SOURCE: Source =
     Source { archive: "usr/src/linux-source-{series}.tar.xz", folders: &["drivers/infiniband/sw/rxe"] };
 
-/// BTF, keys for signed modules, an entropy source and names for tracing.
+/// BTF, keys of signed modules, an entropy source, and names for tracing.
 const SKIPPED_INITCALLS: &[&str] = &[
     "bpf_tcp_ca_kfunc_init",
     "bpf_dummy_struct_ops_init",
@@ -53,7 +53,7 @@ const SKIPPED_INITCALLS: &[&str] = &[
     "trace_eval_init",
 ];
 
-/// Debian 12's newest kernel: it has udmabuf and dma-heaps, which 6.1 lacks.
+/// Debian 12's newest kernel. It has udmabuf and dma-heaps, which 6.1 lacks.
 pub const LINUX_6_12: Kernel = Kernel {
     line: "6.12",
     release: None,
@@ -69,13 +69,13 @@ pub const LINUX_6_12: Kernel = Kernel {
     libraries: &[],
     make_arguments: &[],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
-    // rxe asks the crypto layer for "crc32" by name, so nothing loads it for us.
+    // rxe requests "crc32" from the crypto layer by name, so no dependency loads it.
     rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy", "veth"],
     test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "sch_netem"],
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 
-/// The newest kernel that Debian builds for a stable release: PCI BARs as dma-bufs, through VFIO.
+/// The newest kernel that Debian builds for a stable release. It has PCI BARs as dma-bufs, through VFIO.
 pub const LINUX_7: Kernel = Kernel {
     line: "7",
     release: Some("trixie"),
@@ -90,7 +90,7 @@ pub const LINUX_7: Kernel = Kernel {
     index: "linux-headers-{abi}-amd64",
     source: SOURCE,
     libraries: &["libc6", "libelf1t64", "zlib1g", "libzstd1"],
-    // A newer gcc built it. What Debian 12's does not know is a way to align functions.
+    // A newer gcc built it. Debian 12's gcc lacks only -fmin-function-alignment.
     make_arguments: &["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     rdma_modules: &["ib_uverbs", "rdma_ucm", "dummy", "veth"],
@@ -98,18 +98,18 @@ pub const LINUX_7: Kernel = Kernel {
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 
-/// All that `--kernel` accepts.
+/// All values of `--kernel`.
 const KERNELS: &[&Kernel] = &[&LINUX_6_12, &LINUX_7];
 
-/// The kernel of that name.
+/// The kernel series with that name.
 pub fn by_name(name: &str) -> Result<&'static Kernel> {
     KERNELS.iter().find(|k| k.line == name).copied().with_context(|| {
         let names: Vec<_> = KERNELS.iter().map(|k| k.line).collect();
-        format!("no kernel `{name}`; there is {}", names.join(", "))
+        format!("--kernel {name} is unknown; use one of {}", names.join(", "))
     })
 }
 
-/// `{abi}` and `{series}` filled in.
+/// Fills in `{abi}` and `{series}`.
 pub fn filled(pattern: &str, abi: &str) -> String {
     let numbers = abi.split(['+', '-']).next().unwrap_or(abi);
     let series: Vec<&str> = numbers.splitn(3, '.').take(2).collect();
@@ -130,6 +130,6 @@ mod tests {
     #[test]
     fn kernels_have_names() {
         assert_eq!(by_name("7").unwrap().release, Some("trixie"));
-        assert!(by_name("6").unwrap_err().to_string().contains("there is 6.12, 7"));
+        assert!(by_name("6").unwrap_err().to_string().contains("use one of 6.12, 7"));
     }
 }

@@ -1,10 +1,10 @@
-//! The guest's kernel: Debian's own build, fetched and unpacked under `target/`.
+//! The guest's kernel: Debian's build, fetched and unpacked in `target/`.
 //!
-//! The path is: the machine's apt sources ([`sources`]) → a private apt folder
-//! ([`apt`]) → the newest complete version ([`resolve`]) → packages fetched and
-//! unpacked ([`fetch`]) → a folder ([`Unpacked`]) that gives the image, the
-//! modules, the headers and rxe's source of exactly one version → the modules
-//! built from them ([`built`], [`rxe`]).
+//! The steps are: read the machine's apt sources ([`sources`]), set up a private
+//! apt folder ([`apt`]), choose the newest complete version ([`resolve`]), fetch
+//! and unpack its packages ([`fetch`]), and build modules ([`built`], [`rxe`]).
+//! [`Unpacked`] is a folder with the image, the modules, the headers and the
+//! source of rxe, all of one version.
 
 mod apt;
 mod built;
@@ -26,17 +26,17 @@ pub use modules::Module;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// One version, unpacked.
+/// An unpacked version.
 #[derive(Debug)]
 pub struct Unpacked {
     pub kernel: &'static Kernel,
-    /// As `uname -r` says it.
+    /// As printed by `uname -r`.
     pub release: String,
     dir: PathBuf,
 }
 
 impl Unpacked {
-    /// What QEMU boots: the plain ELF image where there is one.
+    /// The image that QEMU boots: the plain ELF image if there is one.
     pub fn image(&self) -> PathBuf {
         let plain = self.dir.join("vmlinux");
         if plain.is_file() { plain } else { vmlinuz(&self.dir, &self.release) }
@@ -47,22 +47,22 @@ impl Unpacked {
         modules_tree(&self.dir.join("root"), &self.release)
     }
 
-    /// The folder to `make -C` for a module.
+    /// The folder for `make -C` when building a module.
     pub fn headers(&self) -> PathBuf {
         self.dir.join(format!("root/usr/src/linux-headers-{}", self.release))
     }
 
-    /// The folder that holds `drivers/infiniband/sw/rxe` of this version.
+    /// The folder with `drivers/infiniband/sw/rxe` of this version.
     pub fn source(&self) -> PathBuf {
         self.dir.join("source")
     }
 
-    /// A folder of its own for what is built for this version.
+    /// A folder for files built for this version.
     pub fn build_dir(&self, name: &str) -> PathBuf {
         self.dir.with_file_name(format!("build-{}", self.release)).join(name)
     }
 
-    /// Debian's own rdma_rxe, as a path that the guest sees.
+    /// The path of Debian's rdma_rxe in the guest.
     pub fn stock_rxe(&self) -> Result<PathBuf> {
         let modules = self.modules(&["rdma_rxe"])?;
         let module = modules.last().context("rdma_rxe is built in")?;
@@ -70,36 +70,36 @@ impl Unpacked {
         Ok(Path::new("/lib/modules").join(&self.release).join(inside))
     }
 
-    /// The module that shows a dma-buf's addresses, built first if need be.
+    /// The module dma_sg. Builds it first if needed.
     pub fn dma_sg(&self) -> Result<PathBuf> {
         built::module(self, "dma_sg", "dma_sg", &[self.headers()])
     }
 
-    /// The modules named and all they depend on, in the order to load them.
+    /// The named modules and all their dependencies, in load order.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
         modules::closure(&self.modules_dir(), names)
     }
 }
 
-/// Debian moved it under `usr` on the way to 7.x.
+/// The modules folder, which newer packages (7.x) have in `usr`.
 fn modules_tree(root: &Path, release: &str) -> PathBuf {
     let moved = root.join("usr/lib/modules").join(release);
     if moved.is_dir() { moved } else { root.join("lib/modules").join(release) }
 }
 
-/// The image as packaged; it moved too.
+/// The packaged image, which newer packages have in the modules folder.
 fn vmlinuz(dir: &Path, release: &str) -> PathBuf {
     let root = dir.join("root");
     let moved = modules_tree(&root, release).join("vmlinuz");
     if moved.is_file() { moved } else { root.join("boot").join(format!("vmlinuz-{release}")) }
 }
 
-/// Where kernels live.
+/// The folder of all kernels.
 fn home() -> PathBuf {
     crate::project::target().join("kernel")
 }
 
-/// The text of a file, or an error that names it.
+/// Reads a text file; an error names the file.
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! Which modules a module needs, and in which order they are loaded.
+//! Dependencies of modules, in load order.
 
 use super::read;
 use anyhow::{Context, Result};
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 /// A module file in the kernel's tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// With underscores, as `lsmod` says it.
+    /// With underscores, as printed by `lsmod`.
     pub name: String,
     pub path: PathBuf,
 }
 
-/// The modules named and all they need, each after what it needs.
+/// The named modules and all their dependencies; a dependency comes first.
 pub fn closure(tree: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let dep = Dependencies::parse(&read(&tree.join("modules.dep"))?);
-    // What is built in needs no loading.
+    // Built-in modules need no loading.
     let builtin = read(&tree.join("modules.builtin")).unwrap_or_default();
     let builtin: Vec<String> = builtin.lines().map(module_name).collect();
     let mut order = Vec::new();
@@ -40,7 +40,7 @@ impl Dependencies {
     }
 
     fn visit(&self, name: &str, order: &mut Vec<String>) -> Result<()> {
-        let (file, needs) = self.0.get(name).with_context(|| format!("no module {name}"))?;
+        let (file, needs) = self.0.get(name).with_context(|| format!("modules.dep has no module {name}"))?;
         if order.contains(file) {
             return Ok(());
         }
@@ -52,7 +52,7 @@ impl Dependencies {
     }
 }
 
-/// `kernel/net/9p/9pnet-virtio.ko.xz` is `9pnet_virtio`.
+/// The name of a module file: `kernel/net/9p/9pnet-virtio.ko.xz` is `9pnet_virtio`.
 fn module_name(file: &str) -> String {
     let base = file.rsplit('/').next().unwrap_or(file);
     base.split(".ko").next().unwrap_or(base).replace('-', "_")

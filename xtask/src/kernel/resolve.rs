@@ -1,7 +1,7 @@
-//! Which version to take: the newest for which everything is there.
+//! Chooses the newest version whose packages are all available.
 //!
-//! Versions are never hard-coded, since old ones leave the mirrors, and the
-//! packages of a new one may arrive hours apart.
+//! Versions are not hard-coded, since mirrors drop old ones. The packages of a
+//! new version may arrive hours apart.
 
 use super::lines::{Kernel, filled};
 use std::cmp::Ordering;
@@ -13,7 +13,7 @@ pub struct Offer {
     pub version: String,
 }
 
-/// What to fetch.
+/// The version to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub suite: String,
@@ -23,7 +23,7 @@ pub struct Choice {
     pub packages: Vec<String>,
 }
 
-/// Names and versions from a `Packages` file, those of interest only.
+/// Names and versions of the `linux-` packages in a `Packages` file.
 pub fn parse_packages(text: &str) -> Vec<Offer> {
     let mut offers = Vec::new();
     let mut name = None;
@@ -55,7 +55,7 @@ fn complete(kernel: &Kernel, suite: &str, offers: &[Offer]) -> Vec<Choice> {
         let Some(abi) = offer.name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)) else {
             continue;
         };
-        // `linux-headers-6.12.90+deb12-rt-amd64` is another flavour, not an abi.
+        // `linux-headers-6.12.90+deb12-rt-amd64` is another flavour.
         let of_line = abi.strip_prefix(kernel.line).is_some_and(|rest| rest.starts_with('.'));
         if !of_line || abi.contains('-') {
             continue;
@@ -78,7 +78,7 @@ fn complete(kernel: &Kernel, suite: &str, offers: &[Offer]) -> Vec<Choice> {
     choices
 }
 
-/// Debian's order of versions (deb-version(7)).
+/// Compares Debian versions (deb-version(7)).
 pub fn compare_versions(a: &str, b: &str) -> Ordering {
     fn epoch(v: &str) -> (u64, &str) {
         v.split_once(':').map_or((0, v), |(e, rest)| (e.parse().unwrap_or(0), rest))
@@ -91,7 +91,7 @@ pub fn compare_versions(a: &str, b: &str) -> Ordering {
     epoch_a.cmp(&epoch_b).then_with(|| compare_part(up_a, up_b)).then_with(|| compare_part(rev_a, rev_b))
 }
 
-/// Text and numbers in turn; `~` sorts before the end, letters before the rest.
+/// Compares text and numbers alternately. `~` sorts before the end, letters sort before other characters.
 fn compare_part(mut a: &str, mut b: &str) -> Ordering {
     fn weight(c: Option<char>) -> i32 {
         match c {
@@ -175,7 +175,7 @@ mod tests {
     fn the_newest_complete_version_wins() {
         let mut security = all("6.12.107+deb12", "6.12.107-1~deb12u1", "amd64");
         security.extend(all("6.12.95+deb12", "6.12.95-1~deb12u1", "amd64"));
-        // Half uploaded: no source yet.
+        // The source is not uploaded yet.
         let mut half = all("6.12.117+deb12", "6.12.117-1~deb12u1", "amd64");
         half.pop();
         security.extend(half);

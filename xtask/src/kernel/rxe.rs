@@ -1,16 +1,16 @@
-//! The rdma_rxe module that the guest loads: Debian's own, or ours with
-//! dma-buf import.
+//! The rdma_rxe module that the guest loads: Debian's, or the one with dma-buf
+//! import.
 
 use super::{Unpacked, built};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 
-/// Which rdma_rxe.
+/// A flavour of rdma_rxe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rxe {
-    /// Debian's own: it cannot import dma-bufs.
+    /// Debian's; cannot import dma-bufs
     Stock,
-    /// Built from Debian's source and `kernel/rxe`: it can.
+    /// Built from Debian's source and kernel/rxe; imports dma-bufs
     Dmabuf,
 }
 
@@ -26,5 +26,5 @@ impl Rxe {
 /// The module with dma-buf import for this kernel.
 pub fn dmabuf_module(kernel: &Unpacked) -> Result<PathBuf> {
     built::module(kernel, "rxe", "rdma_rxe", &[kernel.source(), kernel.headers()])
-        .context("`--rxe stock` works without it")
+        .context("cannot provide rdma_rxe with dma-buf import; `--rxe stock` works without it")
 }

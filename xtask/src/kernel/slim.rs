@@ -1,9 +1,8 @@
-//! Modules that the guest loads quickly.
+//! Makes modules load faster in the guest.
 //!
-//! A Debian module is compressed, signed and carries BTF: under software
-//! emulation a guest spends more time on those than on the module itself. The
-//! ones that guests commonly load are stored plain. The code stays what
-//! Debian built.
+//! A Debian module is compressed, signed and contains BTF. Under software
+//! emulation a guest spends more time on these than on loading the code. This
+//! removes them from the modules that guests load; Debian's code stays the same.
 
 use super::{Kernel, modules};
 use crate::process::{self, decompressed};
@@ -12,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Rewrites the modules that `kernel` names, and those they need, in `tree`.
+/// Rewrites the modules that `kernel` names and their dependencies in `tree`.
 pub fn slim(kernel: &Kernel, tree: &Path) -> Result<()> {
     let names: Vec<&str> =
         [kernel.root_modules, kernel.rdma_modules, &["rdma_rxe"], kernel.test_modules].concat();
@@ -24,7 +23,7 @@ pub fn slim(kernel: &Kernel, tree: &Path) -> Result<()> {
         let plain = module.path.with_file_name(format!("{stem}.ko"));
         fs::write(&plain, decompressed(suffix, packed)?)
             .with_context(|| format!("cannot write {}", plain.display()))?;
-        // Writing the file anew also drops the signature at its end.
+        // Rewriting the file also drops the signature at its end.
         process::output(
             Command::new("objcopy").args(["--strip-debug", "-R", ".BTF", "-R", ".BTF.base"]).arg(&plain),
         )?;

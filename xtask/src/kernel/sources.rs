@@ -1,24 +1,23 @@
-//! Which Debian mirrors this machine uses, read from its own apt sources.
+//! Reads the Debian mirrors of this machine from its apt sources.
 //!
-//! Both styles are understood: deb822 (`*.sources`) and one line (`*.list`).
-//! Mirrors and keys are taken as they are, so that proxies, local mirrors and
-//! pinned keys keep working.
+//! Both formats work: deb822 (`*.sources`) and one-line (`*.list`). Mirrors and
+//! keys stay as they are, so local mirrors and pinned keys keep working.
 
 use std::fmt::Write;
 
-/// One archive with the suites wanted from it.
+/// An archive and its suites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Archive {
     pub uri: String,
     pub suites: Vec<String>,
-    /// `Signed-By`: a file, or a key itself with its continuation lines.
+    /// `Signed-By`: a file, or an inline key with its continuation lines.
     pub signed_by: Option<String>,
 }
 
-/// Entries of a deb822 file that are binary, enabled and offer `main`.
+/// The entries of a deb822 file that are binary, enabled and have `main`.
 pub fn parse_deb822(text: &str) -> Vec<Archive> {
     let mut archives = Vec::new();
-    // Comment lines may stand anywhere, also inside a stanza.
+    // Comments may also be inside a stanza.
     let text: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |t, l| t + l + "\n");
     for stanza in text.split("\n\n") {
         let mut fields: Vec<(String, String)> = Vec::new();
@@ -53,7 +52,7 @@ pub fn parse_deb822(text: &str) -> Vec<Archive> {
     archives
 }
 
-/// The same of a file in the one-line style.
+/// The same entries of a file in the one-line format.
 pub fn parse_list(text: &str) -> Vec<Archive> {
     let mut archives = Vec::new();
     for line in text.lines() {
@@ -86,9 +85,9 @@ pub fn for_other_release(archives: &[Archive], codename: &str, other: &str) -> V
     main.map(|main| Archive { suites, ..main.clone() }).into_iter().collect()
 }
 
-/// Of all archives those suites that can hold kernels of the release
-/// `codename`. The mirror of the main suite has the backports too, whether the
-/// machine uses them or not; `backports` says whether to add them.
+/// The suites that can have kernels of the release `codename`. With `backports`,
+/// also the backports from the mirror of the main suite, even if the machine does
+/// not use them.
 pub fn for_release(archives: &[Archive], codename: &str, backports: bool) -> Vec<Archive> {
     let names = [codename, "stable", "oldstable"];
     let belongs = |suite: &str| {
@@ -105,7 +104,7 @@ pub fn for_release(archives: &[Archive], codename: &str, backports: bool) -> Vec
             let main = suites.iter().find(|s| names.contains(&s.as_str())).cloned();
             suites.extend(main.map(|main| format!("{main}-backports")));
         }
-        // A suite may stand in several files; apt would complain about it.
+        // apt warns about a suite that is in several files.
         suites.sort();
         suites.dedup();
         suites.retain(|s| !chosen.iter().any(|c| c.uri == archive.uri && c.suites.contains(s)));
@@ -116,7 +115,7 @@ pub fn for_release(archives: &[Archive], codename: &str, backports: bool) -> Vec
     chosen
 }
 
-/// As a deb822 file.
+/// Formats the archives as a deb822 file.
 pub fn to_deb822(archives: &[Archive]) -> String {
     let mut text = String::new();
     for archive in archives {
@@ -199,7 +198,7 @@ Components: main
         assert_eq!(with.len(), 2);
         let without = for_release(&archives, "bookworm", false);
         assert_eq!(without[0].suites, ["bookworm", "bookworm-updates"]);
-        // Nothing twice when the machine has them already.
+        // A machine that already has the backports gets them once.
         archives[0].suites.push("bookworm-backports".into());
         assert_eq!(for_release(&archives, "bookworm", true)[0].suites.len(), 3);
         assert!(for_release(&archives, "trixie", true).is_empty());

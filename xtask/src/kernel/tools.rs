@@ -1,8 +1,8 @@
-//! The kernel's own build tools on a machine that is older than they are.
+//! Runs the kernel's build tools on a machine with an older C library.
 //!
-//! Some of those that Debian packages (objtool, modpost) want a newer C library
-//! than Debian 12 has. Each of them gets a script in its place that starts it
-//! with the C library of its own release.
+//! Some packaged tools (objtool, modpost) need a newer C library than Debian 12
+//! has. Replaces each of them by a script that starts it with the C library of
+//! its own release.
 
 use anyhow::{Context, Result};
 use std::fs::{self, Permissions};
@@ -10,11 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where Debian has its libraries, and the program that loads them.
+/// Debian's library folder and dynamic linker.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
-/// Makes every program below `tools` run that does not with this machine's libraries.
+/// Wraps every program in `tools` that does not run with this machine's libraries.
 pub fn adapt(tools: &Path, libraries: &Path) -> Result<()> {
     for program in programs(tools)? {
         if !runs(&program)? {
@@ -24,7 +24,7 @@ pub fn adapt(tools: &Path, libraries: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The ELF files below a folder that may be executed.
+/// The executable ELF files in a folder and its subfolders.
 fn programs(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -42,22 +42,22 @@ fn programs(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether this machine has the libraries, in versions that do.
+/// Whether this machine has the libraries that the program needs.
 fn runs(program: &Path) -> Result<bool> {
     let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("cannot run ldd")?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok(!String::from_utf8_lossy(&said).contains("not found"))
+    let text = [output.stdout, output.stderr].concat();
+    Ok(!String::from_utf8_lossy(&text).contains("not found"))
 }
 
-/// The name stays with the script; what it stands for moves aside. All paths are
-/// taken from the script's own, so that the folder can be moved.
+/// Renames the program and puts a script in its place. The script uses paths
+/// relative to itself, so the folder can move.
 fn wrap(program: &Path, libraries: &Path) -> Result<()> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let aside = program.with_file_name(format!("{name}.elf"));
     fs::rename(program, &aside).with_context(|| format!("cannot move {}", program.display()))?;
-    let folder = program.parent().context("a program lies in a folder")?;
-    let root = libraries.parent().context("the libraries lie in a folder")?;
-    let below = folder.strip_prefix(root).context("tools and libraries lie in one folder")?;
+    let folder = program.parent().context("the program has no parent folder")?;
+    let root = libraries.parent().context("the libraries have no parent folder")?;
+    let below = folder.strip_prefix(root).context("tools and libraries are in different folders")?;
     let up = "../".repeat(below.components().count());
     let libraries = libraries.file_name().unwrap_or_default().to_string_lossy();
     let script = format!(

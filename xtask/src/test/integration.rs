@@ -1,8 +1,8 @@
-//! The integration tests: one binary, run where each of its tests belongs.
+//! Runs the integration tests, one binary, in the guests that its tests need.
 //!
-//! The module that a test is in says where, see `places`.
-//! What the binary lists is compared with what ran, so that no test can be
-//! forgotten.
+//! A test's module decides where it runs, see `places`. After the runs this
+//! compares the binary's list of tests with the tests that ran, so that no test
+//! is forgotten.
 
 use super::libtest::{Report, Verdict, parse_list};
 use super::{Args, Summary, tee};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// The name of the cargo target.
 pub const TARGET: &str = "integration";
 
-/// The modules of the tests, each of which says where its tests run.
+/// The modules of the tests.
 const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
@@ -30,17 +30,17 @@ const PCI: &str = "on_pci::";
 const LINUX_6_12: &str = "on_linux_6_12::";
 const LINUX_7: &str = "on_linux_7::";
 const GPU: &str = "on_gpu::";
-/// Of the latter, what needs an RDMA device too.
+/// The GPU tests that also need an RDMA device.
 const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
 const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
 
-/// Those whose guest is made for them.
-const GUESTS_OF_THEIR_OWN: &[&str] = &[STOCK, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
+/// The modules that need a special guest.
+const NEED_A_GUEST: &[&str] = &[STOCK, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
 
-/// An IOMMU, a device behind it, and one that a second host bridge leaves out of it. Without interrupt
-/// remapping, which would want another interrupt controller under KVM, and whose check of the timer fails on
-/// a busy host.
+/// An IOMMU, a device behind it, and a device that bypasses it through a second host bridge. Interrupt
+/// remapping is off: it needs another interrupt controller under KVM, and its timer check fails on a busy
+/// host.
 const BEHIND_AN_IOMMU: &[&str] = &[
     "-device",
     "intel-iommu,intremap=off",
@@ -54,8 +54,8 @@ const BEHIND_AN_IOMMU: &[&str] = &[
     "virtio-rng-pci,bus=aside0",
 ];
 
-/// Beside these, a device with memory of its own. The processor is of a kind whose host bridges the kernel
-/// knows to pass on what one device sends to another.
+/// A device with its own memory. The CPU model is one whose host bridges the kernel trusts to forward
+/// peer-to-peer traffic.
 const BARS: &[&str] = &[
     "-cpu",
     "max,-erms,-fsrm,-pclmulqdq,-la57,family=25",
@@ -67,8 +67,8 @@ const BARS: &[&str] = &[
     "ivshmem-plain,memdev=shared,bus=shared0",
 ];
 
-/// Two NUMA nodes; a switch with a device at each of two ports; a device of two functions behind another
-/// root port; and a host bridge of each node with a device behind a root port.
+/// Two NUMA nodes; a switch with two ports and a device on each; a device with two functions behind another
+/// root port; and, on each node, a host bridge with a device behind a root port.
 const PCI_TOPOLOGY: &[&str] = &[
     "-object",
     "memory-backend-ram,id=ram0,size=1G",
@@ -112,21 +112,21 @@ const PCI_TOPOLOGY: &[&str] = &[
     "virtio-rng-pci,bus=rp3",
 ];
 
-/// One place where tests run.
+/// A place where tests run.
 struct Place {
     name: &'static str,
     kernel: &'static Kernel,
     /// `None` for this machine itself.
     guest: Option<(Rxe, Size)>,
-    /// More words for the guest kernel's command line.
+    /// Extra parameters for the guest kernel's command line.
     append: &'static [&'static str],
-    /// More arguments for QEMU.
+    /// Extra arguments for QEMU.
     qemu: &'static [&'static [&'static str]],
     /// The modules whose tests run here.
     modules: Vec<&'static str>,
 }
 
-/// Where the tests run, in this order; those whose kernel does not matter to them on `kernel`.
+/// The places where tests run, in order. Tests that work on any kernel run on `kernel`.
 fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     let if_long: &[&str] = if long { &[LONG] } else { &[] };
     let place = |name, guest, append, modules: &[&'static str]| Place {
@@ -138,12 +138,12 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         modules: modules.to_vec(),
     };
     if host {
-        // A device of this machine is neither the stock rxe nor in a guest made for a test.
+        // This machine's device is not the stock rxe and is not in a special guest.
         return vec![place("Host", None, &[], &[&[ANY, DMABUF], if_long].concat())];
     }
     let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
     let dmabuf = [&[ANY, DMABUF], if_6_12, if_long].concat();
-    // What is long has two buffers of 5 GiB.
+    // The long tests have two buffers of 5 GiB.
     let memory = Size::gib(if long { 13 } else { 7 });
     vec![
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
@@ -166,12 +166,12 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let step = ui::Step::start("Building", "the integration tests and the examples");
     let build = || -> Result<_> {
         let binary = cargo::executable(&["test", "--no-run", "--test", TARGET], TARGET)?;
-        // The tests start programs of examples/ as other processes.
+        // The tests start the programs in examples/.
         super::shown(project::cargo().args(["build", "--examples"]).args(cargo::EVERYTHING))?;
         Ok(binary)
     };
     let binary = build().inspect_err(|_| summary.broken.push("building the integration tests".into()))?;
-    step.done("Built", "them");
+    step.done("Built", "the integration tests and the examples");
     let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
 
     let mut all = Report::default();
@@ -183,7 +183,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     for place in places {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         if !list.iter().any(wanted) {
-            ui::note("Nothing", &format!("to run for: {}", place.name));
+            ui::note("Skipped", &format!("{}: no test to run there", place.name));
             continue;
         }
         if place.kernel.line != args.kernel
@@ -192,7 +192,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             if !error.is::<NotOffered>() {
                 return Err(error);
             }
-            ui::note("Nothing", &format!("runs in: {}, {error}", place.name));
+            ui::note("Skipped", &format!("{}: {error}", place.name));
             let reason = "this machine's Debian mirror has no such kernel";
             summary
                 .skipped
@@ -200,7 +200,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             unavailable.extend(place.modules.iter());
             continue;
         }
-        // The second guest says something even when the first one failed.
+        // Run the other guests even if one fails.
         let report = place.run(args, &binary, summary)?;
         all.add(&report);
     }
@@ -216,8 +216,8 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             _ if name.starts_with(LINUX_6_12) && args.kernel != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
             }
-            _ if args.host && GUESTS_OF_THEIR_OWN.iter().any(|m| name.starts_with(m)) => {
-                summary.skipped.push((name.clone(), "needs a guest of its own"))
+            _ if args.host && NEED_A_GUEST.iter().any(|m| name.starts_with(m)) => {
+                summary.skipped.push((name.clone(), "needs a guest"))
             }
             _ => summary.missed.push(name.clone()),
         }
@@ -226,12 +226,12 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-/// The GPU of this machine, by its own driver.
+/// The GPU of this machine, with its real driver.
 fn gpu_place(kernel: &'static Kernel) -> Place {
     Place { name: "GPU", kernel, guest: None, append: &[], qemu: &[], modules: vec![GPU] }
 }
 
-/// Whether this machine has one.
+/// Whether this machine has an RDMA device.
 fn rdma_device() -> bool {
     std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut all| all.next().is_some())
 }
@@ -241,8 +241,8 @@ fn chosen(args: &Args, name: &str) -> bool {
 }
 
 impl Place {
-    /// Runs the tests here. A failure goes into the summary; an error means
-    /// that going on makes no sense.
+    /// Runs the tests of this place. A failure goes into the summary; an error
+    /// ends all runs.
     fn run(&self, args: &Args, binary: &Path, summary: &mut Summary) -> Result<Report> {
         let start = Instant::now();
         let mut words = vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into()];
@@ -260,16 +260,16 @@ impl Place {
                 tee(&mut command)?
             }
             Some((rxe, memory)) => {
-                let limit = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
+                let timeout = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
                 let guest = Guest {
                     kernel: self.kernel,
-                    limit: Some(Duration::from_secs(limit)),
+                    timeout: Some(Duration::from_secs(timeout)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
                     qemu: self.qemu.concat().iter().map(|word| word.to_string()).collect(),
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
-                let mut job = Job::new(words)?;
+                let mut job = Job::new(words)?.for_tests();
                 job.directory = project::root().to_path_buf();
                 if self.modules.contains(&DMABUF) {
                     for (name, value) in lavapipe::environment()? {
@@ -277,9 +277,12 @@ impl Place {
                     }
                 }
                 let mut outcome = guest.run(&job)?;
-                if outcome.tripped_over_a_patch() {
+                if outcome.hit_patched_code() {
                     vm::report(&outcome);
-                    ui::note("Again", "QEMU ran code that the kernel was patching; that guest starts anew");
+                    ui::note(
+                        "Again",
+                        "QEMU's emulation hit code that the kernel was patching; restarting the guest",
+                    );
                     outcome = guest.run(&job)?;
                 }
                 vm::report(&outcome);
@@ -293,7 +296,7 @@ impl Place {
             ui::note("ok", &format!("{}: {} passed in {took}", self.name, report.passed));
         } else {
             ui::error(&format!("{}: {} failed after {took}", self.name, report.failed));
-            // A panic of the kernel or a hang has no test that says so.
+            // After a kernel panic or a timeout no test has failed.
             if report.failed == 0 {
                 summary.broken.push(self.name.to_string());
             }

@@ -1,4 +1,4 @@
-//! Reading what Rust's test harness prints.
+//! Parses the output of Rust's test harness.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ pub enum Verdict {
     Ignored,
 }
 
-/// What one or more test binaries did.
+/// Results of one or more test binaries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// From the closing lines, which count every test of a binary.
+    /// Counts from the `test result` lines, which include every test.
     pub passed: usize,
     pub failed: usize,
     pub ignored: usize,
-    /// By name, as far as the lines tell. Names repeat between binaries, so
-    /// this serves for one binary.
+    /// Verdicts by name, as far as the output has them. Use this for one binary
+    /// only, since names repeat between binaries.
     pub tests: BTreeMap<String, Verdict>,
-    /// Binaries that started and did not say how it ended.
+    /// Binaries that started and printed no result.
     pub unfinished: usize,
 }
 
@@ -37,8 +37,8 @@ impl Report {
                 report.unfinished += 1;
             } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ... "))
             {
-                // Run one by one, the harness prints the name first, and what
-                // a child process prints may come between it and the verdict.
+                // With one thread the harness prints the name first. Output of
+                // a child process may follow before the verdict.
                 let name = name.strip_suffix(" - should panic").unwrap_or(name).to_string();
                 match verdict(rest).or(rest.split_whitespace().next_back().and_then(verdict)) {
                     Some(verdict) => report.tell(name, verdict),
@@ -53,7 +53,7 @@ impl Report {
         report
     }
 
-    /// Adds another report; for names that are in both, the worse verdict.
+    /// Adds another report. A name in both keeps the worse verdict.
     pub fn add(&mut self, other: &Report) {
         self.passed += other.passed;
         self.failed += other.failed;

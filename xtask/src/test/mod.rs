@@ -1,19 +1,21 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
+mod features;
 mod integration;
 mod libtest;
+pub mod refused;
 
 use crate::cargo::{self, EVERYTHING};
 use crate::host::{self, Need};
-use crate::{process, project, ui};
+use crate::{api, process, project, ui};
 use anyhow::{Context, Result, bail};
 use libtest::Report;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-/// Format, lints, documentation, unit tests, doctests, then the integration
-/// tests in a guest with the stock rxe and in one with the dma-buf rxe.
+/// Format, lints, features, documentation, the public API, unit tests, doctests and programs that must not
+/// compile; then the integration tests in guests.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run the integration tests on this machine's RDMA devices, without a guest
@@ -22,16 +24,16 @@ pub struct Args {
     /// Also run the exporters' tests on this machine's own NVIDIA GPU and driver
     #[arg(long)]
     gpu: bool,
-    /// Also run what takes minutes
+    /// Also run the tests that take minutes
     #[arg(long)]
     long: bool,
-    /// The line of Debian kernels for the guests
+    /// Series of Debian kernels in the guests
     #[arg(long, default_value = crate::kernel::lines::LINUX_6_12.line)]
     kernel: String,
-    /// Time limit for each guest in seconds [default: 1200, with --long 5400]
+    /// Timeout for each guest in seconds [default: 1200, with --long 5400]
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
-    /// Run only the integration tests whose name contains one of these
+    /// Run only the integration tests whose names contain one of these
     filter: Vec<String>,
 }
 
@@ -43,10 +45,12 @@ struct Summary {
     failures: Vec<String>,
     /// Steps that failed without a failing test to show for it.
     broken: Vec<String>,
-    /// What ran nowhere although nobody asked for that.
+    /// Tests that did not run in any place, without a reason.
     missed: Vec<String>,
-    /// What ran nowhere for a reason.
+    /// Tests that did not run, with the reason.
     skipped: Vec<(String, &'static str)>,
+    /// Steps that this machine cannot run, with the reason.
+    unable: Vec<(&'static str, String)>,
 }
 
 impl Summary {
@@ -100,41 +104,60 @@ fn checks(summary: &mut Summary) -> Result<()> {
         // Kept out of plain `cargo test`, and thereby out of --all-targets.
         lint(&["--test", integration::TARGET])
     })?;
+    step(summary, "Features", features::check)?;
     step(summary, "Documentation", || {
         let mut doc = project::cargo();
         doc.env("RUSTDOCFLAGS", "-D warnings");
         shown(doc.args(["doc", "--no-deps"]).args(EVERYTHING))
     })?;
+    let mut unable = None;
+    step(summary, "Public API", || {
+        unable = api::check(false)?;
+        Ok(())
+    })?;
+    summary.unable.extend(unable.map(|reason| ("Public API", reason)));
     for (name, targets) in
         [("Unit tests", ["--lib", "--bins", "--tests"].as_slice()), ("Doctests", &["--doc"])]
     {
-        let mut report = Report::default();
-        let result = step(summary, name, || {
+        tests(summary, name, |report| {
             let mut test = project::cargo();
             // Every binary runs, so that the summary counts what there is.
             let (output, success) =
                 tee(test.arg("test").args(EVERYTHING).arg("--no-fail-fast").args(targets))?;
-            report = Report::parse(&output);
+            *report = Report::parse(&output);
             if !success {
                 bail!("{name} failed");
             }
             Ok(())
-        });
-        // The tests that failed say it better than the step.
-        if report.failed > 0 {
-            summary.broken.pop();
-        }
-        summary.add(&report);
-        result?;
+        })?;
     }
-    Ok(())
+    tests(summary, "Programs that must not compile", |report| {
+        *report = refused::check()?;
+        if report.failed > 0 {
+            bail!("the compiler does not refuse what tests/ui says");
+        }
+        Ok(())
+    })
+}
+
+/// A step that consists of tests, which the summary counts.
+fn tests(summary: &mut Summary, name: &str, run: impl FnOnce(&mut Report) -> Result<()>) -> Result<()> {
+    let mut report = Report::default();
+    let result = step(summary, name, || run(&mut report));
+    // The tests that failed say it better than the step.
+    if report.failed > 0 {
+        summary.broken.pop();
+    }
+    summary.add(&report);
+    result
 }
 
 /// Input of any kind, a million times for each property that takes it; `tests::any_` is what they are called.
 fn many_cases(summary: &mut Summary) -> Result<()> {
     step(summary, "A million cases", || {
         let mut test = project::cargo();
-        test.args(["test", "--release", "--lib", "tests::any_"]).env("PROPTEST_CASES", "1000000");
+        test.args(["test", "--release", "--workspace", "--lib", "tests::any_"])
+            .env("PROPTEST_CASES", "1000000");
         shown(&mut test)
     })
 }
@@ -156,7 +179,7 @@ fn step(summary: &mut Summary, name: &str, run: impl FnOnce() -> Result<()>) -> 
     }
 }
 
-/// Runs it with its output for everyone to see.
+/// Runs the command and shows its output.
 fn shown(command: &mut Command) -> Result<()> {
     let text = process::shown(command);
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{text}`"))?;
@@ -166,8 +189,7 @@ fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it with its output for everyone to see, and returns it with whether
-/// it succeeded.
+/// Runs the command, shows its output, and returns the output and whether the command succeeded.
 fn tee(command: &mut Command) -> Result<(String, bool)> {
     let text = process::shown(command);
     let mut child = command
@@ -200,14 +222,17 @@ fn close(summary: &Summary, start: Instant) -> ExitCode {
         println!("failed: {name}");
     }
     for name in &summary.missed {
-        println!("ran nowhere: {name}");
+        println!("never ran: {name}");
     }
     for (name, reason) in &summary.skipped {
         println!("not run: {name} ({reason})");
     }
+    for (step, reason) in &summary.unable {
+        println!("not run: {step} ({reason})");
+    }
     let failed = report.failed + summary.broken.len() + summary.missed.len();
-    let skipped = summary.skipped.len();
-    let verdict = if failed == 0 { "everything holds" } else { "something does not hold" };
+    let skipped = summary.skipped.len() + summary.unable.len();
+    let verdict = if failed == 0 { "all checks passed" } else { "some checks failed" };
     println!("{verdict}, after {}", ui::seconds(start.elapsed()));
     let tail = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
     println!("{} passed, {failed} failed{tail}", report.passed);
