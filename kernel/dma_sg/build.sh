@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# Builds dma_sg.ko outside of this folder.
+# Builds dma_sg.ko in a folder of your choice.
 
 set -eu
 
@@ -10,7 +10,7 @@ usage() {
 	usage: $0 HEADERS OUTPUT [MAKE-ARGUMENT...]
 	  HEADERS  kernel build directory, e.g. /lib/modules/\$(uname -r)/build
 	  OUTPUT   work directory; the module ends up as OUTPUT/dma_sg.ko
-	The compiler is \$CC, or gcc-12. MAKE-ARGUMENTs go to make as they are.
+	The compiler is \$CC, by default gcc-12. MAKE-ARGUMENTs are passed to make.
 	END
 	exit 2
 }
@@ -27,25 +27,26 @@ output=$2
 shift 2
 cc=${CC:-gcc-12}
 
-[ -f "$headers/Makefile" ] || die "$headers is not a kernel build directory (no Makefile)"
+[ -f "$headers/Makefile" ] ||
+	die "HEADERS $headers has no Makefile; name a kernel build directory such as /lib/modules/$(uname -r)/build"
 for tool in "$cc" make strip; do
-	command -v "$tool" >/dev/null || die "$tool is not installed"
+	command -v "$tool" >/dev/null || die "$tool is not installed; install it, or set CC to another compiler"
 done
 
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 case $output$headers in
-*[[:space:]:]*) die "make takes no folder with a blank or a colon in its path: $output, $headers" ;;
+*[[:space:]:]*) die "make cannot build in a path with a blank or a colon, use another folder: $output, $headers" ;;
 esac
 work=$output/dma_sg
 rm -rf "$work" "$output/dma_sg.ko"
 mkdir "$work"
 cp "$here/Makefile" "$here"/*.[ch] "$work"
 
-# An empty CONFIG_DEBUG_INFO_BTF_MODULES does without pahole and the vmlinux.
+# With CONFIG_DEBUG_INFO_BTF_MODULES empty the build needs neither pahole nor vmlinux.
 make -j"$(nproc)" -C "$headers" M="$work" CC="$cc" \
 	CONFIG_DEBUG_INFO_BTF_MODULES= "$@" modules ||
-	die "the build failed; its messages are above"
+	die "make failed for $headers; see its messages above"
 
 strip -g -o "$output/dma_sg.ko" "$work/dma_sg.ko"
 echo "$output/dma_sg.ko"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The devices that a buffer can be mapped for: PCI devices, RDMA devices, and
- * one of the module's own that addresses physical memory.
+ * The devices for which the module maps a buffer: PCI devices, RDMA devices,
+ * and a device of the module itself whose addresses are physical addresses.
  */
 
 #include <linux/dma-map-ops.h>
@@ -19,12 +19,12 @@
 #include "dma_sg.h"
 #include "internal.h"
 
-/* The device for those that have none, and for RDMA devices without one. */
+/* For DMA_SG_DEVICE_NONE and for RDMA devices without a dma_device. */
 static struct platform_device *dma_sg_identity;
 
 /*
- * DMA mapping for that device: the identity. The default operations would be
- * the identity too, until somebody boots with swiotlb=force or encrypts memory.
+ * Identity DMA mapping for that device. The default operations bounce with
+ * swiotlb=force or memory encryption.
  */
 #ifdef DMA_SG_HAVE_MAP_PHYS
 static dma_addr_t dma_sg_map_phys(struct device *dev, phys_addr_t phys,
@@ -114,29 +114,30 @@ void dma_sg_identity_unregister(void)
 	platform_device_unregister(dma_sg_identity);
 }
 
-/* Whether a device is the module's own, which never goes. */
+/* Whether a device is the module's own, which never goes away. */
 bool dma_sg_is_identity(struct device *dev)
 {
 	return dev == &dma_sg_identity->dev;
 }
 
 /*
- * Whether a mapping made for this device now would mean anything. The caller
- * holds the device's lock, so that it stays true until the notifier is there.
+ * Check that a mapping for this device has meaningful addresses. The caller
+ * holds the device lock, so the answer stays valid until it has registered the
+ * notifier.
  */
 int dma_sg_check_device(struct device *dev)
 {
-	/* Masks and DMA operations are set up by and for a driver. */
+	/* The driver sets up the DMA mask and DMA operations. */
 	if (!dev->driver)
 		return -ENXIO;
 
-	/* The device is in somebody else's IOMMU domain: a VM's, for one. */
+	/* The device is in an IOMMU domain of its user, such as a VM. */
 	if (dev_is_pci(dev) && to_pci_driver(dev->driver)->driver_managed_dma)
 		return -EBUSY;
 
 	/*
-	 * A bounced mapping names bounce buffers, and ending it would copy them
-	 * over what has been written to the buffer in the meantime.
+	 * A bounced mapping has the addresses of bounce buffers, and unmapping
+	 * copies them over data written to the buffer in the meantime.
 	 */
 	if (is_swiotlb_force_bounce(dev) || dma_addressing_limited(dev))
 		return -EADDRNOTAVAIL;
@@ -157,7 +158,7 @@ static struct device *dma_sg_find_pci(const char *name)
 	if (!pdev)
 		return ERR_PTR(-ENODEV);
 
-	/* sscanf() is content with more than addresses. */
+	/* sscanf() accepts more than PCI addresses. */
 	if (strcmp(name, pci_name(pdev))) {
 		pci_dev_put(pdev);
 		return ERR_PTR(-EINVAL);
@@ -168,9 +169,9 @@ static struct device *dma_sg_find_pci(const char *name)
 
 #if IS_ENABLED(CONFIG_INFINIBAND)
 /*
- * The search for an RDMA device by its name, one at a time. What looked a name
- * up is gone from the RDMA core of later kernels; a client, which is shown every
- * device there is, works on all of them.
+ * Find an RDMA device by name, one search at a time. Later kernels have no
+ * lookup by name, but on every kernel the RDMA core calls a new client for each
+ * device.
  */
 static DEFINE_MUTEX(dma_sg_search_lock);
 static const char *dma_sg_search_name;
@@ -178,12 +179,12 @@ static struct device *dma_sg_search_found;
 
 static int dma_sg_search_add(struct ib_device *ibdev)
 {
-	/* Without a dma_device the CPU does the copying: rxe, siw. */
+	/* Devices without a dma_device copy with the CPU: rxe, siw. */
 	if (!strcmp(dev_name(&ibdev->dev), dma_sg_search_name))
 		dma_sg_search_found = get_device(ibdev->dma_device ?:
 						 &dma_sg_identity->dev);
 
-	/* Declined: a client of the device would keep it from going. */
+	/* Decline: a client would keep the device from going away. */
 	return -EOPNOTSUPP;
 }
 

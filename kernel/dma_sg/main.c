@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /dev/dma_sg: what a device would be told about where a dma-buf is.
+ * /dev/dma_sg: the addresses of a dma-buf as a device sees them.
  *
- * A dma-buf has no addresses of its own. It gets some when it is mapped for a
- * device, and only drivers see them. This module maps a buffer for a device as
- * that device's driver would, keeps the mapping as long as a descriptor is
- * open, and lets its holder read the addresses. It moves no data.
+ * A dma-buf has no addresses until a driver maps it for a device, and only that
+ * driver sees them. This module maps a buffer as the device's driver would,
+ * keeps the mapping while a descriptor is open, and lets the holder of the
+ * descriptor read the addresses. It moves no data.
  */
 
 #include <linux/anon_inodes.h>
@@ -56,7 +56,7 @@ static long dma_sg_map(void __user *arg)
 	return fd;
 }
 
-/* Physical addresses are for the administrator: with them goes Rowhammer. */
+/* Physical addresses help attacks such as Rowhammer. */
 static int dma_sg_open(struct inode *inode, struct file *file)
 {
 	return capable(CAP_SYS_ADMIN) ? 0 : -EPERM;
@@ -67,7 +67,7 @@ static long dma_sg_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	if (cmd != DMA_SG_IOCTL_MAP)
 		return -ENOTTY;
 
-	/* An open descriptor may have been inherited. */
+	/* The process may have inherited the open descriptor. */
 	if (!capable(CAP_SYS_ADMIN))
 		return -EPERM;
 
@@ -112,7 +112,7 @@ static void __exit dma_sg_exit(void)
 module_init(dma_sg_init);
 module_exit(dma_sg_exit);
 
-/* What MODULE_IMPORT_NS() makes of its argument, which 6.13 turned into a string. */
+/* The expansion of MODULE_IMPORT_NS(), which takes a string since 6.13. */
 MODULE_INFO(import_ns, "DMA_BUF");
-MODULE_DESCRIPTION("A dma-buf's addresses as a device sees them");
+MODULE_DESCRIPTION("The addresses of a dma-buf as a device sees them");
 MODULE_LICENSE("GPL");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A buffer mapped for a device: made, read through a descriptor, and ended by
- * whoever comes first.
+ * A buffer mapped for a device: create the view, read it, and end it.
  */
 
 #include <linux/dma-resv.h>
@@ -20,10 +19,10 @@
 /*
  * A buffer mapped for a device.
  *
- * The mapping ends with the last reference to the descriptor, when the exporter
- * takes the memory away, or when the device loses its driver, whichever is
- * first. @attach, @sgt and @pinned are protected by the buffer's reservation
- * lock; the list does not change once the descriptor exists.
+ * The mapping ends when the last reference to the descriptor goes, the exporter
+ * takes the memory away, or the device gets or loses a driver. The buffer's
+ * reservation lock protects @attach, @sgt and @pinned. The list does not change
+ * once the descriptor exists.
  */
 struct dma_sg_view {
 	struct device *dev;
@@ -42,8 +41,8 @@ struct dma_sg_view {
 };
 
 /*
- * The end of a mapping whose buffer is locked. The addresses are untrue from
- * here on, so readers are told first.
+ * End the mapping. The caller holds the reservation lock. Set @ended first,
+ * since the addresses are invalid after the unmap.
  */
 static void dma_sg_unmap(struct dma_sg_view *view)
 {
@@ -62,8 +61,8 @@ static void dma_sg_unmap(struct dma_sg_view *view)
 }
 
 /*
- * The end of an attachment. An exporter that does not move its buffers is
- * mapped as long as something is attached, so this is what really unmaps.
+ * End the attachment. For an exporter that does not move its buffers the
+ * mapping is cached until the detach.
  */
 static void dma_sg_detach(struct dma_sg_view *view)
 {
@@ -79,7 +78,7 @@ static void dma_sg_detach(struct dma_sg_view *view)
 		dma_buf_detach(view->dmabuf, attach);
 }
 
-/* The exporter moves or revokes the buffer and holds its lock. */
+/* The exporter calls this to move or revoke the buffer, and holds its lock. */
 static void dma_sg_invalidate(struct dma_buf_attachment *attach)
 {
 	dma_sg_unmap(attach->importer_priv);
@@ -95,9 +94,8 @@ static const struct dma_buf_attach_ops dma_sg_attach_ops = {
 };
 
 /*
- * The device gets or loses a driver, or goes: its DMA set-up (masks, IOMMU
- * domain) is not what the buffer was mapped with any more, and after the
- * removal there would be nothing left to unmap it from.
+ * The device gets or loses a driver, or goes away. Its DMA setup (mask, IOMMU
+ * domain) changes, and after the removal the buffer could not be unmapped.
  */
 static int dma_sg_bus_event(struct notifier_block *nb, unsigned long event,
 			    void *data)
@@ -118,7 +116,7 @@ static int dma_sg_bus_event(struct notifier_block *nb, unsigned long event,
 	return NOTIFY_DONE;
 }
 
-/* Make room for twice as many entries as there are. */
+/* Double the room for entries. */
 static int dma_sg_grow(struct dma_sg_view *view, u64 *room)
 {
 	u64 more = max(2 * *room, PAGE_SIZE / sizeof(*view->entries));
@@ -139,9 +137,9 @@ static int dma_sg_grow(struct dma_sg_view *view, u64 *room)
 }
 
 /*
- * Take down the list. Neighbours become one entry: an sg entry ends where 32
- * bits do, a run of memory may not. That often leaves a thousandth of a long
- * list, so it is walked once and room is made on the way.
+ * Copy the list and merge adjacent entries: an sg entry is limited to 32 bits,
+ * a run of memory is not. Merging often leaves a thousandth of a long list, so
+ * grow the copy on the way instead of counting first.
  */
 static int dma_sg_flatten(struct dma_sg_view *view, struct sg_table *sgt)
 {
@@ -178,15 +176,15 @@ static int dma_sg_flatten(struct dma_sg_view *view, struct sg_table *sgt)
 	return 0;
 }
 
-/* Map an attached buffer and take down its list. The buffer is locked. */
+/* Map an attached buffer and copy its list. The caller holds the lock. */
 static int dma_sg_map_locked(struct dma_sg_view *view)
 {
 	struct sg_table *sgt;
 	int err;
 
 	/*
-	 * An exporter that cannot pin may still map, for importers that let go
-	 * when they are told to, as this one does.
+	 * An exporter that cannot pin may still map for an importer that unmaps
+	 * on request, as this one does.
 	 */
 	err = dma_buf_pin(view->attach);
 	if (err && err != -EOPNOTSUPP)
@@ -236,7 +234,7 @@ static int dma_sg_attach(struct dma_sg_view *view)
 	return err;
 }
 
-/* Attach for a device that may go away. */
+/* Attach for a device that may go away, and watch it. */
 static int dma_sg_attach_watched(struct dma_sg_view *view)
 {
 	int err;
@@ -263,7 +261,7 @@ out:
 	return err;
 }
 
-/* Takes over the reference to @dmabuf, also when it fails. */
+/* Takes the reference to @dmabuf, also on failure. */
 struct dma_sg_view *dma_sg_create(struct dma_buf *dmabuf, u32 kind,
 				  const char *name)
 {
@@ -305,7 +303,7 @@ err_put:
 
 void dma_sg_destroy(struct dma_sg_view *view)
 {
-	/* Also waits for an event that is being handled. */
+	/* This also waits for a running event handler. */
 	if (view->bus_nb.notifier_call)
 		bus_unregister_notifier(view->dev->bus, &view->bus_nb);
 
@@ -333,7 +331,7 @@ static long dma_sg_read(struct dma_sg_view *view, void __user *arg)
 	if (read.first > view->count)
 		return -EINVAL;
 
-	/* copy_to_user() does not take more than INT_MAX bytes. */
+	/* copy_to_user() copies at most INT_MAX bytes. */
 	read.count = min3(read.count, view->count - read.first,
 			  (u64)INT_MAX / sizeof(*view->entries));
 	if (read.count && copy_to_user(u64_to_user_ptr(read.entries),
@@ -341,7 +339,7 @@ static long dma_sg_read(struct dma_sg_view *view, void __user *arg)
 				       read.count * sizeof(*view->entries)))
 		return -EFAULT;
 
-	/* Asked last: what was copied was true until here. */
+	/* Check last: if not ended, the copied entries are still valid here. */
 	if (READ_ONCE(view->ended))
 		return -ESTALE;
 

@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Builds rdma_rxe.ko with dma-buf import from a distribution's own rxe source.
-# The rxe source is copied and a few lines are added to the copy; each place is
-# found by a line of text that must be there exactly once, so that a kernel
-# this was not written for is refused instead of built wrong.
+# The script copies the source and inserts hooks into the copy. Each hook has an
+# anchor line that must occur exactly once, so the script refuses a kernel that
+# the hooks were not written for.
 
 set -eu
 
 usage() {
 	cat >&2 <<-END
 	usage: $0 SOURCE HEADERS OUTPUT [MAKE-ARGUMENT...]
-	  SOURCE   kernel source that holds drivers/infiniband/sw/rxe, of the
-	           very version that HEADERS is for
+	  SOURCE   kernel source with drivers/infiniband/sw/rxe, of exactly the
+	           version of HEADERS
 	  HEADERS  kernel build directory, e.g. /lib/modules/\$(uname -r)/build
 	  OUTPUT   work directory; the module ends up as OUTPUT/rdma_rxe.ko
-	The compiler is \$CC, or gcc-12. MAKE-ARGUMENTs go to make as they are.
+	The compiler is \$CC, by default gcc-12. MAKE-ARGUMENTs are passed to make.
 	END
 	exit 2
 }
@@ -27,11 +27,11 @@ die() {
 
 # hook FILE before|after|replace ANCHOR TEXT
 #
-# ANCHOR is a whole line of FILE, without its leading blanks. The environment
-# carries the strings because awk's -v would take their backslashes apart.
+# ANCHOR is a whole line of FILE without its leading blanks. awk gets the strings
+# from the environment, since -v would interpret their backslashes.
 hook() {
 	file=$work/$1
-	[ -f "$file" ] || die "$1: no such file in $rxe"
+	[ -f "$file" ] || die "$rxe has no file $1, so the hooks do not fit this kernel version"
 	anchor=$3 text=$4 awk -v place="$2" '
 		{ line = $0; sub(/^[ \t]+/, "", line); hit = line == ENVIRON["anchor"] }
 		hit { found++ }
@@ -40,7 +40,7 @@ hook() {
 		hit && place == "after" { print ENVIRON["text"] }
 		END { exit found != 1 }
 	' "$file" >"$file.hooked" ||
-		die "$1: the line \"$3\" is not there exactly once; this rxe differs from the ones the hooks are for"
+		die "$1: the line \"$3\" does not occur exactly once, so the hooks do not fit this kernel version; see README.md for the versions that work"
 	mv "$file.hooked" "$file"
 }
 
@@ -52,16 +52,17 @@ output=$3
 shift 3
 cc=${CC:-gcc-12}
 
-[ -f "$rxe/rxe_mr.c" ] || die "$rxe does not hold the rxe source"
-[ -f "$headers/Makefile" ] || die "$headers is not a kernel build directory (no Makefile)"
+[ -f "$rxe/rxe_mr.c" ] || die "SOURCE has no $rxe/rxe_mr.c; name a kernel source that contains rxe"
+[ -f "$headers/Makefile" ] ||
+	die "HEADERS $headers has no Makefile; name a kernel build directory such as /lib/modules/$(uname -r)/build"
 for tool in "$cc" make awk strip; do
-	command -v "$tool" >/dev/null || die "$tool is not installed"
+	command -v "$tool" >/dev/null || die "$tool is not installed; install it, or set CC to another compiler"
 done
 
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 case $output$headers in
-*[[:space:]:]*) die "make takes no folder with a blank or a colon in its path: $output, $headers" ;;
+*[[:space:]:]*) die "make cannot build in a path with a blank or a colon, use another folder: $output, $headers" ;;
 esac
 work=$output/rxe
 rm -rf "$work" "$output/rdma_rxe.ko"
@@ -83,14 +84,14 @@ hook rxe_mr.c after '#include "rxe_loc.h"' \
 	'#include "rxe_dmabuf.h"'
 hook rxe_mr.c replace 'ib_umem_release(mr->umem);' \
 	'	rxe_umem_release(mr->umem);'
-# The page array of a large dma-buf comes from kvcalloc(); kvfree() takes both.
+# kvcalloc() allocates the page array of a dma-buf; kvfree() frees either kind.
 hook rxe_mr.c replace 'kfree(mr->page_info);' \
 	'	kvfree(mr->page_info);'
 
-# An empty CONFIG_DEBUG_INFO_BTF_MODULES does without pahole and the vmlinux.
+# With CONFIG_DEBUG_INFO_BTF_MODULES empty the build needs neither pahole nor vmlinux.
 make -j"$(nproc)" -C "$headers" M="$work" CC="$cc" CONFIG_RDMA_RXE=m \
 	CONFIG_DEBUG_INFO_BTF_MODULES= "$@" modules ||
-	die "the build failed; its messages are above"
+	die "make failed for $headers; see its messages above"
 
 strip -g -o "$output/rdma_rxe.ko" "$work/rdma_rxe.ko"
 echo "$output/rdma_rxe.ko"

@@ -2,11 +2,10 @@
 /*
  * Soft-RoCE memory regions over dma-bufs.
  *
- * rxe moves bytes with the CPU, from an array that holds one struct page per
- * page of the MR. So all there is to importing a dma-buf is to attach to it,
- * to fill that array from its scatterlist, and to keep the attachment until
- * the MR goes. The rest of rxe cannot tell such an MR from one over pinned
- * user memory.
+ * rxe copies with the CPU, through an array with one struct page per page of
+ * the MR. To import a dma-buf, attach to it, fill that array from its
+ * scatterlist, and keep the attachment until the MR is gone. The rest of rxe
+ * treats such an MR like one over pinned user memory.
  */
 
 #include <linux/dma-buf.h>
@@ -26,21 +25,20 @@ MODULE_IMPORT_NS(DMA_BUF);
 #endif
 
 #ifdef CONFIG_DMABUF_DEBUG
-#error "CONFIG_DMABUF_DEBUG hides the struct pages that rxe has to copy through"
+#error "CONFIG_DMABUF_DEBUG hides the struct pages that rxe needs"
 #endif
 #ifndef CONFIG_ARCH_HAS_DMA_OPS
-#error "without CONFIG_ARCH_HAS_DMA_OPS nothing keeps mappings from being bounced"
+#error "without CONFIG_ARCH_HAS_DMA_OPS the kernel may bounce mappings"
 #endif
 
 /*
- * DMA mapping for a device whose DMA engine is the CPU: the identity.
+ * Identity DMA mapping, for a device whose DMA engine is the CPU.
  *
- * An exporter maps its pages for the device that attaches. Left to the default
- * operations that mapping may be bounced (swiotlb=force, memory encryption):
- * unmapping then copies the bounce buffer over pages which rxe, that never
- * looks at the DMA addresses, has written in the meantime. Nothing is
- * synchronised here for the same reason: what the CPU copies is coherent with
- * every other CPU access as it stands.
+ * An exporter maps its pages for the attached device. The default operations
+ * may bounce that mapping (swiotlb=force, memory encryption). Unmapping would
+ * then copy the bounce buffer over pages that rxe, which ignores DMA addresses,
+ * has written in the meantime. There are no sync operations: the CPU's copies
+ * are coherent with all other CPU accesses.
  */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
 static dma_addr_t rxe_dma_map_phys(struct device *dev, phys_addr_t phys,
@@ -59,8 +57,8 @@ static dma_addr_t rxe_dma_map_page(struct device *dev, struct page *page,
 }
 
 /*
- * Exporters map memory without struct pages (a BAR) through this one. Letting
- * it succeed leaves the refusal, and its errno, to rxe_dmabuf_fill_pages().
+ * Exporters map memory without struct pages (a BAR) through this. It succeeds,
+ * so that rxe_dmabuf_fill_pages() refuses such memory with its own errno.
  */
 static dma_addr_t rxe_dma_map_resource(struct device *dev, phys_addr_t phys,
 				       size_t size, enum dma_data_direction dir,
@@ -110,9 +108,9 @@ static const struct dma_map_ops rxe_dma_map_ops = {
 };
 
 /*
- * Make the ib_device's own struct device fit for an exporter to map for.
- * ib_device.dma_device stays NULL, so the RDMA core and its clients go on
- * treating rxe as a device that takes virtual addresses.
+ * Prepare the ib_device's own struct device for mappings by an exporter.
+ * ib_device.dma_device stays NULL, so the RDMA core and its clients still treat
+ * rxe as a device that takes virtual addresses.
  */
 int rxe_dmabuf_init_device(struct ib_device *ibdev)
 {
@@ -122,8 +120,8 @@ int rxe_dmabuf_init_device(struct ib_device *ibdev)
 }
 
 /*
- * What an MR holds of its dma-buf. rereg_user_mr wants a umem, to learn whether
- * the MR was registered for writing.
+ * The dma-buf of an MR. It contains a umem because rereg_user_mr reads from the
+ * umem whether the MR was registered for writing.
  */
 struct rxe_umem_dmabuf {
 	struct ib_umem umem;
@@ -134,10 +132,10 @@ struct rxe_umem_dmabuf {
 /*
  * Attach to the dma-buf and map it.
  *
- * The core's own ib_umem_dmabuf_get_pinned() attaches as a dynamic importer
- * capable of peer-to-peer, which invites an exporter to leave the buffer in
- * device memory. A static attachment makes it move the buffer to where the CPU
- * gets at it, and keeps it there.
+ * ib_umem_dmabuf_get_pinned() of the core attaches as a dynamic importer that
+ * allows peer-to-peer, so the exporter may leave the buffer in device memory. A
+ * static attachment makes it move the buffer to memory that the CPU can access,
+ * and keeps it there.
  */
 static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 						   u64 offset, u64 length,
@@ -148,7 +146,7 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	u64 end;
 	int err;
 
-	/* First of all, since fd -1 is how applications probe for the verb. */
+	/* Check the fd first: applications probe for the verb with fd -1. */
 	dmabuf = dma_buf_get(fd);
 	if (IS_ERR(dmabuf))
 		return ERR_CAST(dmabuf);
@@ -178,12 +176,11 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	}
 
 	/*
-	 * This also waits until the exporter has finished moving the buffer.
-	 * There is no dma_buf_begin_cpu_access() around rxe's copies: it may
-	 * sleep, they may not, and an MR has no end of access to bracket. The
-	 * verbs contract already leaves ordering to the application, and caches
-	 * need no care where devices snoop them; an exporter whose device does
-	 * not is one that rxe cannot serve.
+	 * This also waits until the exporter has moved the buffer. rxe's copies
+	 * do not call dma_buf_begin_cpu_access(): it may sleep, they may not,
+	 * and an access through an MR has no end. Verbs leave ordering to the
+	 * application. Coherence needs devices that snoop CPU caches; rxe does
+	 * not support exporters of other devices.
 	 */
 	umem_dmabuf->sgt = dma_buf_map_attachment_unlocked(umem_dmabuf->attach,
 							   DMA_BIDIRECTIONAL);
@@ -204,8 +201,8 @@ err_put:
 }
 
 /*
- * Release the umem of any user MR. rxe_mr_cleanup() calls this once the last
- * packet has let go of the MR, in a context that may sleep.
+ * Release the umem of any user MR. rxe_mr_cleanup() calls this after the last
+ * packet has released the MR, in a context that may sleep.
  */
 void rxe_umem_release(struct ib_umem *umem)
 {
@@ -227,11 +224,11 @@ void rxe_umem_release(struct ib_umem *umem)
 }
 
 /*
- * Enter the pages that offset .. offset + length touches.
+ * Enter the pages of the range offset .. offset + length.
  *
- * sg->offset may exceed a page: udmabuf describes page n of a huge folio as
- * the folio's head page plus n pages of offset. The sg_page_iter family counts
- * such an entry as n + 1 pages, hence the walk by pfn.
+ * sg->offset may exceed a page: udmabuf describes page n of a huge folio as the
+ * folio's head page plus an offset of n pages. The sg_page_iter functions count
+ * such an entry as n + 1 pages, so walk by pfn.
  */
 static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 				 u64 offset, u64 length)
@@ -241,7 +238,7 @@ static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 	struct scatterlist *sg;
 	unsigned int i;
 
-	/* One array for a huge buffer is beyond kmalloc(): 1 GiB needs 4 MiB. */
+	/* Too large for kmalloc() for a huge buffer: 1 GiB needs 4 MiB. */
 	mr->page_info = kvcalloc(left, sizeof(*mr->page_info),
 				 GFP_KERNEL | __GFP_NOWARN);
 	if (!mr->page_info)
@@ -263,7 +260,7 @@ static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 			continue;
 		}
 
-		/* A PCI BAR, with or without struct pages, is not memory. */
+		/* Never copy through a PCI BAR, even with struct pages. */
 		if (!page || is_pci_p2pdma_page(page))
 			return -EOPNOTSUPP;
 
@@ -279,7 +276,7 @@ static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 			return 0;
 	}
 
-	/* The exporter mapped less than the size it declared. */
+	/* The exporter mapped less than the size of the buffer. */
 	return -EINVAL;
 }
 
@@ -314,7 +311,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 	if (err)
 		goto err_free;
 
-	/* From here on rxe_mr_cleanup() puts the PD and releases the umem. */
+	/* From here rxe_mr_cleanup() puts the PD and releases the umem. */
 	rxe_get(pd);
 	mr->ibmr.pd = ibpd;
 	mr->ibmr.device = ibpd->device;
@@ -326,7 +323,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 	if (err)
 		goto err_cleanup;
 
-	/* uverbs fills in these two for reg_user_mr only. */
+	/* uverbs sets these two for reg_user_mr only. */
 	mr->ibmr.iova = iova;
 	mr->ibmr.length = length;
 	mr->ibmr.type = IB_MR_TYPE_USER;

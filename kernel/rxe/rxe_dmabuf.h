@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Soft-RoCE memory regions over dma-bufs: what the hooks in rxe call.
+ * Soft-RoCE memory regions over dma-bufs: the functions that the hooks call.
  */
 
 #ifndef RXE_DMABUF_H
@@ -10,7 +10,10 @@
 #include <rdma/ib_umem.h>
 #include <rdma/ib_verbs.h>
 
-/* Linux 7 hands TLP processing hints (a "DMA handle") to every registration. */
+/*
+ * A registration has a DMA handle (TLP processing hints) since 6.17. The hooks
+ * fit 6.12 and 7 only, so the test for 7 is enough.
+ */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
 #define RXE_DMAH_PARAM	struct ib_dmah *dmah,
 #else
