@@ -183,6 +183,11 @@ pub(super) struct Message {
 impl Job {
     /// Starts a request that was [checked](Request::check) for messages of this size.
     pub(super) fn new(request: Request, message_size: u64) -> Self {
+        // An atomic is one message of 8 bytes.
+        let message_size = match request.opcode() {
+            Opcode::FetchAdd | Opcode::CompareSwap => 8,
+            _ => message_size,
+        };
         Self {
             local: request.local.as_ref().map(SliceCursor::new),
             remote: request.remote.as_ref().map_or(RemoteCursor::NONE, RemoteCursor::new),
@@ -311,6 +316,21 @@ mod tests {
             assert!(!job.is_same_recv(&other, message_size), "{other:?}");
         }
         assert!(Job::new(Request::recv_imm(), 20).is_same_recv(&Request::recv_imm(), 20));
+    }
+
+    #[test]
+    fn an_atomic_is_one_message_of_any_message_size() {
+        let region = fake::region(8, Access::all());
+        let requests = [
+            Request::fetch_add(&region, region.remote(), 1),
+            Request::compare_swap(&region, region.remote(), 0, 1),
+        ];
+        for request in requests {
+            request.check(region.domain(), 4, 1).unwrap();
+            let mut job = Job::new(request, 4);
+            assert_eq!(job.next_message(&mut [ffi::ibv_sge::default()]).bytes, 8);
+            assert!(job.is_whole());
+        }
     }
 
     proptest! {
