@@ -64,7 +64,6 @@ impl BufferId {
     }
 
     /// The inode, which identifies a buffer within one machine.
-    #[inline]
     pub(crate) fn inode(self) -> u64 {
         self.inode
     }
@@ -123,20 +122,17 @@ impl DmaBuf {
     }
 
     /// Size of the buffer in bytes, a multiple of the page size.
-    #[inline]
     pub fn size(&self) -> u64 {
         self.size
     }
 
     /// The buffer's identity, equal for all its descriptors.
-    #[inline]
     pub fn id(&self) -> BufferId {
         self.id
     }
 
     /// Whether the descriptor is open for reading and writing. The export fixed the mode. This library
     /// registers no write access through a read-only descriptor.
-    #[inline]
     pub fn is_writable(&self) -> bool {
         self.writable
     }
@@ -203,7 +199,6 @@ impl DmaBuf {
 }
 
 impl AsFd for DmaBuf {
-    #[inline]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
