@@ -16,6 +16,7 @@ mod layers;
 mod lock;
 mod process;
 mod project;
+mod provider;
 mod size;
 mod test;
 mod ui;

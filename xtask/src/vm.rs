@@ -4,6 +4,7 @@ use crate::guest::{self, Guest, Job, Outcome, terminal};
 use crate::host::{self, Need};
 use crate::kernel::{self, rxe::Rxe};
 use crate::lavapipe;
+use crate::provider::Provider;
 use crate::size::Size;
 use crate::ui;
 use anyhow::Result;
@@ -28,6 +29,9 @@ pub struct Args {
     /// The rdma_rxe module: Debian's, or the one with dma-buf import
     #[arg(long, value_enum, default_value = "dmabuf")]
     rxe: Rxe,
+    /// The libibverbs and providers that programs load [default: dmabuf, with --rxe stock debian]
+    #[arg(long, value_enum)]
+    provider: Option<Provider>,
     /// Memory of the guest; the host allocates it on first use
     #[arg(long, default_value = "4G")]
     mem: Size,
@@ -69,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let terminal = !args.no_terminal && terminal::present();
     let default = if terminal { 0 } else { 600 };
     let timeout = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
-    let guest = Guest {
+    let mut guest = Guest {
         kernel: kernel::lines::by_name(&args.kernel)?,
         cpus: args.cpus,
         append: args.append,
@@ -79,6 +83,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         out: args.out,
         ..Guest::new(args.rxe, args.mem)
     };
+    guest.provider = args.provider.unwrap_or(guest.provider);
     let mut job = Job::new(args.command)?;
     if args.vulkan {
         for (name, value) in lavapipe::environment()? {

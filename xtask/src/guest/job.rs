@@ -72,6 +72,16 @@ impl Job {
         self
     }
 
+    /// Puts a folder before those in which the dynamic linker looks.
+    pub fn library_path(self, folder: &Path) -> Job {
+        const NAME: &str = "LD_LIBRARY_PATH";
+        let mut value = folder.to_string_lossy().into_owned();
+        if let Some((_, others)) = self.environment.iter().find(|(name, _)| name == NAME) {
+            value += &format!(":{others}");
+        }
+        self.env(NAME, &value)
+    }
+
     /// The job as a shell script.
     fn script(&self) -> String {
         let mut text = String::new();

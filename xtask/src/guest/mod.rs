@@ -22,6 +22,7 @@ pub use job::Job;
 use crate::kernel::rxe::{self, Rxe};
 use crate::kernel::{self, Kernel};
 use crate::process::tail;
+use crate::provider::{self, Provider};
 use crate::size::Size;
 use anyhow::{Result, bail};
 use qemu::{Machine, Started};
@@ -39,6 +40,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 pub struct Guest {
     pub kernel: &'static Kernel,
     pub rxe: Rxe,
+    pub provider: Provider,
     pub memory: Size,
     pub cpus: u32,
     pub append: Vec<String>,
@@ -94,6 +96,11 @@ impl Guest {
         Guest {
             kernel: &kernel::lines::LINUX_6_12,
             rxe,
+            // Without dma-buf import it would change nothing.
+            provider: match rxe {
+                Rxe::Stock => Provider::Debian,
+                Rxe::Dmabuf => Provider::Dmabuf,
+            },
             memory,
             cpus: 2,
             append: Vec::new(),
@@ -117,6 +124,10 @@ impl Guest {
         let run = RunDir::new()?;
         let accel = accel::choose(&kernel.image(), &initramfs)?;
         let (rows, columns) = terminal::size();
+        let mut job = job.clone().env("DMABUF_RDMA_PROVIDER", self.provider.name());
+        if self.provider == Provider::Dmabuf {
+            job = job.library_path(&provider::libraries()?);
+        }
         job.write(
             &run.share(),
             &[
