@@ -117,7 +117,13 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
         // SAFETY: the argument of this request begins with a header.
         let header = unsafe { argument.cast::<abi::Header>().read() };
         match (header.object_id, header.method_id) {
-            (abi::OBJECT_MR, abi::MR_REG_DMABUF) => Some(Command::Register),
+            (abi::OBJECT_MR, abi::MR_REG_DMABUF) => {
+                // A probe has no descriptor and is no registration.
+                // SAFETY: the argument points to a uverbs command.
+                let attributes = unsafe { attributes(argument) };
+                let fd = attributes.iter().find(|a| a.attr_id == abi::REG_DMABUF_MR_FD);
+                fd.is_some_and(|fd| fd.data as i32 >= 0).then_some(Command::Register)
+            }
             (abi::OBJECT_MR, abi::MR_DESTROY) => Some(Command::Deregister),
             _ => None,
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use dmabuf_rdma::DmaBuf;
-use dmabuf_rdma::mr::{Access, MemoryRegion};
+use dmabuf_rdma::mr::{Access, MemoryRegion, Path, probe};
 use dmabuf_rdma::verbs::{
     Completion, CompletionQueue, CompletionStatus, Context, Device, Operation, ProtectionDomain, QueuePair,
     QueuePairOptions, RemoteAddr, Sge, devices,
@@ -27,6 +27,17 @@ pub fn device() -> Device {
 #[track_caller]
 pub fn domain() -> ProtectionDomain {
     ProtectionDomain::new(&device().open().expect("open")).expect("protection domain")
+}
+
+/// The path that registers a dma-buf here by default. `cargo xtask` states the provider; on a machine's own device
+/// the probe decides.
+#[track_caller]
+pub fn import_path() -> Path {
+    match std::env::var("DMABUF_RDMA_PROVIDER").as_deref() {
+        Ok("dmabuf") => Path::Verbs,
+        Ok("debian") => Path::Uverbs,
+        _ => probe(&device().open().expect("open")).expect("a device that imports dma-bufs"),
+    }
 }
 
 /// The place of a byte range of a region, as its peer names it.

@@ -1,27 +1,27 @@
 //! The bytes of every exporter and layout, compared at the far end.
 
 use dmabuf_rdma::DmaSg;
-use dmabuf_rdma::mr::{Access, MemoryRegion, Path};
+use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::{self, Operation};
 
 use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap};
-use crate::common::peers::{Peers, remote_addr};
+use crate::common::peers::{Peers, import_path, remote_addr};
 use crate::common::{assert_same, bytes, contents, pattern};
 
 #[test]
 fn every_byte_of_every_exporter() {
-    every_kind().iter().for_each(|kind| bytes::whole_buffer(Path::Uverbs, kind));
+    every_kind().iter().for_each(|kind| bytes::whole_buffer(import_path(), kind));
 }
 
 #[test]
 fn odd_ranges_with_their_own_iova() {
-    every_kind().iter().for_each(|kind| bytes::odd_range(Path::Uverbs, kind));
+    every_kind().iter().for_each(|kind| bytes::odd_range(import_path(), kind));
 }
 
 #[test]
 fn sends_and_atomics() {
-    every_kind().iter().for_each(|kind| bytes::send_and_atomics(Path::Uverbs, kind));
+    every_kind().iter().for_each(|kind| bytes::send_and_atomics(import_path(), kind));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use dmabuf_rdma::RegionSet;
 use dmabuf_rdma::exporter::PageKind;
 use dmabuf_rdma::mr::{Access, MemoryRegion, RegionCache};
-use dmabuf_rdma::observe::{self, Gauges, RegionGauges, gauges};
+use dmabuf_rdma::observe::{self, RegionGauges, gauges};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -16,7 +16,7 @@ use tracing_core::span::Current;
 
 use crate::common::buffers::{heap, udmabuf};
 use crate::common::census::regions;
-use crate::common::peers::domain;
+use crate::common::peers::{domain, import_path};
 
 #[test]
 fn the_gauges_count_what_the_process_holds() {
@@ -40,11 +40,14 @@ fn the_gauges_count_what_the_process_holds() {
     let now = gauges();
     let more =
         |now: RegionGauges, before: RegionGauges| (now.regions - before.regions, now.bytes - before.bytes);
-    assert_eq!(more(now.uverbs, before.uverbs), (6, 4096 + (1 << 20) + 8192));
-    assert_eq!(more(now.host_mapping, before.host_mapping), (1, 1 << 20));
-    for path in ["Verbs", "VerbsEx", "DataDirect"] {
-        let of = |gauges: Gauges| gauges.by_path().find(|(name, _)| *name == path).unwrap().1;
-        assert_eq!(more(of(now), of(before)), (0, 0), "{path}");
+    let import = import_path().to_string();
+    for ((path, now), (_, before)) in now.by_path().zip(before.by_path()) {
+        let expected = match path {
+            "HostMapping" => (1, 1 << 20),
+            path if path == import => (6, 4096 + (1 << 20) + 8192),
+            _ => (0, 0),
+        };
+        assert_eq!(more(now, before), expected, "{path}");
     }
     assert_eq!(more(now.regions(), before.regions()).0, (regions() - counted) as u64);
     // The buffer's descriptor, and one for each chunk.
@@ -68,8 +71,9 @@ fn the_gauges_count_what_the_process_holds() {
         })
         .collect();
     let gauge = |value: u64| DebugValue::Gauge((value as f64).into());
-    assert_eq!(seen["dmabuf_rdma_regions Uverbs"], gauge(now.uverbs.regions));
-    assert_eq!(seen["dmabuf_rdma_mapped_bytes Uverbs"], gauge(now.uverbs.bytes));
+    let used = now.by_path().find(|(name, _)| *name == import).unwrap().1;
+    assert_eq!(seen[&format!("dmabuf_rdma_regions {import}")], gauge(used.regions));
+    assert_eq!(seen[&format!("dmabuf_rdma_mapped_bytes {import}")], gauge(used.bytes));
     assert_eq!(seen["dmabuf_rdma_fds "], gauge(now.fds));
     assert_eq!(seen["dmabuf_rdma_cache_hits "], DebugValue::Counter(now.cache.hits));
 
@@ -181,7 +185,7 @@ fn spans_report_each_step_and_its_duration() {
     assert_eq!((field(0, "size"), field(0, "buffer")), ("1048576".into(), inode.clone()));
     assert!(field(0, "exporter").contains("system"));
     for at in [1, 2] {
-        assert_eq!((field(at, "device"), field(at, "path")), ("\"rxe0\"".into(), "Uverbs".into()));
+        assert_eq!((field(at, "device"), field(at, "path")), ("\"rxe0\"".into(), import_path().to_string()));
         assert_eq!((field(at, "offset"), field(at, "length")), ("4096".into(), "8192".into()));
         assert_eq!((field(at, "lkey"), field(at, "buffer")), (key.clone(), inode.clone()));
     }

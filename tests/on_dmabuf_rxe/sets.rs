@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use dma_sg::RangeError;
 use dmabuf_rdma::exporter::PageKind;
-use dmabuf_rdma::mr::{Access, DeregisterError, Path, RegionSlice, RegisterError, SetError};
+use dmabuf_rdma::mr::{Access, DeregisterError, RegionSlice, RegisterError, SetError};
 use dmabuf_rdma::verbs::{Device, Operation, ProtectionDomain};
 use dmabuf_rdma::{DmaBuf, Iova, RegionSet, dmabuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,7 +14,7 @@ use crate::common::buffers::{every_kind, heap, udmabuf};
 use crate::common::census::{Census, dma_bufs, fds, regions};
 use crate::common::faults::{Command, Fault};
 use crate::common::link::Link;
-use crate::common::peers::{Peers, domain};
+use crate::common::peers::{Peers, domain, import_path};
 use crate::common::{assert_same, contents, pattern};
 
 const CHUNK: u64 = 256 << 10;
@@ -64,7 +64,7 @@ fn every_byte_of_every_exporter_moves_in_chunks() {
             source.map().unwrap().write(0, &bytes).unwrap();
             let set = RegionSet::builder(&subject).access(Access::REMOTE).chunk_size(CHUNK);
             let set = set.register(&peers.domain).unwrap();
-            assert_eq!((set.chunks().len() as u64, set.path()), (set.len() / CHUNK, Path::Uverbs));
+            assert_eq!((set.chunks().len() as u64, set.path()), (set.len() / CHUNK, import_path()));
             assert_covered(&set);
             // The chunks of the two sets end at different offsets.
             let from = RegionSet::builder(&source).chunk_size(3 * CHUNK).register(&peers.domain).unwrap();

@@ -11,12 +11,12 @@ use dma_sg::pci::{self, Bar, BarRefusal, PciAddress, Sysfs};
 use dma_sg::{DmaSg, RangeError};
 use dmabuf_rdma::dmabuf;
 use dmabuf_rdma::exporter::{VfioDevice, VfioError};
-use dmabuf_rdma::mr::{MemoryRegion, Path, RegisterError, probe};
+use dmabuf_rdma::mr::{MemoryRegion, RegisterError, probe};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::assert_refused;
 use crate::common::census::Census;
-use crate::common::peers::domain;
+use crate::common::peers::{domain, import_path};
 use crate::common::system::{driven_by, modprobe};
 
 /// The BAR of ivshmem's memory, and that of its registers, which has 256 bytes.
@@ -150,7 +150,7 @@ fn soft_roce_refuses_memory_without_pages() {
     let refused = MemoryRegion::builder(&domain, &buffer).register();
     let message = assert_refused!(refused, RegisterError::MemoryWithoutPages { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP));
     assert!(message.contains("rxe0 imports dma-bufs") && message.contains("vfio_pci_core"), "{message}");
-    assert_eq!(probe(domain.context()).unwrap(), Path::Uverbs);
+    assert_eq!(probe(domain.context()).unwrap(), import_path());
     drop(buffer);
     census.assert_unchanged();
 }

@@ -2,12 +2,11 @@
 //! buffer, not in a bounce page that is thrown away.
 
 use dma_sg::device_view::{self, DeviceView, DmaDevice};
-use dmabuf_rdma::mr::Path;
 
 use crate::assert_refused;
 use crate::common::buffers::{driver_kinds, heap, udmabuf_kinds};
 use crate::common::census::Census;
-use crate::common::peers::Peers;
+use crate::common::peers::{Peers, import_path};
 use crate::common::system::{driven_by, modprobe};
 use crate::common::{assert_same, bytes, pattern};
 
@@ -19,12 +18,12 @@ fn the_kernel_does_bounce() {
 
 #[test]
 fn every_byte_of_every_drivers_buffer() {
-    driver_kinds().iter().for_each(|kind| bytes::whole_buffer(Path::Uverbs, kind));
+    driver_kinds().iter().for_each(|kind| bytes::whole_buffer(import_path(), kind));
 }
 
 #[test]
 fn odd_ranges_with_an_iova_of_their_own() {
-    driver_kinds().iter().for_each(|kind| bytes::odd_range(Path::Uverbs, kind));
+    driver_kinds().iter().for_each(|kind| bytes::odd_range(import_path(), kind));
 }
 
 /// The addresses would be those of bounce buffers; the module's own device has none and shows the pages.

@@ -11,6 +11,7 @@ mod rows;
 use crate::guest::{Guest, Job};
 use crate::host::{self, Need};
 use crate::kernel::rxe::Rxe;
+use crate::provider::Provider;
 use crate::size::Size;
 use crate::{cargo, project, ui, vm};
 use anyhow::{Context, Result, bail};
@@ -224,6 +225,8 @@ impl Part {
                     cpus: shape.cpus,
                     timeout: Some(shape.timeout),
                     out: Some(home.to_path_buf()),
+                    // The kernel's command is measured, without a provider's additions.
+                    provider: Provider::Debian,
                     ..Guest::new(shape.rxe, shape.memory)
                 };
                 in_the_guest(&guest, program, &arguments, &lines)?

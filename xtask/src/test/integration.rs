@@ -10,6 +10,7 @@ use crate::guest::{Guest, Job};
 use crate::kernel::lines::{self, Kernel};
 use crate::kernel::rxe::Rxe;
 use crate::kernel::{self, NotOffered};
+use crate::provider::Provider;
 use crate::size::Size;
 use crate::{cargo, lavapipe, process, project, ui, vm};
 use anyhow::Result;
@@ -24,6 +25,19 @@ pub const TARGET: &str = "integration";
 const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
+/// A provider without ibv_reg_dmabuf_mr, and the tests that then register through the kernel's command.
+const DEBIAN_PROVIDER: &str = "on_debian_provider::";
+const REGISTRATION: &[&str] = &[
+    DEBIAN_PROVIDER,
+    "on_dmabuf_rxe::data::",
+    "on_dmabuf_rxe::handles::",
+    "on_dmabuf_rxe::newer::",
+    "on_dmabuf_rxe::observe::",
+    "on_dmabuf_rxe::protection::",
+    "on_dmabuf_rxe::self_check::",
+    "on_dmabuf_rxe::sets::",
+    "on_dmabuf_rxe::support::",
+];
 const SWIOTLB: &str = "on_swiotlb::";
 const IOMMU: &str = "on_iommu::";
 const PCI: &str = "on_pci::";
@@ -33,10 +47,12 @@ const GPU: &str = "on_gpu::";
 /// The GPU tests that also need an RDMA device.
 const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
-const MODULES: &[&str] = &[ANY, STOCK, DMABUF, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
+#[cfg(test)]
+const MODULES: &[&str] =
+    &[ANY, STOCK, DMABUF, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
 
 /// The modules that need a special guest.
-const NEED_A_GUEST: &[&str] = &[STOCK, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
+const NEED_A_GUEST: &[&str] = &[STOCK, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
 
 /// An IOMMU, a device behind it, and a device that bypasses it through a second host bridge. Interrupt
 /// remapping is off: it needs another interrupt controller under KVM, and its timer check fails on a busy
@@ -118,6 +134,8 @@ struct Place {
     kernel: &'static Kernel,
     /// `None` for this machine itself.
     guest: Option<(Rxe, Size)>,
+    /// The provider, if it is not the usual one of the guest.
+    provider: Option<Provider>,
     /// Extra parameters for the guest kernel's command line.
     append: &'static [&'static str],
     /// Extra arguments for QEMU.
@@ -133,6 +151,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         name,
         kernel,
         guest,
+        provider: None,
         append,
         qemu: &[],
         modules: modules.to_vec(),
@@ -148,6 +167,10 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     vec![
         place("Stock guest", Some((Rxe::Stock, Size::gib(3))), &[], &[ANY, STOCK]),
         place("dma-buf guest", Some((Rxe::Dmabuf, memory)), &[], &dmabuf),
+        Place {
+            provider: Some(Provider::Debian),
+            ..place("Debian's provider", Some((Rxe::Dmabuf, Size::gib(7))), &[], REGISTRATION)
+        },
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
         Place {
             qemu: &[BEHIND_AN_IOMMU],
@@ -182,7 +205,8 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     }
     for place in places {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
-        if !list.iter().any(wanted) {
+        let tests: Vec<&String> = list.iter().filter(|name| wanted(name)).collect();
+        if tests.is_empty() {
             ui::note("Skipped", &format!("{}: no test to run there", place.name));
             continue;
         }
@@ -194,14 +218,12 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             }
             ui::note("Skipped", &format!("{}: {error}", place.name));
             let reason = "this machine's Debian mirror has no such kernel";
-            summary
-                .skipped
-                .extend(list.iter().filter(|name| wanted(name)).map(|name| (name.clone(), reason)));
+            summary.skipped.extend(tests.into_iter().map(|name| (name.clone(), reason)));
             unavailable.extend(place.modules.iter());
             continue;
         }
         // Run the other guests even if one fails.
-        let report = place.run(args, &binary, summary)?;
+        let report = place.run(args, &binary, &tests, summary)?;
         all.add(&report);
     }
     for name in list.iter().filter(|name| chosen(args, name)) {
@@ -228,7 +250,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 
 /// The GPU of this machine, with its real driver.
 fn gpu_place(kernel: &'static Kernel) -> Place {
-    Place { name: "GPU", kernel, guest: None, append: &[], qemu: &[], modules: vec![GPU] }
+    Place { name: "GPU", kernel, guest: None, provider: None, append: &[], qemu: &[], modules: vec![GPU] }
 }
 
 /// Whether this machine has an RDMA device.
@@ -243,16 +265,14 @@ fn chosen(args: &Args, name: &str) -> bool {
 impl Place {
     /// Runs the tests of this place. A failure goes into the summary; an error
     /// ends all runs.
-    fn run(&self, args: &Args, binary: &Path, summary: &mut Summary) -> Result<Report> {
+    fn run(&self, args: &Args, binary: &Path, tests: &[&String], summary: &mut Summary) -> Result<Report> {
         let start = Instant::now();
-        let mut words = vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into()];
-        for name in MODULES.iter().filter(|name| !self.modules.contains(name)) {
-            words.extend(["--skip".to_string(), name.to_string()]);
-        }
+        let mut words =
+            vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into(), "--exact".into()];
+        words.extend(tests.iter().map(|name| name.to_string()));
         if self.guest.is_none() && !rdma_device() {
             words.extend(["--skip".to_string(), GPU_REGISTERED.to_string()]);
         }
-        words.extend(args.filter.iter().cloned());
         let (output, success) = match self.guest {
             None => {
                 let mut command = Command::new(binary);
@@ -261,7 +281,7 @@ impl Place {
             }
             Some((rxe, memory)) => {
                 let timeout = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
-                let guest = Guest {
+                let mut guest = Guest {
                     kernel: self.kernel,
                     timeout: Some(Duration::from_secs(timeout)),
                     append: self.append.iter().map(|word| word.to_string()).collect(),
@@ -269,9 +289,10 @@ impl Place {
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
+                guest.provider = self.provider.unwrap_or(guest.provider);
                 let mut job = Job::new(words)?.for_tests();
                 job.directory = project::root().to_path_buf();
-                if self.modules.contains(&DMABUF) {
+                if self.modules.contains(&DMABUF) || self.modules == REGISTRATION {
                     for (name, value) in lavapipe::environment()? {
                         job = job.env(&name, &value);
                     }
