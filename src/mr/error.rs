@@ -258,7 +258,8 @@ pub enum DeregisterError {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SelfCheckError {
-    /// The queue pair or the scratch page for the check could not be created.
+    /// The queue pair or the scratch page for the check could not be created, or the device lacks the operation that
+    /// the check needs: the WRITE, or the READ for a region that a peer may read or only this side may write.
     #[error(transparent)]
     Setup(verbs::Error),
     /// A transfer failed.

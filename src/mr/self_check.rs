@@ -143,7 +143,13 @@ fn failed(
     offset: u64,
 ) -> impl FnOnce(verbs::Error) -> SelfCheckError {
     let (device, path) = (region.domain().context().device_name().into(), region.path());
-    move |source| SelfCheckError::Transfer { device, path, step, offset, source: Box::new(source) }
+    move |source| match source {
+        verbs::Error::Completion { .. } | verbs::Error::Timeout { .. } => {
+            SelfCheckError::Transfer { device, path, step, offset, source: Box::new(source) }
+        }
+        // Nothing was transferred, which says nothing about the memory: a device without READs, a full queue.
+        source => SelfCheckError::Setup(source),
+    }
 }
 
 /// A registered page of our own.

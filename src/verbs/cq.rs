@@ -69,8 +69,9 @@ impl CompletionQueue {
     /// Creates a queue for at least `depth` completions, with a completion channel.
     ///
     /// # Errors
-    /// [`Error::Device`]: `EINVAL` for a depth of 0 or above the device's
-    /// [`max_cqe`](super::Limits::max_cqe); `ENOMEM`; `EMFILE` for the channel.
+    /// - [`Error::Device`]: `EINVAL` for a depth of 0 or above the device's
+    ///   [`max_cqe`](super::Limits::max_cqe); `ENOMEM`; `EMFILE` for the channel.
+    /// - [`Error::Unavailable`] (`EOPNOTSUPP`): the device notifies of no completions, such as an older efa.
     #[doc(alias("ibv_create_cq", "ibv_create_comp_channel"))]
     pub fn new(context: &Context, depth: u32) -> Result<Self> {
         // SAFETY: the context is open.
@@ -92,6 +93,14 @@ impl CompletionQueue {
             Err(source) => {
                 // SAFETY: the channel was created above, and no queue uses it.
                 unsafe { ffi::ibv_destroy_comp_channel(channel.as_ptr()) };
+                if source.raw_os_error() == Some(libc::EOPNOTSUPP) {
+                    return Err(Error::Unavailable {
+                        device: context.device_name().into(),
+                        operation: "notification of completions",
+                        needs: "a NIC and a driver with it (an older efa can only be polled)",
+                        source: Some(source.into()),
+                    });
+                }
                 Err(context.failed(format!("create a completion queue of {depth} entries"))(source))
             }
         }

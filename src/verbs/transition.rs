@@ -17,7 +17,14 @@ pub(crate) struct Depth {
 impl Depth {
     /// As many as the caller wants and the device can.
     pub(super) fn new(wanted: u8, limits: &Limits) -> Self {
-        Self { responder: wanted.min(limits.max_rd_atomic), initiator: wanted.min(limits.max_init_rd_atomic) }
+        let Limits { max_rd_atomic, max_init_rd_atomic, .. } = *limits;
+        // bnxt_re_modify_qp compares the responder with the initiator's limit; a device that initiates none still
+        // serves.
+        let of_driver = if max_init_rd_atomic > 0 { max_init_rd_atomic } else { u8::MAX };
+        Self {
+            responder: wanted.min(max_rd_atomic).min(of_driver),
+            initiator: wanted.min(max_init_rd_atomic),
+        }
     }
 }
 
@@ -131,8 +138,10 @@ mod tests {
             let Depth { responder, initiator } = Depth::new(wanted, &limits);
             (responder, initiator)
         };
-        assert_eq!(depth(16, 1, 16), (16, 1));
         assert_eq!(depth(1, 16, 16), (1, 16));
+        // A driver may compare the responder with either limit.
+        assert_eq!(depth(16, 4, 16), (4, 4));
+        assert_eq!(depth(16, 0, 16), (16, 0));
         assert_eq!(depth(128, 4, 2), (2, 2));
         assert_eq!(depth(0, -1, 255), (0, 0));
         assert_eq!(depth(i32::MAX, 300, 255), (255, 255));

@@ -90,6 +90,35 @@ impl Drop for WrongKeys {
     }
 }
 
+/// What a kernel's driver supports, for registrations of dma-bufs by any path.
+#[derive(Clone, Copy)]
+pub struct Driver {
+    pub access: u32,
+    /// The errno for other flags.
+    pub errno: c_int,
+    /// The errno for every dma-buf; 0 for none.
+    pub dmabuf_errno: c_int,
+}
+
+static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
+
+/// Makes the kernel refuse what this driver does not support; `None` for rxe itself.
+pub fn set_driver(driver: Option<Driver>) {
+    *DRIVER.lock().unwrap() = driver;
+}
+
+impl Driver {
+    /// The errno for a registration, as a driver decides: the flags come before the descriptor.
+    fn refuses(self, attributes: &[abi::Attribute]) -> Option<c_int> {
+        let value = |id| attributes.iter().find(|a| a.attr_id == id).map_or(0, |a| a.data as u32);
+        if value(abi::REG_DMABUF_MR_ACCESS_FLAGS) & !self.access != 0 {
+            return Some(self.errno);
+        }
+        let known = value(abi::REG_DMABUF_MR_FD) as c_int >= 0;
+        Some(self.dmabuf_errno).filter(|&errno| known && errno != 0)
+    }
+}
+
 /// The attributes of a command.
 ///
 /// # Safety
@@ -121,6 +150,12 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
                 // A probe has no descriptor and is no registration.
                 // SAFETY: the argument points to a uverbs command.
                 let attributes = unsafe { attributes(argument) };
+                let driver = *DRIVER.lock().unwrap();
+                if let Some(errno) = driver.and_then(|driver| driver.refuses(&attributes)) {
+                    // SAFETY: this is the address of this thread's errno.
+                    unsafe { *libc::__errno_location() = errno };
+                    return -1;
+                }
                 let fd = attributes.iter().find(|a| a.attr_id == abi::REG_DMABUF_MR_FD);
                 fd.is_some_and(|fd| fd.data as i32 >= 0).then_some(Command::Register)
             }

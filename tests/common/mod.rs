@@ -9,6 +9,7 @@ pub mod gpu;
 pub mod kcore;
 pub mod link;
 pub mod peers;
+pub mod profile;
 pub mod system;
 pub mod wire;
 

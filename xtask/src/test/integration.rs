@@ -25,6 +25,8 @@ pub const TARGET: &str = "integration";
 const ANY: &str = "on_any_rxe::";
 const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
+/// The provider pretends to be other devices.
+const PROFILES: &str = "on_profiles::";
 /// A provider without ibv_reg_dmabuf_mr, and the tests that then register through the kernel's command.
 const DEBIAN_PROVIDER: &str = "on_debian_provider::";
 const REGISTRATION: &[&str] = &[
@@ -49,10 +51,10 @@ const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
 #[cfg(test)]
 const MODULES: &[&str] =
-    &[ANY, STOCK, DMABUF, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
+    &[ANY, STOCK, DMABUF, PROFILES, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
 
 /// The modules that need a special guest.
-const NEED_A_GUEST: &[&str] = &[STOCK, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
+const NEED_A_GUEST: &[&str] = &[STOCK, PROFILES, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
 
 /// An IOMMU, a device behind it, and a device that bypasses it through a second host bridge. Interrupt
 /// remapping is off: it needs another interrupt controller under KVM, and its timer check fails on a busy
@@ -161,7 +163,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         return vec![place("Host", None, &[], &[&[ANY, DMABUF], if_long].concat())];
     }
     let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
-    let dmabuf = [&[ANY, DMABUF], if_6_12, if_long].concat();
+    let dmabuf = [&[ANY, DMABUF, PROFILES], if_6_12, if_long].concat();
     // The long tests have two buffers of 5 GiB.
     let memory = Size::gib(if long { 13 } else { 7 });
     vec![
