@@ -13,5 +13,6 @@ mod on_linux_6_12;
 mod on_linux_7;
 mod on_pci;
 mod on_profiles;
+mod on_siw;
 mod on_stock_rxe;
 mod on_swiotlb;

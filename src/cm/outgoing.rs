@@ -94,12 +94,16 @@ impl Outgoing {
         id.connect(qp_num, depth, &data).map_err(failed("request the connection"))?;
         let step = "receive a reply";
         let mut event = wait(&id, address, step, until)?;
-        if event.kind != kind::CONNECT_RESPONSE {
-            return Err(refused(event, address, step));
-        }
         let peer_mtu = mtu::take(&mut event.private_data, ANSWER);
-        start(&id, address, connection, (own_mtu, peer_mtu))?;
-        id.establish().map_err(failed("establish the connection"))?;
+        match event.kind {
+            kind::CONNECT_RESPONSE => {
+                start(&id, address, connection, (own_mtu, peer_mtu))?;
+                id.establish().map_err(failed("establish the connection"))?;
+            }
+            // The kernel's iWARP connection manager has brought the queue pair up by itself.
+            kind::ESTABLISHED if connection.domain().context().is_iwarp() => {}
+            _ => return Err(refused(event, address, step)),
+        }
         connection.set_link(Box::new(CmLink::new(id)));
         Ok(event.private_data)
     }

@@ -28,6 +28,7 @@ pub struct MemoryRegionBuilder<'a> {
     buffer: &'a DmaBuf,
     range: (Bound<u64>, Bound<u64>),
     iova: Option<Iova>,
+    default_iova: Option<Iova>,
     access: Access,
     paths: &'a [Path],
     backing: Option<&'a Backing>,
@@ -41,6 +42,7 @@ impl<'a> MemoryRegionBuilder<'a> {
             buffer,
             range: (Bound::Unbounded, Bound::Unbounded),
             iova: None,
+            default_iova: None,
             access: Access::empty(),
             paths: IMPORT,
             backing: None,
@@ -57,6 +59,11 @@ impl<'a> MemoryRegionBuilder<'a> {
     /// size. Default: the offset.
     pub fn iova(self, iova: Iova) -> Self {
         Self { iova: Some(iova), ..self }
+    }
+
+    /// The iova if the caller of [`iova`](Self::iova) chooses none and the device leaves the choice.
+    pub(super) fn default_iova(self, iova: Iova) -> Self {
+        Self { default_iova: Some(iova), ..self }
     }
 
     /// Sets the access flags. Default: none, so the device may only read.
@@ -86,7 +93,8 @@ impl<'a> MemoryRegionBuilder<'a> {
         Self { paths: &[Path::DataDirect], handle: None, ..self }
     }
 
-    /// Permits [`Path::HostMapping`] on the host pages behind the buffer, after the import paths.
+    /// Permits [`Path::HostMapping`] on the host pages behind the buffer, after the import paths. On iWARP the iova is
+    /// then the address of these pages.
     pub fn host_mapping(self, backing: &'a Backing) -> Self {
         Self { backing: Some(backing), ..self }
     }
@@ -109,7 +117,7 @@ impl<'a> MemoryRegionBuilder<'a> {
     ///   memory.
     /// - [`RegisterError::MemlockLimit`] (`ENOMEM`): HostMapping exceeds RLIMIT_MEMLOCK.
     /// - [`RegisterError::Verbs`] with [`verbs::Error::Unavailable`]: the only allowed path is VerbsEx or DataDirect,
-    ///   and this system lacks it.
+    ///   and this system lacks it; or HostMapping on iWARP with an [`iova`](Self::iova).
     /// - [`RegisterError::AccessNotPermitted`] (`EOPNOTSUPP`): the device imports dma-bufs, but does not support these
     ///   flags.
     /// - [`RegisterError::Probe`]: every path returned "not supported", and a probe without the buffer could not tell
@@ -134,7 +142,7 @@ impl<'a> MemoryRegionBuilder<'a> {
 
     fn umem(&self) -> Result<Umem> {
         let range = dma_sg::resolve_range(self.range, self.buffer.size())?;
-        let iova = self.iova.unwrap_or(Iova(range.start));
+        let iova = self.iova.or(self.default_iova).unwrap_or(Iova(range.start));
         Umem::new(self.buffer, range, iova)
     }
 
@@ -145,10 +153,11 @@ impl<'a> MemoryRegionBuilder<'a> {
         }
         let (offset, length, iova) = (umem.offset(), umem.len(), umem.iova());
         let request = Request { offset, length, iova, access: self.access };
-        let (registered, path) = match self.try_kernel(&request) {
-            Some(registered) => (registered, Path::Uverbs),
+        let (registered, path, iova) = match self.try_kernel(&request) {
+            Some(registered) => (registered, Path::Uverbs, iova),
             None => self.try_each(request)?,
         };
+        let umem = umem.at(iova);
         let kept = match path {
             Path::HostMapping => self.backing.cloned().map_or(Kept::Nothing, Kept::Backing),
             Path::VerbsEx => self.handle.cloned().map_or(Kept::Nothing, Kept::Handle),
@@ -169,25 +178,44 @@ impl<'a> MemoryRegionBuilder<'a> {
     }
 
     /// Tries the paths in order, and goes on to the next one only after "not supported".
-    fn try_each(self, request: Request) -> Result<(Registered, Path)> {
+    fn try_each(self, request: Request) -> Result<(Registered, Path, Iova)> {
         let mut refusals = Vec::new();
         if let Some(handle) = self.handle {
             handle.check(self.domain.context())?;
         }
         for &path in IMPORT.iter().chain(NEWER).filter(|path| self.paths.contains(path)) {
             match self.import(path, &request) {
-                Ok(Ok(registered)) => return Ok((registered, path)),
+                Ok(Ok(registered)) => return Ok((registered, path, request.iova)),
                 Ok(Err(refusal)) => refusals.push(refusal),
                 Err(source) => return Err(self.refused(path, &request, source)),
             }
         }
         if let Some(backing) = self.backing {
             let path = Path::HostMapping;
+            let request = self.host_request(backing, request)?;
             return path::register_host(self.domain, backing, &request)
-                .map(|registered| (registered, path))
+                .map(|registered| (registered, path, request.iova))
                 .map_err(|source| self.refused(path, &request, source));
         }
         Err(self.unsupported(refusals))
+    }
+
+    /// The request for HostMapping. siw takes no iova: a region is at the address of its pages (`siw_reg_user_mr`), which
+    /// every iWARP device permits.
+    fn host_request(&self, backing: &Backing, request: Request) -> Result<Request> {
+        if !self.domain.context().is_iwarp() {
+            return Ok(request);
+        }
+        let iova = Iova(backing.as_ptr().addr() as u64 + request.offset);
+        if self.iova.is_some_and(|chosen| chosen != iova) {
+            return Err(RegisterError::Verbs(verbs::Error::Unavailable {
+                device: self.device().into(),
+                operation: "choice of the iova for host pages",
+                needs: "InfiniBand or RoCE; on iWARP leave the iova out, and take it from the region",
+                source: None,
+            }));
+        }
+        Ok(Request { iova, ..request })
     }
 
     fn import(&self, path: Path, request: &Request) -> io::Result<Result<Registered, Refusal>> {

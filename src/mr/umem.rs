@@ -42,6 +42,11 @@ impl Umem {
         Ok(Self { buffer: buffer.id(), offset, length, iova })
     }
 
+    /// The same range at the iova that was registered.
+    pub(super) fn at(self, iova: Iova) -> Self {
+        Self { iova, ..self }
+    }
+
     /// A range of a buffer that does not exist, for tests. Its iova is its offset.
     #[cfg(test)]
     pub(super) fn fake(buffer: BufferId, range: std::ops::Range<u64>) -> Self {

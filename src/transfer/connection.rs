@@ -292,6 +292,7 @@ impl Sender {
     /// - [`Error::LengthMismatch`]: the local and the remote slice differ in length.
     /// - [`Error::RemoteAccessMissing`]: the peer's memory is not registered for the operation.
     /// - [`Error::LocalWriteMissing`]: the operation writes local memory without LOCAL_WRITE.
+    /// - [`Error::RemoteWriteMissing`]: a READ on iWARP into local memory without REMOTE_WRITE.
     /// - [`Error::ForeignRegion`]: a local region is in another protection domain than the connection.
     /// - [`Error::TooScattered`]: a message needs more elements than
     ///   [`max_sge`](QueuePairOptions::max_sge).
@@ -306,6 +307,7 @@ impl Sender {
     /// [`Error::LengthMismatch`]: super::Error::LengthMismatch
     /// [`Error::RemoteAccessMissing`]: super::Error::RemoteAccessMissing
     /// [`Error::LocalWriteMissing`]: super::Error::LocalWriteMissing
+    /// [`Error::RemoteWriteMissing`]: super::Error::RemoteWriteMissing
     /// [`Error::ForeignRegion`]: super::Error::ForeignRegion
     /// [`Error::TooScattered`]: super::Error::TooScattered
     /// [`Error::Unusable`]: super::Error::Unusable

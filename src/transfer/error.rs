@@ -51,6 +51,14 @@ pub enum Error {
         /// Offset in the local slice at which that region starts.
         offset: u64,
     },
+    /// A READ on iWARP into local memory that is registered without REMOTE_WRITE.
+    #[error(
+        "on iWARP the peer answers a READ by writing, but the region at byte {offset} of the local slice lacks REMOTE_WRITE: register it with that flag"
+    )]
+    RemoteWriteMissing {
+        /// Offset in the local slice at which that region starts.
+        offset: u64,
+    },
     /// A local region belongs to another protection domain than the connection.
     #[error(
         "the region at byte {offset} of the local slice is in another protection domain than the connection: register it in the connection's domain"
@@ -195,6 +203,7 @@ impl Error {
             Self::LengthMismatch { .. }
             | Self::RemoteAccessMissing { .. }
             | Self::LocalWriteMissing { .. }
+            | Self::RemoteWriteMissing { .. }
             | Self::ForeignRegion { .. }
             | Self::TooScattered { .. }
             | Self::ReceivePosted { .. }

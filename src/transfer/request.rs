@@ -126,6 +126,21 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Checks what iWARP needs besides: the peer answers a READ with a WRITE to the reader's memory (RFC 5040).
+    pub(super) fn check_iwarp(&self) -> Result<()> {
+        let mut offset = 0;
+        let read = self.local.iter().filter(|_| self.opcode() == Opcode::Read);
+        for segment in read.flat_map(RegionSlice::segments) {
+            if !segment.region.access().contains(Access::REMOTE_WRITE) {
+                return Err(Error::RemoteWriteMissing { offset });
+            }
+            offset += segment.length;
+        }
+        Ok(())
+    }
+}
+
 /// Checks that the regions are in `domain`, and have LOCAL_WRITE if the operation writes them.
 fn check_local(local: &RegionSlice, opcode: Opcode, domain: &ProtectionDomain, written: bool) -> Result<()> {
     let mut offset = 0;
@@ -262,6 +277,16 @@ mod tests {
             other => panic!("{other:?}"),
         }
         check_messages(&slice, Opcode::Send, 10, 1).unwrap();
+    }
+
+    #[test]
+    fn on_iwarp_a_read_needs_memory_that_the_peer_may_write() {
+        let region = |access| fake::region(100, access);
+        let (ours, theirs) = (region(Access::LOCAL_WRITE), region(Access::REMOTE));
+        let read = |local: &crate::mr::MemoryRegion| Request::read(local, theirs.remote()).check_iwarp();
+        assert!(matches!(read(&ours), Err(Error::RemoteWriteMissing { offset: 0 })));
+        read(&theirs).unwrap();
+        Request::write(&ours, theirs.remote()).check_iwarp().unwrap();
     }
 
     #[test]

@@ -271,7 +271,8 @@ fn status_hint(status: CompletionStatus, options: &QueuePairOptions) -> Option<S
         CompletionStatus::RNR_RETRY_EXC_ERR => Some(format!("rnr_retry {rnr_retry}")),
         CompletionStatus::WR_FLUSH_ERR => Some(NO_CAUSE.into()),
         CompletionStatus::REM_INV_REQ_ERR => Some(
-            "the peer's queue pair does not permit this operation; atomics need a device that has them".into(),
+            "the peer's queue pair does not permit this operation; atomics need a device that has them"
+                .into(),
         ),
         _ => None,
     }

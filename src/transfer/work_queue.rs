@@ -155,6 +155,9 @@ impl WorkQueue {
         shared.check_usable(0)?;
         shared.pair.check_depth(request.opcode())?;
         request.check(&shared.domain, message_size, shared.options.max_sge)?;
+        if shared.domain.context().is_iwarp() {
+            request.check_iwarp()?;
+        }
         if self.side == Side::Send {
             shared.check_ready()?;
         }
@@ -216,7 +219,7 @@ impl WorkQueue {
             if let Some(job) = &mut self.job {
                 job.fail();
             }
-            verbs::Error::Post { opcode: self.opcode(), source }.into()
+            self.shared.pair.post_error(self.opcode(), source).into()
         })
     }
 

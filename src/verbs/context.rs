@@ -282,6 +282,13 @@ impl Context {
         }
     }
 
+    /// Whether the device is on iWARP: no GIDs, connections by IP address only.
+    pub(crate) fn is_iwarp(&self) -> bool {
+        // SAFETY: an open context points to its device.
+        let transport = unsafe { (*(*self.inner.raw.as_ptr()).device).transport_type };
+        transport == ffi::IBV_TRANSPORT_IWARP
+    }
+
     /// Whether the provider imports dma-bufs. The first call runs `probe` and keeps its result.
     pub(crate) fn provider_imports(&self, probe: impl FnOnce() -> bool) -> bool {
         *self.inner.provider_imports.get_or_init(probe)

@@ -30,6 +30,11 @@ pub struct GidEntry {
 }
 
 impl GidEntry {
+    /// Index, GID and RoCE version, of which a queue pair's endpoint consists.
+    pub(super) fn parts(&self) -> (u8, [u8; 16], u8) {
+        (self.index, self.gid, self.roce_version)
+    }
+
     /// The IP address that a RoCE GID contains; `None` on InfiniBand and iWARP.
     pub fn address(&self) -> Option<IpAddr> {
         (self.roce_version != 0).then(|| address(&self.gid))

@@ -66,11 +66,12 @@ pub use work::{Lkey, Opcode, Operation, RemoteAddr, Rkey, Sge};
 
 pub(crate) use error::{Result, vendor};
 
-/// Checks the result of a verb that returns 0 or an errno. Some return -1 and set errno instead.
+/// Checks the result of a verb that returns 0 or an errno. Some return -1 and set errno instead, and siw's post
+/// returns the negative errno.
 fn check(code: c_int) -> io::Result<()> {
     match code {
         0 => Ok(()),
         -1 => Err(io::Error::last_os_error()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+        errno => Err(io::Error::from_raw_os_error(errno.saturating_abs())),
     }
 }

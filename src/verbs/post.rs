@@ -3,6 +3,7 @@
 //! `unsafe` is here to pass C structs to libibverbs.
 
 use std::ffi::c_int;
+use std::io;
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +25,8 @@ impl QueuePair {
     ///   [`Limits::max_sge_read`](super::Limits::max_sge_read).
     /// - [`Error::ContextMismatch`]: an element of another protection domain than the queue pair's.
     /// - [`Error::InvalidAtomic`]: an atomic on other than 8 bytes at a multiple of 8.
-    /// - [`Error::Unavailable`]: a READ or an atomic, and one side has [`rd_atomic`](super::QueuePairOptions::rd_atomic) 0.
+    /// - [`Error::Unavailable`]: a READ or an atomic, and one side has [`rd_atomic`](super::QueuePairOptions::rd_atomic)
+    ///   0; immediate data or an atomic, and the device is on iWARP without them.
     /// - [`Error::Post`]: `ENOMEM` if the queue is full, `EINVAL` if the queue pair is not connected.
     #[doc(alias = "ibv_post_send")]
     pub fn post(&self, wr_id: u64, operation: Operation, elements: &[Sge<'_>], signaled: bool) -> Result<()> {
@@ -90,7 +92,23 @@ impl QueuePair {
             *raw = element.raw();
         }
         check(post(list.as_mut_ptr(), elements.len() as c_int))
-            .map_err(|source| Error::Post { opcode, source })
+            .map_err(|source| self.post_error(opcode, source))
+    }
+
+    /// The error of a work request that the provider refused. iWARP has immediate data and atomics only since RFC
+    /// 7306, and few devices have them.
+    pub(crate) fn post_error(&self, opcode: Opcode, source: io::Error) -> Error {
+        let newer = !matches!(opcode, Opcode::Write | Opcode::Read | Opcode::Send | Opcode::Recv);
+        let refused = matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP));
+        if newer && refused && self.context.is_iwarp() {
+            return Error::Unavailable {
+                device: self.context.device_name().into(),
+                operation: "immediate data or atomics",
+                needs: "InfiniBand, RoCE, or an iWARP device with RFC 7306",
+                source: Some(source.into()),
+            };
+        }
+        Error::Post { opcode, source }
     }
 
     /// Refuses a READ or an atomic on a connection that has none in flight: the device would never send it.

@@ -11,7 +11,7 @@ use ibverbs_sys as ffi;
 
 use super::error::{Error, Result};
 use super::transition::{self, Depth};
-use super::{CompletionQueue, Context, DomainId, Endpoint, GidEntry, ProtectionDomain, check, gid};
+use super::{CompletionQueue, Context, DomainId, Endpoint, ProtectionDomain, check, gid};
 use crate::observe::Process;
 
 /// Options of a queue pair. The defaults suit one stream of large messages.
@@ -167,9 +167,11 @@ impl QueuePair {
         let port = context.port(options.port)?;
         let limits = context.limits()?;
         let depth = Depth::new(options.rd_atomic, &limits);
-        let GidEntry { index: gid_index, gid, roce_version, .. } = match options.gid_index {
-            Some(index) => context.gid(options.port, index)?,
-            None => context.best_gid(options.port)?,
+        let (gid_index, gid, roce_version) = match options.gid_index {
+            // Its GIDs name no address, and no endpoint connects it.
+            _ if context.is_iwarp() => (0, [0; 16], 0),
+            Some(index) => context.gid(options.port, index)?.parts(),
+            None => context.best_gid(options.port)?.parts(),
         };
         let mut init = ffi::ibv_qp_init_attr {
             send_cq: send.as_raw().as_ptr(),
@@ -265,7 +267,8 @@ impl QueuePair {
         unsafe { (*self.raw.as_ptr()).qp_num }
     }
 
-    /// The description that the peer needs to connect; `None` for a foreign queue pair.
+    /// The description that the peer needs to connect; `None` for a foreign queue pair. On iWARP it has no address,
+    /// and no peer takes it.
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.owned.as_ref().map(|owned| owned.endpoint)
     }
@@ -292,10 +295,19 @@ impl QueuePair {
     /// - [`Error::InvalidEndpoint`]: no queue pair can have this description, or this one can never reach it: the GIDs
     ///   are of different RoCE versions or IP families.
     /// - [`Error::ForeignQueuePair`]: another library created this queue pair.
+    /// - [`Error::Unavailable`]: the device is on iWARP, where only [`cm`](crate::cm) connects.
     /// - [`Error::Device`]: `EINVAL` if it is connected or stopped already; `ENETUNREACH` or `ETIMEDOUT` if the
     ///   kernel finds no route to the peer's GID.
     #[doc(alias = "ibv_modify_qp")]
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
+        if self.context.is_iwarp() {
+            return Err(Error::Unavailable {
+                device: self.context.device_name().into(),
+                operation: "connection by Endpoint",
+                needs: "InfiniBand or RoCE; on iWARP connect by IP address (cm::Listener, cm::Outgoing)",
+                source: None,
+            });
+        }
         peer.check()?;
         let Some(owned) = &self.owned else {
             return Err(Error::ForeignQueuePair { qp_num: self.number() });

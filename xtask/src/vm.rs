@@ -29,6 +29,9 @@ pub struct Args {
     /// The rdma_rxe module: Debian's, or the one with dma-buf import
     #[arg(long, value_enum, default_value = "dmabuf")]
     rxe: Rxe,
+    /// Soft-iWARP devices, siw0 and siw1, instead of rxe0 and rxe1
+    #[arg(long, conflicts_with = "rxe")]
+    siw: bool,
     /// The libibverbs and providers that programs load [default: dmabuf, with --rxe stock debian]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -75,6 +78,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let timeout = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
     let mut guest = Guest {
         kernel: kernel::lines::by_name(&args.kernel)?,
+        siw: args.siw,
         cpus: args.cpus,
         append: args.append,
         qemu: args.qemu_arg,

@@ -313,9 +313,10 @@ impl<'a> RegionSetBuilder<'a> {
         let iova = Iova(self.first_iova(first).0 + chunk.start);
         let builder = MemoryRegion::builder(domain, descriptor.as_ref().unwrap_or(buffer))
             .range(chunk.range())
-            .iova(iova)
+            .default_iova(iova)
             .access(self.access)
             .paths(self.paths);
+        let builder = if self.iova.is_some() { builder.iova(iova) } else { builder };
         let region = match self.backings.iter().find(|backing| backing.buffer() == buffer.id()) {
             Some(backing) => builder.host_mapping(backing).register(),
             None => builder.register(),

@@ -40,6 +40,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 pub struct Guest {
     pub kernel: &'static Kernel,
     pub rxe: Rxe,
+    /// Soft-iWARP devices, siw0 and siw1, instead of those of soft-RoCE.
+    pub siw: bool,
     pub provider: Provider,
     pub memory: Size,
     pub cpus: u32,
@@ -96,6 +98,7 @@ impl Guest {
         Guest {
             kernel: &kernel::lines::LINUX_6_12,
             rxe,
+            siw: false,
             // Without dma-buf import it would change nothing.
             provider: match rxe {
                 Rxe::Stock => Provider::Debian,
@@ -120,6 +123,8 @@ impl Guest {
             Rxe::Stock => None,
             Rxe::Dmabuf => Some(rxe::dmabuf_module(&kernel)?),
         };
+        let siw = if self.siw { Some(kernel.siw()?) } else { None };
+        let devices = if self.siw { "siw".to_string() } else { format!("{} rxe", self.rxe.name()) };
         let initramfs = initramfs::build(&kernel, module.as_deref())?;
         let run = RunDir::new()?;
         let accel = accel::choose(&kernel.image(), &initramfs)?;
@@ -133,7 +138,8 @@ impl Guest {
             &[
                 ("RELEASE", kernel.release.clone()),
                 ("MODULES", kernel.modules_dir().to_string_lossy().into_owned()),
-                ("RXE", self.rxe.name().to_string()),
+                ("RXE", if self.siw { "siw" } else { self.rxe.name() }.to_string()),
+                ("SIW_MODULE", siw.unwrap_or_default().to_string_lossy().into_owned()),
                 ("STOCK_RXE", kernel.stock_rxe()?.to_string_lossy().into_owned()),
                 ("RXE_MODULE", module.unwrap_or_default().to_string_lossy().into_owned()),
                 ("DMA_SG_MODULE", kernel.dma_sg()?.to_string_lossy().into_owned()),
@@ -164,7 +170,7 @@ impl Guest {
         ];
         let ready = || {
             if self.verbose {
-                let what = format!("Linux {}, {} rxe, {}", kernel.release, self.rxe.name(), accel.name());
+                let what = format!("Linux {}, {devices}, {}", kernel.release, accel.name());
                 crate::ui::note(
                     "Guest",
                     &format!("{what}, ready in {}", crate::ui::seconds(start.elapsed())),

@@ -41,8 +41,10 @@ pub struct Source {
     pub folders: &'static [&'static str],
 }
 
-const SOURCE: Source =
-    Source { archive: "usr/src/linux-source-{series}.tar.xz", folders: &["drivers/infiniband/sw/rxe"] };
+const SOURCE: Source = Source {
+    archive: "usr/src/linux-source-{series}.tar.xz",
+    folders: &["drivers/infiniband/sw/rxe", "drivers/infiniband/sw/siw"],
+};
 
 /// BTF, keys of signed modules, an entropy source, and names for tracing.
 const SKIPPED_INITCALLS: &[&str] = &[

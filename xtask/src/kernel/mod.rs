@@ -52,7 +52,7 @@ impl Unpacked {
         self.dir.join(format!("root/usr/src/linux-headers-{}", self.release))
     }
 
-    /// The folder with `drivers/infiniband/sw/rxe` of this version.
+    /// The folder with `drivers/infiniband/sw` of this version.
     pub fn source(&self) -> PathBuf {
         self.dir.join("source")
     }
@@ -73,6 +73,11 @@ impl Unpacked {
     /// The module dma_sg. Builds it first if needed.
     pub fn dma_sg(&self) -> Result<PathBuf> {
         built::module(self, "dma_sg", "dma_sg", &[self.headers()])
+    }
+
+    /// The module siw (soft-iWARP), which Debian leaves out. Builds it first if needed.
+    pub fn siw(&self) -> Result<PathBuf> {
+        built::module(self, "siw", "siw", &[self.source(), self.headers()])
     }
 
     /// The named modules and all their dependencies, in load order.

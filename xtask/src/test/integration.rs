@@ -40,6 +40,8 @@ const REGISTRATION: &[&str] = &[
     "on_dmabuf_rxe::sets::",
     "on_dmabuf_rxe::support::",
 ];
+/// Soft-iWARP.
+const SIW: &str = "on_siw::";
 const SWIOTLB: &str = "on_swiotlb::";
 const IOMMU: &str = "on_iommu::";
 const PCI: &str = "on_pci::";
@@ -50,11 +52,25 @@ const GPU: &str = "on_gpu::";
 const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
 #[cfg(test)]
-const MODULES: &[&str] =
-    &[ANY, STOCK, DMABUF, PROFILES, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, GPU, LONG];
+const MODULES: &[&str] = &[
+    ANY,
+    STOCK,
+    DMABUF,
+    PROFILES,
+    DEBIAN_PROVIDER,
+    SIW,
+    SWIOTLB,
+    IOMMU,
+    PCI,
+    LINUX_6_12,
+    LINUX_7,
+    GPU,
+    LONG,
+];
 
 /// The modules that need a special guest.
-const NEED_A_GUEST: &[&str] = &[STOCK, PROFILES, DEBIAN_PROVIDER, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
+const NEED_A_GUEST: &[&str] =
+    &[STOCK, PROFILES, DEBIAN_PROVIDER, SIW, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
 
 /// An IOMMU, a device behind it, and a device that bypasses it through a second host bridge. Interrupt
 /// remapping is off: it needs another interrupt controller under KVM, and its timer check fails on a busy
@@ -138,6 +154,7 @@ struct Place {
     guest: Option<(Rxe, Size)>,
     /// The provider, if it is not the usual one of the guest.
     provider: Option<Provider>,
+    siw: bool,
     /// Extra parameters for the guest kernel's command line.
     append: &'static [&'static str],
     /// Extra arguments for QEMU.
@@ -154,6 +171,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         kernel,
         guest,
         provider: None,
+        siw: false,
         append,
         qemu: &[],
         modules: modules.to_vec(),
@@ -173,6 +191,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
             provider: Some(Provider::Debian),
             ..place("Debian's provider", Some((Rxe::Dmabuf, Size::gib(7))), &[], REGISTRATION)
         },
+        Place { siw: true, ..place("siw guest", Some((Rxe::Dmabuf, Size::gib(2))), &[], &[SIW]) },
         place("swiotlb guest", Some((Rxe::Dmabuf, Size::gib(2))), &["swiotlb=force"], &[SWIOTLB]),
         Place {
             qemu: &[BEHIND_AN_IOMMU],
@@ -252,7 +271,16 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 
 /// The GPU of this machine, with its real driver.
 fn gpu_place(kernel: &'static Kernel) -> Place {
-    Place { name: "GPU", kernel, guest: None, provider: None, append: &[], qemu: &[], modules: vec![GPU] }
+    Place {
+        name: "GPU",
+        kernel,
+        guest: None,
+        provider: None,
+        siw: false,
+        append: &[],
+        qemu: &[],
+        modules: vec![GPU],
+    }
 }
 
 /// Whether this machine has an RDMA device.
@@ -261,7 +289,8 @@ fn rdma_device() -> bool {
 }
 
 fn chosen(args: &Args, name: &str) -> bool {
-    args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()))
+    let named = |part: &String| name.contains(part.as_str());
+    (!args.siw || name.starts_with(SIW)) && (args.filter.is_empty() || args.filter.iter().any(named))
 }
 
 impl Place {
@@ -271,10 +300,10 @@ impl Place {
         let start = Instant::now();
         let mut words =
             vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into(), "--exact".into()];
-        words.extend(tests.iter().map(|name| name.to_string()));
-        if self.guest.is_none() && !rdma_device() {
-            words.extend(["--skip".to_string(), GPU_REGISTERED.to_string()]);
-        }
+        // On this machine itself, a test for its RDMA device needs one.
+        let runs =
+            |name: &&&String| self.guest.is_some() || !name.starts_with(GPU_REGISTERED) || rdma_device();
+        words.extend(tests.iter().filter(runs).map(|name| name.to_string()));
         let (output, success) = match self.guest {
             None => {
                 let mut command = Command::new(binary);
@@ -291,6 +320,7 @@ impl Place {
                     capture: true,
                     ..Guest::new(rxe, memory)
                 };
+                guest.siw = self.siw;
                 guest.provider = self.provider.unwrap_or(guest.provider);
                 let mut job = Job::new(words)?.for_tests();
                 job.directory = project::root().to_path_buf();

@@ -27,6 +27,9 @@ pub struct Args {
     /// Also run the tests that take minutes
     #[arg(long)]
     long: bool,
+    /// Run only the integration tests of soft-iWARP
+    #[arg(long, conflicts_with = "host")]
+    siw: bool,
     /// Series of Debian kernels in the guests
     #[arg(long, default_value = crate::kernel::lines::LINUX_6_12.line)]
     kernel: String,
@@ -80,7 +83,7 @@ fn all(args: &Args, summary: &mut Summary) -> Result<()> {
     };
     host::ensure(needs)?;
     // Cheap steps first; each ends the run when it fails.
-    if args.filter.is_empty() {
+    if args.filter.is_empty() && !args.siw {
         checks(summary)?;
         if args.long {
             many_cases(summary)?;
