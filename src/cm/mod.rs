@@ -11,6 +11,9 @@
 //! smallest. Programs of other libraries use the MTU of the active side's network interface: give both interfaces
 //! the same.
 //!
+//! On iWARP this is the only way to connect. The kernel's connection manager there brings the queue pair up by itself,
+//! and no MTU is agreed.
+//!
 //! librdmacm is loaded at the first use. Programs that exchange [`Endpoint`](crate::verbs::Endpoint)s by other means
 //! do not need it.
 

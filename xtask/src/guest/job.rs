@@ -41,6 +41,9 @@ const KEPT_PREFIXES: &[&str] =
 /// Those for Vulkan.
 const VULKAN_PREFIXES: &[&str] = &["VK_", "LP_", "MESA_"];
 
+/// The device that the provider pretends to be; see `provider/`.
+const PROFILE: &str = "DMABUF_RDMA_PROFILE";
+
 /// The variables to pass. One that is not UTF-8 cannot be written into the script, and no program needs it.
 fn kept(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     let text =
@@ -59,10 +62,11 @@ impl Job {
         Ok(Job { command, directory, environment })
     }
 
-    /// The job without the variables that choose Vulkan's drivers and layers, and in the language C: a test
-    /// must not depend on how the user has set up this machine.
+    /// The job without the variables that choose Vulkan's drivers and layers or the provider's profile, and in the
+    /// language C: a test must not depend on how the user has set up this machine.
     pub fn for_tests(mut self) -> Job {
-        self.environment.retain(|(name, _)| !VULKAN_PREFIXES.iter().any(|p| name.starts_with(p)));
+        let chooses = |name: &str| name == PROFILE || VULKAN_PREFIXES.iter().any(|p| name.starts_with(p));
+        self.environment.retain(|(name, _)| !chooses(name));
         self.env("LC_ALL", "C")
     }
 
@@ -121,15 +125,20 @@ mod tests {
         let variables = [
             ("LC_ALL".into(), "de_DE".into()),
             ("VK_DRIVER_FILES".into(), "/nowhere".into()),
+            (PROFILE.into(), "efa".into()),
             ("HOME".into(), odd.clone()),
             (odd, "value".into()),
             ("LD_PRELOAD".into(), "libx.so".into()),
         ];
         let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
         let environment = kept(variables.into_iter());
-        assert_eq!(environment, [pair("LC_ALL", "de_DE"), pair("VK_DRIVER_FILES", "/nowhere")]);
+        let kept = [pair("LC_ALL", "de_DE"), pair("VK_DRIVER_FILES", "/nowhere"), pair(PROFILE, "efa")];
+        assert_eq!(environment, kept);
         let job = Job { command: Vec::new(), directory: "/".into(), environment };
-        assert_eq!(job.for_tests().environment, [pair("LC_ALL", "C")]);
+        let job = job.for_tests();
+        assert_eq!(job.environment, [pair("LC_ALL", "C")]);
+        let job = job.library_path("/b".as_ref()).library_path("/a".as_ref());
+        assert_eq!(job.environment[1], pair("LD_LIBRARY_PATH", "/a:/b"));
     }
 
     #[test]
