@@ -258,8 +258,8 @@ pub enum DeregisterError {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SelfCheckError {
-    /// The queue pair or the scratch page for the check could not be created, or the device lacks the operation that
-    /// the check needs: the WRITE, or the READ for a region that a peer may read or only this side may write.
+    /// The queue pair or the scratch page for the check could not be created, or the device cannot post its transfers,
+    /// such as a READ. This says nothing about the memory.
     #[error(transparent)]
     Setup(verbs::Error),
     /// A transfer failed.
