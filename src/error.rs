@@ -38,9 +38,9 @@ pub enum Error {
     /// A self-check: the region is registered, but the device does not reach its memory.
     #[error(transparent)]
     SelfCheck(#[from] mr::SelfCheckError),
-    /// A description of a peer's memory.
+    /// A description of a peer's memory, or a table of blocks.
     #[error(transparent)]
-    Remote(#[from] mr::RemoteError),
+    Slice(#[from] mr::SliceError),
     /// A transfer.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
@@ -69,7 +69,7 @@ impl Error {
             Self::Set(error) => error.kind(),
             Self::Deregister(error) => error.kind(),
             Self::SelfCheck(error) => error.kind(),
-            Self::Remote(error) => error.kind(),
+            Self::Slice(error) => error.kind(),
             Self::Transfer(error) => error.kind(),
             Self::Connect(error) => error.kind(),
             Self::Sg(error) => kind_of_list(error),

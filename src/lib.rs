@@ -19,7 +19,7 @@
 //! | [`dmabuf`] | a dma-buf: identity, size, CPU access, fences |
 //! | [`verbs`] | devices, protection domains, completion queues, queue pairs |
 //! | [`mr`] | registration: regions, sets of regions, the cache, and descriptions for a peer |
-//! | [`transfer`] | connections that transfer ranges of any length |
+//! | [`transfer`] | connections that transfer ranges of any length and tables of blocks |
 //! | [`cm`] | connections by IP address, through librdmacm |
 //! | [`observe`] | gauges and `tracing` spans |
 //! | [`dma_sg`] | address lists, PCI topology, and the addresses of a dma-buf as a device sees them |
@@ -56,13 +56,13 @@
 //!         .register()?;
 //!
 //!     // 4. To keep the example short, the connection is its own peer.
-//!     let mut connection = Connection::new(&domain, Default::default())?;
+//!     let connection = Connection::new(&domain, Default::default())?;
 //!     connection.connect(&connection.endpoint())?;
 //!
 //!     // 5. Write the first 64 KiB of the source to offset 4096 of the target.
 //!     let from = source.slice(..65536)?;
 //!     let to = target.remote().slice(4096..4096 + 65536)?;
-//!     let transferred = connection.write(from, to)?;
+//!     let transferred = connection.write(from, to)?.wait()?;
 //!     println!("{} bytes written through {}", transferred.bytes, source.path());
 //!     Ok(())
 //! }
@@ -79,10 +79,9 @@
 //!
 //! # Threads
 //!
-//! Every type is `Send`, and all but [`transfer::Transfer`] are `Sync`. Two threads may post to one queue pair or
-//! poll one completion queue: the provider serializes them, unless it is told not to (see
-//! [`verbs`](verbs#providers-without-locks)). A [`Connection`] transfers through `&mut self`;
-//! [`Connection::split`] gives its two directions to two threads.
+//! Every type is `Send` and `Sync`. Two threads may post to one queue pair or poll one completion queue: the provider
+//! serializes them, unless it is told not to (see [`verbs`](verbs#providers-without-locks)). Threads may share a
+//! [`Connection`], and wait for its transfers in any order; [`Connection::split`] gives its two directions to two owners.
 //!
 //! # Ownership
 //!
@@ -137,8 +136,10 @@ pub use dma_sg::{self, DmaSg, DmaSgList, Iova};
 pub use dmabuf::DmaBuf;
 pub use error::{Error, Result};
 pub use kind::ErrorKind;
-pub use mr::{Access, MemoryRegion, RegionCache, RegionSet, RegionSlice, RemoteRegion, RemoteSlice, Umem};
-pub use transfer::{Connection, Request};
+pub use mr::{
+    Access, Blocks, MemoryRegion, RegionCache, RegionSet, RegionSlice, RemoteRegion, RemoteSlice, Umem,
+};
+pub use transfer::{Connection, Transfer};
 pub use verbs::{Device, Endpoint, ProtectionDomain};
 
 #[cfg(test)]

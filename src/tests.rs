@@ -2,15 +2,14 @@
 
 use crate::*;
 
+/// Of the benchmarks that run natively as unit tests.
+#[path = "../benches/common/mod.rs"]
+#[allow(dead_code)]
+pub(crate) mod common;
+
 /// Fails to compile for a type that two threads may not share.
 #[allow(clippy::extra_unused_type_parameters)] // the bounds are the test
 fn shared<T: Send + Sync>(path: &'static str) -> &'static str {
-    path
-}
-
-/// Fails to compile for a type that may not move to another thread.
-#[allow(clippy::extra_unused_type_parameters)] // the bounds are the test
-fn owned<T: Send>(path: &'static str) -> &'static str {
     path
 }
 
@@ -47,6 +46,7 @@ fn types() -> Vec<&'static str> {
         exporter::runtime::MemoryKind,
         exporter::v4l2::Frame,
         mr::Access,
+        mr::Blocks<mr::RegionSlice>,
         mr::CacheOptions,
         mr::DeregisterError,
         mr::Growth,
@@ -59,7 +59,7 @@ fn types() -> Vec<&'static str> {
         mr::RegionSetBuilder<'static>,
         mr::RegionSlice,
         mr::RegisterError,
-        mr::RemoteError,
+        mr::SliceError,
         mr::RemoteRegion,
         mr::RemoteRun,
         mr::RemoteSlice,
@@ -73,8 +73,8 @@ fn types() -> Vec<&'static str> {
         transfer::ConnectionOptions,
         transfer::Error,
         transfer::Receiver,
-        transfer::Request,
         transfer::Sender,
+        transfer::Transfer,
         transfer::Transferred,
         verbs::Completion,
         verbs::CompletionQueue,
@@ -100,8 +100,6 @@ fn types() -> Vec<&'static str> {
         Error,
         ErrorKind,
     ];
-    // It reports progress to a closure that need not be Sync.
-    types.push(owned::<transfer::Transfer<'static>>("transfer::Transfer"));
     #[cfg(feature = "cuda")]
     types.extend(shared![exporter::Cuda]);
     #[cfg(feature = "drm")]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dmabuf_rdma::dmabuf::CpuAccess;
 use dmabuf_rdma::exporter::{DmaHeap, Exporter};
 use dmabuf_rdma::mr::Access;
-use dmabuf_rdma::transfer::{ConnectionOptions, Request};
+use dmabuf_rdma::transfer::ConnectionOptions;
 use dmabuf_rdma::verbs::{Device, Endpoint, ProtectionDomain};
 use dmabuf_rdma::{Connection, DmaBuf, MemoryRegion, RegionSlice, RemoteRegion};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -168,7 +168,7 @@ pub fn play(words: &[String]) -> Result<()> {
         }
         (Kind::Send, FAR) => {
             let local = local(&region, load)?;
-            let receive = connection.start_recv(local)?;
+            let receive = connection.recv(local)?;
             println!("connected");
             receive.wait()?;
             Ok(())
@@ -181,15 +181,15 @@ pub fn play(words: &[String]) -> Result<()> {
         }
         _ => {
             let (local, remote) = (local(&region, load)?, remote(&peer.region, load)?);
-            let request = match kind {
-                Kind::Write => Request::write(local, remote),
-                Kind::Read => Request::read(local, remote),
-                _ => Request::send(local),
-            };
             println!("connected");
             line()?;
             let start = Instant::now();
-            connection.start(request)?.wait()?;
+            let transfer = match kind {
+                Kind::Write => connection.write(local, remote)?,
+                Kind::Read => connection.read(local, remote)?,
+                _ => connection.send(local)?,
+            };
+            transfer.wait()?;
             println!("{}", start.elapsed().as_secs_f64());
             Ok(())
         }
@@ -220,9 +220,9 @@ fn latency(
         Ok(u64::from_le_bytes(bytes))
     };
     let (local, remote) = (region.slice(..8)?, peer.slice(64..72)?);
-    let mut write = |number: u64| -> Result<()> {
+    let write = |number: u64| -> Result<()> {
         memory.write(0, &number.to_le_bytes())?;
-        connection.write(&local, &remote)?;
+        connection.write(&local, &remote)?.wait()?;
         Ok(())
     };
     if first {

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use dmabuf_rdma::cm::{Listener, Outgoing};
-use dmabuf_rdma::transfer::{ConnectionOptions, Request};
+use dmabuf_rdma::transfer::ConnectionOptions;
 use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 use dmabuf_rdma::{Connection, RemoteRegion};
 
@@ -118,7 +118,7 @@ fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
 
     // The immediate data arrives after all bytes, however long these take. If the sender disconnects, the receive
     // fails at once.
-    connection.recv_imm()?;
+    connection.recv_imm()?.wait()?;
     let mapping = allocation.dmabuf.map()?;
     let mut sent = [0; DIGEST as usize];
     mapping.read(digest_offset(length), &mut sent)?;
@@ -154,13 +154,12 @@ fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>)
     let (remote, _padding) = RemoteRegion::split_from(&answer)?;
 
     let bar = ui::Bar::new(length);
-    let mut report = |done| bar.set(done);
     let start = Instant::now();
-    let bytes = Request::write(region.slice(..length)?, remote.slice(..length)?);
-    connection.start(bytes)?.progress(&mut report).wait()?;
+    let bytes = connection.write(region.slice(..length)?, remote.slice(..length)?)?;
+    bytes.wait_with_progress(|done| bar.set(done))?;
     let took = start.elapsed();
     let digest = digest_offset(length)..digest_offset(length) + DIGEST;
-    connection.write_with_imm(region.slice(digest.clone())?, remote.slice(digest)?, 1)?;
+    connection.write_with_imm(region.slice(digest.clone())?, remote.slice(digest)?, 1)?.wait()?;
     bar.finish();
     ui::sent(length, took);
     Ok(())

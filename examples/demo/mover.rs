@@ -3,8 +3,8 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use dmabuf_rdma::Connection;
-use dmabuf_rdma::transfer::{self, Request};
+use dmabuf_rdma::Transfer;
+use dmabuf_rdma::transfer;
 
 use crate::digest::{digest, fill};
 use crate::side::Side;
@@ -19,7 +19,7 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
     let size = remote.len();
     ui::side("owner", size, &offer.owner);
 
-    let Side { buffer, region, mut connection, summary } = Side::new(device, exporter, size)?;
+    let Side { buffer, region, connection, summary } = Side::new(device, exporter, size)?;
     ui::side("mover", size, &summary);
     wire.send(&Answer { endpoint: connection.endpoint() })?;
     connection.connect(&offer.endpoint)?;
@@ -32,7 +32,7 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
         let filled = fill(&mapping, size, 2 * round + 1, |done| bar.set(done))?;
         bar.finish();
         let bar = Bar::new(display.progress, "write", size);
-        let took = run_transfer(&mut connection, Request::write(&ours, &remote), bar)?;
+        let took = timed(connection.write(&ours, &remote)?, bar)?;
         ui::moved("write", size, took);
         ui::compared("owner", wire.ask(&Command::Digest)?, filled)?;
 
@@ -41,7 +41,7 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
             return Err("the owner's new bytes equal the old ones: reading them would prove nothing".into());
         }
         let bar = Bar::new(display.progress, "read", size);
-        let took = run_transfer(&mut connection, Request::read(&ours, &remote), bar)?;
+        let took = timed(connection.read(&ours, &remote)?, bar)?;
         ui::moved("read", size, took);
         ui::compared("mover", digest(&mapping, size)?, new)?;
     }
@@ -53,15 +53,10 @@ pub fn run(device: Option<&str>, exporter: &str, connect: &str, display: Display
     Ok(())
 }
 
-/// Carries out a request, and returns the time that it took.
-fn run_transfer(
-    connection: &mut Connection,
-    request: Request,
-    bar: Bar,
-) -> Result<Duration, transfer::Error> {
+/// Waits for a transfer that was just started, and returns the time that it took.
+fn timed(transfer: Transfer, bar: Bar) -> Result<Duration, transfer::Error> {
     let start = Instant::now();
-    let mut report = |done| bar.set(done);
-    connection.start(request)?.progress(&mut report).wait()?;
+    transfer.wait_with_progress(|done| bar.set(done))?;
     let took = start.elapsed();
     bar.finish();
     Ok(took)

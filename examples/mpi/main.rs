@@ -48,8 +48,7 @@ fn main() -> Result<()> {
     let (endpoint, description) = messages[peer * MESSAGE..][..MESSAGE].split_at(Endpoint::BYTES);
     connection.connect(&Endpoint::from_bytes(endpoint)?)?;
     let remote = RemoteRegion::from_bytes(description)?;
-    let (mut sender, mut receiver) = connection.split();
-    let arrival = receiver.start_imm()?;
+    let arrival = connection.recv_imm()?;
     // Neither rank may write before both have connected and posted their receive.
     mpi.barrier()?;
 
@@ -57,7 +56,7 @@ fn main() -> Result<()> {
     // arrives after its bytes.
     let mapping = allocation.dmabuf.map()?;
     mapping.write(0, &pattern(rank))?;
-    sender.write_with_imm(region.slice(..SIZE)?, remote.slice(SIZE..)?, 1)?;
+    connection.write_with_imm(region.slice(..SIZE)?, remote.slice(SIZE..)?, 1)?.wait()?;
     arrival.wait()?;
 
     let mut received = vec![0; SIZE as usize];

@@ -95,14 +95,14 @@ impl Side {
     }
 
     /// Plays `count` rounds with the peer that sent this description.
-    fn play(mut self, description: &[u8], count: u64, starts: bool) -> Result<()> {
+    fn play(self, description: &[u8], count: u64, starts: bool) -> Result<()> {
         let (peer, _padding) = RemoteRegion::split_from(description)?;
         let (from, to) = (self.region.slice(OURS..OURS + 8)?, peer.slice(THEIRS..THEIRS + 8)?);
         let mapping = self.buffer.map()?;
         let memory = mapping.begin(CpuAccess::ReadWrite)?;
-        let mut write = |round: u64| -> Result<()> {
+        let write = |round: u64| -> Result<()> {
             memory.write(OURS, &round.to_le_bytes())?;
-            self.connection.write(&from, &to)?;
+            self.connection.write(&from, &to)?.wait()?;
             Ok(())
         };
         let mut times = Vec::with_capacity(count as usize);

@@ -22,8 +22,8 @@ pub fn run(options: &Options) -> Result<()> {
         // The server replies after it has read the ping, and again after it has written the pong.
         for buffer in [PING, PONG] {
             memory.put_description(buffer, size)?;
-            connection.send(memory.outbox()?)?;
-            connection.recv(memory.inbox()?)?;
+            connection.send(memory.outbox()?)?.wait()?;
+            connection.recv(memory.inbox()?)?.wait()?;
         }
         let pong = memory.read(PONG, size)?;
         if options.validate && pong != ping {

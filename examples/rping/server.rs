@@ -45,12 +45,12 @@ fn serve(incoming: Incoming, options: &Options) -> Result<()> {
             break;
         }
         let ping = memory.described()?;
-        connection.read(memory.slice(PING, ping.len())?, &ping)?;
+        connection.read(memory.slice(PING, ping.len())?, &ping)?.wait()?;
         let text = memory.read(PING, ping.len())?;
         if options.verbose {
             ui::data("server ping", &text);
         }
-        connection.send(memory.outbox()?)?;
+        connection.send(memory.outbox()?)?.wait()?;
 
         if !receive(&mut connection, &memory)? {
             break;
@@ -59,8 +59,8 @@ fn serve(incoming: Incoming, options: &Options) -> Result<()> {
         // The text with its NUL, as the other rping writes it.
         let length = text.iter().position(|byte| *byte == 0).map_or(text.len(), |end| end + 1);
         let length = (length as u64).min(pong.len());
-        connection.write(memory.slice(PING, length)?, pong.slice(..length)?)?;
-        connection.send(memory.outbox()?)?;
+        connection.write(memory.slice(PING, length)?, pong.slice(..length)?)?.wait()?;
+        connection.send(memory.outbox()?)?.wait()?;
         rounds += 1;
     }
     Ok(())
@@ -68,7 +68,7 @@ fn serve(incoming: Incoming, options: &Options) -> Result<()> {
 
 /// Receives a message; false if the client disconnected instead.
 fn receive(connection: &mut Connection, memory: &Memory) -> Result<bool> {
-    match connection.recv(memory.inbox()?) {
+    match connection.recv(memory.inbox()?).and_then(|transfer| transfer.wait()) {
         Ok(_) => Ok(true),
         Err(transfer::Error::PeerDisconnected { .. }) => Ok(false),
         Err(error) => Err(error.into()),

@@ -334,6 +334,10 @@ impl Link for CmLink {
         self.disconnected.load(Ordering::Relaxed)
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.id.channel.fd()
+    }
+
     /// Disconnects. An error only means that the peer disconnected first.
     fn disconnect(&self) {
         if !self.id.is_own() {

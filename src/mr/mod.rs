@@ -11,6 +11,7 @@
 //! same memory to a peer. `docs/registration.md` explains costs and guarantees.
 
 mod access;
+mod blocks;
 mod builder;
 mod cache;
 mod error;
@@ -25,9 +26,10 @@ mod slice;
 mod umem;
 
 pub use access::Access;
+pub use blocks::Blocks;
 pub use builder::MemoryRegionBuilder;
 pub use cache::{CacheOptions, Growth, RegionCache};
-pub use error::{DeregisterError, RegisterError, RemoteError, SelfCheckError, SetError};
+pub use error::{DeregisterError, RegisterError, SelfCheckError, SetError, SliceError};
 pub use path::Path;
 pub use probe::{Refusal, probe, probe_path};
 pub use region::MemoryRegion;

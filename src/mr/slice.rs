@@ -2,7 +2,6 @@
 //!
 //! [`SliceCursor`] is the one place that cuts registered memory into scatter/gather elements.
 
-use std::ffi::c_int;
 use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::Arc;
@@ -199,7 +198,7 @@ impl RegionSlice {
 
     /// The slice as scatter/gather elements, cut at the end of each region and after 4 GiB less 4 KiB.
     pub fn sges(&self) -> Vec<Sge<'_>> {
-        let (mut cursor, mut elements) = (SliceCursor::new(self), Vec::new());
+        let (mut cursor, mut elements) = (SliceCursor::new(self, 0), Vec::new());
         let mut left = self.length;
         while left > 0 {
             let domain =
@@ -299,34 +298,49 @@ pub(crate) struct SliceCursor {
 }
 
 impl SliceCursor {
-    /// A cursor at the first byte of a slice.
-    pub(crate) fn new(slice: &RegionSlice) -> Self {
-        let (index, start) = slice.memory.find(slice.offset);
-        let segment = slice.memory.segment(index).expect("a slice starts inside its memory");
-        Self::at(segment, index, slice.offset - start)
+    /// A cursor at the byte at `offset`, which is inside the slice.
+    pub(crate) fn new(slice: &RegionSlice, offset: u64) -> Self {
+        let offset = slice.offset + offset;
+        let (index, start) = slice.memory.find(offset);
+        let segment = slice.memory.segment(index).expect("the offset is inside the slice");
+        Self::at(segment, index, offset - start)
     }
 
     fn at(segment: Segment<'_>, index: usize, skip: u64) -> Self {
         Self { addr: segment.addr() + skip, left: segment.length - skip, lkey: segment.region.lkey(), index }
     }
 
-    /// Fills `elements` with the next bytes of the slice and advances. The caller ensures that the slice has
-    /// `max_bytes` left. Returns the number of elements used and of the bytes in them.
+    /// Adds the next bytes of the slice to the first `count` of `elements` and advances. An element that follows the
+    /// last one in its region extends it. The caller ensures that the slice has `max_bytes` left. Returns the bytes
+    /// added, less than `max_bytes` if the elements are used up.
     pub(crate) fn gather(
         &mut self,
         slice: &RegionSlice,
         max_bytes: u64,
         elements: &mut [ffi::ibv_sge],
-    ) -> (c_int, u64) {
-        let (mut count, mut bytes) = (0, 0);
-        for element in elements {
-            *element = self.next_element(slice, max_bytes - bytes);
-            (count, bytes) = (count + 1, bytes + u64::from(element.length));
-            if bytes == max_bytes {
-                break;
+        count: &mut usize,
+    ) -> u64 {
+        let mut bytes = 0;
+        while bytes < max_bytes {
+            let before = count.checked_sub(1).map(|last| &mut elements[last]);
+            let adjoining = before.filter(|before| {
+                before.lkey == self.lkey.0
+                    && before.addr.wrapping_add(before.length.into()) == self.addr
+                    && u64::from(before.length) < MAX_SGE_LEN
+            });
+            if let Some(before) = adjoining {
+                let room = MAX_SGE_LEN - u64::from(before.length);
+                let more = self.next_element(slice, room.min(max_bytes - bytes)).length;
+                before.length += more;
+                bytes += u64::from(more);
+                continue;
             }
+            let Some(element) = elements.get_mut(*count) else { break };
+            *element = self.next_element(slice, max_bytes - bytes);
+            *count += 1;
+            bytes += u64::from(element.length);
         }
-        (count, bytes)
+        bytes
     }
 
     /// The next element: at most `max_bytes` (not 0), and at most to the end of the segment.

@@ -1,23 +1,29 @@
 //! A connection that transfers ranges of any length.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use super::engine::Engine;
 use super::error::Result;
+use super::events::Events;
 use super::options::max_message_size;
-use super::shared::{Link, Shared, Side};
-use super::work_queue::WorkQueue;
-use super::{ConnectionOptions, Request, Transfer, Transferred};
-use crate::mr::{RegionSlice, RemoteSlice};
-use crate::verbs::{CompletionQueue, Depth, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
+use super::request::Request;
+use super::shared::{Link, Shared};
+use super::{ConnectionOptions, Transfer};
+use crate::mr::{Blocks, RegionSlice, RemoteSlice};
+use crate::verbs::{
+    CompletionQueue, Depth, Endpoint, Operation, ProtectionDomain, QueuePair, QueuePairOptions,
+};
 
-/// A reliable connection for any number of transfers, one at a time in each direction.
+/// A reliable connection for any number of transfers in flight.
 ///
 /// Create it, exchange [`endpoint`](Self::endpoint)s with the peer, and [`connect`](Self::connect); or connect by
-/// IP address with [`cm`](crate::cm). [`split`](Self::split) gives its two directions to two threads or tasks. It
-/// holds its protection domain, and a transfer holds its memory.
+/// IP address with [`cm`](crate::cm). Each operation starts a [`Transfer`], which is waited for. Operations take
+/// `&self`, so threads may share a connection; [`split`](Self::split) gives its two directions to two owners.
 ///
-/// After a failed transfer the queue pair is in the error state and the connection is unusable;
-/// [`failure`](Self::failure) returns the reason. Create a new one.
+/// The connection ends when it, both of its halves and all of its transfers are dropped. After a failed transfer the
+/// queue pair is in the error state and the connection is unusable; [`failure`](Self::failure) returns the reason.
+/// Create a new one.
 #[derive(Debug)]
 pub struct Connection {
     sender: Sender,
@@ -25,39 +31,40 @@ pub struct Connection {
 }
 
 /// The direction of a connection that writes, reads, sends and executes atomics; from [`Connection::split`].
-#[derive(Debug)]
 pub struct Sender {
-    queue: WorkQueue,
+    engine: Arc<Engine>,
     options: ConnectionOptions,
 }
 
 /// The direction of a connection that receives; from [`Connection::split`].
-#[derive(Debug)]
 pub struct Receiver {
-    queue: WorkQueue,
+    engine: Arc<Engine>,
     options: ConnectionOptions,
 }
 
 impl Connection {
-    /// Creates a queue pair and a completion queue for each direction.
+    /// Creates a queue pair, a completion queue, and the descriptors to sleep on: four.
     ///
     /// # Errors
-    /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`] and [`CompletionQueue::new`].
+    /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`] and [`CompletionQueue::new`]; `EMFILE` if no
+    /// descriptor is free.
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
         let context = domain.context();
         let limits = context.limits()?;
-        let options = options.within(limits.max_qp_wr.min(limits.max_cqe), limits.max_sge);
-        // Each direction has its own completion queue, which is as deep and so cannot overrun.
-        let completion_queue = || CompletionQueue::new(context, options.window);
-        let (sends, receives) = (completion_queue()?, completion_queue()?);
-        let pair = QueuePair::new(domain, &sends, &receives, options.queue_pair)?;
+        // One completion queue has room for what is in flight in both directions, so it cannot overrun.
+        let options = options.within(limits.max_qp_wr.min(limits.max_cqe / 2), limits.max_sge);
+        let completions = CompletionQueue::new(context, 2 * options.window)?;
+        let pair = QueuePair::new(domain, &completions, &completions, options.queue_pair)?;
         let max_message_size = max_message_size(context.port(options.queue_pair.port)?.max_message_size);
-        let queues = [sends.clone(), receives.clone()];
-        let shared =
-            Arc::new(Shared::new(pair, domain.clone(), options.queue_pair, max_message_size, queues));
-        let sender = Sender { queue: WorkQueue::new(Side::Send, shared.clone(), sends, &options), options };
-        let receiver = Receiver { queue: WorkQueue::new(Side::Recv, shared, receives, &options), options };
-        Ok(Self { sender, receiver })
+        let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+        let channel = completions.channel().expect("a new completion queue has a channel");
+        let events =
+            Events::new(channel).map_err(context.failed("create the descriptors of a connection"))?;
+        let engine = Arc::new(Engine::new(shared, completions, events, &options));
+        Ok(Self {
+            sender: Sender { engine: engine.clone(), options },
+            receiver: Receiver { engine, options },
+        })
     }
 
     /// The description that the peer needs to connect. Send it by any means.
@@ -75,7 +82,7 @@ impl Connection {
 
     /// The protection domain. Local memory must be registered in it.
     pub fn domain(&self) -> &ProtectionDomain {
-        &self.sender.queue.shared.domain
+        &self.sender.engine.shared.domain
     }
 
     /// Whether the connection is connected and has not failed. Asks the device, which takes a system call. Only a
@@ -92,7 +99,7 @@ impl Connection {
     /// Ends the connection: flushes what is in flight, and notifies a peer that is connected by IP address. Dropping
     /// the connection, or both of its halves, does the same.
     #[doc(alias = "rdma_disconnect")]
-    pub fn disconnect(&mut self) {
+    pub fn disconnect(&self) {
         self.sender.disconnect();
     }
 
@@ -102,38 +109,33 @@ impl Connection {
         (self.sender, self.receiver)
     }
 
+    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended. An event loop calls it when
+    /// the connection's descriptor ([`AsFd`]) is readable: for completions, and for the peer's disconnect. The first
+    /// call arms the descriptor.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
+    pub fn process_events(&self) -> Result<()> {
+        self.sender.process_events()
+    }
+
     /// Sets the length of a message in bytes for later transfers; see [`ConnectionOptions::message_size`].
     pub fn set_message_size(&mut self, bytes: u64) {
         self.sender.set_message_size(bytes);
         self.receiver.set_message_size(bytes);
     }
 
-    /// Checks a request and returns its transfer; see [`Sender::start`].
+    /// Writes local bytes into the peer's memory: a slice, or each block of a table into the peer's block with the
+    /// same index.
     ///
     /// # Errors
-    /// As [`Sender::start`].
-    pub fn start(&mut self, request: Request) -> Result<Transfer<'_>> {
-        self.sender.start(request)
-    }
-
-    /// Starts a receive of as many bytes as `local` has; see [`Receiver::start`].
-    ///
-    /// # Errors
-    /// As [`Receiver::start`].
-    pub fn start_recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transfer<'_>> {
-        self.receiver.start(local)
-    }
-
-    /// Writes local bytes into the peer's memory. Returns when the peer has acknowledged all of them.
-    ///
-    /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_RDMA_WRITE")]
     pub fn write(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
-    ) -> Result<Transferred> {
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
+    ) -> Result<Transfer> {
         self.sender.write(local, remote)
     }
 
@@ -141,68 +143,68 @@ impl Connection {
     /// in its memory.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_RDMA_WRITE_WITH_IMM")]
     pub fn write_with_imm(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
         imm: u32,
-    ) -> Result<Transferred> {
+    ) -> Result<Transfer> {
         self.sender.write_with_imm(local, remote, imm)
     }
 
     /// Reads the peer's bytes into local memory.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_RDMA_READ")]
     pub fn read(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
-    ) -> Result<Transferred> {
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
+    ) -> Result<Transfer> {
         self.sender.read(local, remote)
     }
 
     /// Sends local bytes to a peer that receives the same number of bytes with the same message size.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_SEND")]
-    pub fn send(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+    pub fn send(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
         self.sender.send(local)
     }
 
     /// Receives as many bytes as `local` has, from a peer that sends as many with the same message size.
     ///
     /// # Errors
-    /// As [`Receiver::start`] and [`Transfer::wait`].
+    /// As [`Receiver::recv`].
     #[doc(alias = "ibv_post_recv")]
-    pub fn recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
+    pub fn recv(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
         self.receiver.recv(local)
     }
 
     /// Waits for the immediate data of a peer's [`write_with_imm`](Self::write_with_imm), which
-    /// [`Transferred::imm`] returns.
+    /// [`Transferred::imm`](super::Transferred::imm) returns.
     ///
     /// # Errors
-    /// As [`Receiver::start`] and [`Transfer::wait`].
-    pub fn recv_imm(&mut self) -> Result<Transferred> {
+    /// As [`Receiver::recv`].
+    pub fn recv_imm(&self) -> Result<Transfer> {
         self.receiver.recv_imm()
     }
 
     /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_ATOMIC_FETCH_AND_ADD")]
     pub fn fetch_add(
-        &mut self,
+        &self,
         local: impl Into<RegionSlice>,
         remote: impl Into<RemoteSlice>,
         add: u64,
-    ) -> Result<Transferred> {
+    ) -> Result<Transfer> {
         self.sender.fetch_add(local, remote, add)
     }
 
@@ -210,21 +212,21 @@ impl Connection {
     /// local bytes.
     ///
     /// # Errors
-    /// As [`Sender::start`] and [`Transfer::wait`].
+    /// As [`Sender::write`].
     #[doc(alias = "IBV_WR_ATOMIC_CMP_AND_SWP")]
     pub fn compare_swap(
-        &mut self,
+        &self,
         local: impl Into<RegionSlice>,
         remote: impl Into<RemoteSlice>,
         compare: u64,
         swap: u64,
-    ) -> Result<Transferred> {
+    ) -> Result<Transfer> {
         self.sender.compare_swap(local, remote, compare, swap)
     }
 
     /// The queue pair.
     pub(crate) fn pair(&self) -> &QueuePair {
-        &self.sender.queue.shared.pair
+        &self.sender.engine.shared.pair
     }
 
     /// The options of the queue pair.
@@ -239,8 +241,26 @@ impl Connection {
 
     /// Holds the connection manager's side of the connection.
     pub(crate) fn set_link(&mut self, link: Box<dyn Link>) {
+        let engine = &self.sender.engine;
         // Never set twice: the queue pair refuses to connect a second time.
-        let _ = self.sender.queue.shared.link.set(link);
+        let link = engine.shared.link.get_or_init(|| link);
+        if let Err(error) = engine.events.watch(link.fd()) {
+            // Transfers notice a disconnect later then, by their requests that fail.
+            tracing::warn!(%error, "cannot watch the connection manager's events");
+        }
+    }
+}
+
+impl AsFd for Connection {
+    /// The connection's descriptor; see [`process_events`](Self::process_events).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -250,7 +270,7 @@ macro_rules! half {
         impl $half {
             /// The protection domain. Local memory must be registered in it.
             pub fn domain(&self) -> &ProtectionDomain {
-                &self.queue.shared.domain
+                &self.engine.shared.domain
             }
 
             /// Whether the connection is connected and has not failed; see [`Connection::is_usable`].
@@ -260,21 +280,51 @@ macro_rules! half {
 
             /// Why the connection is unusable: the first reason; `None` while it is usable.
             pub fn failure(&self) -> Option<&str> {
-                self.queue.shared.failure()
+                self.engine.failure()
             }
 
             /// Ends the connection for both halves; see [`Connection::disconnect`].
-            pub fn disconnect(&mut self) {
-                self.queue.shared.fail(|| "it was disconnected".into());
-                if let Some(link) = self.queue.shared.link.get() {
-                    link.disconnect();
-                }
+            pub fn disconnect(&self) {
+                self.engine.disconnect();
             }
 
             /// Sets the length of a message in bytes for later transfers; see
             /// [`ConnectionOptions::message_size`].
             pub fn set_message_size(&mut self, bytes: u64) {
                 self.options.message_size = bytes;
+            }
+
+            /// Makes progress for all transfers of the connection; see [`Connection::process_events`].
+            ///
+            /// # Errors
+            /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
+            pub fn process_events(&self) -> Result<()> {
+                self.engine.process_events()
+            }
+
+            fn start(&self, request: Request) -> Result<Transfer> {
+                let (opcode, length) = (request.opcode(), request.len());
+                let id = self.engine.start(request, self.options.message_size)?;
+                Ok(Transfer::new(self.engine.clone(), id, opcode, length))
+            }
+        }
+
+        impl std::fmt::Debug for $half {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_tuple(stringify!($half)).field(&self.engine.shared.pair).finish()
+            }
+        }
+
+        impl AsFd for $half {
+            /// The connection's descriptor; see [`Connection::process_events`].
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.engine.events.as_fd()
+            }
+        }
+
+        impl AsRawFd for $half {
+            fn as_raw_fd(&self) -> RawFd {
+                self.as_fd().as_raw_fd()
             }
         }
     };
@@ -284,30 +334,31 @@ half!(Sender);
 half!(Receiver);
 
 impl Sender {
-    /// Checks a request and returns its transfer. The first [`wait`](Transfer::wait) or [`poll`](Transfer::poll)
-    /// posts its work requests.
+    /// Writes local bytes into the peer's memory: a slice, or each block of a table into the peer's block with the
+    /// same index. The transfer completes when the peer has acknowledged all of them.
     ///
     /// # Errors
     /// Nothing is posted after any of these:
-    /// - [`Error::LengthMismatch`]: the local and the remote slice differ in length.
+    /// - [`Error::LengthMismatch`], [`Error::CountMismatch`]: the local and the remote blocks differ.
     /// - [`Error::RemoteAccessMissing`]: the peer's memory is not registered for the operation.
-    /// - [`Error::LocalWriteMissing`]: the operation writes local memory without LOCAL_WRITE.
-    /// - [`Error::RemoteWriteMissing`]: a READ on iWARP into local memory without REMOTE_WRITE.
+    /// - [`Error::LocalAccessMissing`]: the operation writes local memory without LOCAL_WRITE, or it is a READ on iWARP
+    ///   into local memory without REMOTE_WRITE.
     /// - [`Error::ForeignRegion`]: a local region is in another protection domain than the connection.
     /// - [`Error::TooScattered`]: a message needs more elements than
     ///   [`max_sge`](QueuePairOptions::max_sge).
     /// - [`Error::Verbs`] with [`verbs::Error::InvalidAtomic`]: an atomic on other than 8 bytes at a multiple of 8;
     ///   with [`verbs::Error::Unavailable`]: a READ or an atomic, and one side has
     ///   [`rd_atomic`](QueuePairOptions::rd_atomic) 0.
-    /// - [`Error::Unusable`]: the connection failed earlier or is not connected, or an earlier transfer in flight was
-    ///   forgotten.
+    /// - [`Error::Unusable`]: the connection failed earlier or is not connected.
     /// - [`Error::PortDown`]: the port is down before the first transfer. Later transfers do not look at it until they
     ///   fail.
     ///
+    /// [`Error::Verbs`] with [`verbs::Error::Post`]: the provider refused a work request; the connection is unusable.
+    ///
     /// [`Error::LengthMismatch`]: super::Error::LengthMismatch
+    /// [`Error::CountMismatch`]: super::Error::CountMismatch
     /// [`Error::RemoteAccessMissing`]: super::Error::RemoteAccessMissing
-    /// [`Error::LocalWriteMissing`]: super::Error::LocalWriteMissing
-    /// [`Error::RemoteWriteMissing`]: super::Error::RemoteWriteMissing
+    /// [`Error::LocalAccessMissing`]: super::Error::LocalAccessMissing
     /// [`Error::ForeignRegion`]: super::Error::ForeignRegion
     /// [`Error::TooScattered`]: super::Error::TooScattered
     /// [`Error::Unusable`]: super::Error::Unusable
@@ -315,131 +366,106 @@ impl Sender {
     /// [`Error::Verbs`]: super::Error::Verbs
     /// [`verbs::Error::InvalidAtomic`]: crate::verbs::Error::InvalidAtomic
     /// [`verbs::Error::Unavailable`]: crate::verbs::Error::Unavailable
-    pub fn start(&mut self, request: Request) -> Result<Transfer<'_>> {
-        self.queue.admit(request, self.options.message_size)?;
-        Ok(Transfer::new(&mut self.queue, &self.options))
-    }
-
-    /// Writes local bytes into the peer's memory. Returns when the peer has acknowledged all of them.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
+    /// [`verbs::Error::Post`]: crate::verbs::Error::Post
     pub fn write(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
-    ) -> Result<Transferred> {
-        self.start(Request::write(local, remote))?.wait()
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
+    ) -> Result<Transfer> {
+        self.start(Request::one_sided(local, remote, |remote| Operation::Write { remote }))
     }
 
     /// Like [`write`](Self::write); the peer's next receive completes with the immediate data, after all bytes are
     /// in its memory.
     ///
     /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
+    /// As [`write`](Self::write).
     pub fn write_with_imm(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
         imm: u32,
-    ) -> Result<Transferred> {
-        self.start(Request::write_with_imm(local, remote, imm))?.wait()
+    ) -> Result<Transfer> {
+        self.start(Request::one_sided(local, remote, |remote| Operation::WriteWithImm { remote, imm }))
     }
 
-    /// Reads the peer's bytes into local memory.
+    /// Reads the peer's bytes into local memory: a slice, or each block of the peer's table into the local block with
+    /// the same index.
     ///
     /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
+    /// As [`write`](Self::write).
     pub fn read(
-        &mut self,
-        local: impl Into<RegionSlice>,
-        remote: impl Into<RemoteSlice>,
-    ) -> Result<Transferred> {
-        self.start(Request::read(local, remote))?.wait()
+        &self,
+        local: impl Into<Blocks<RegionSlice>>,
+        remote: impl Into<Blocks<RemoteSlice>>,
+    ) -> Result<Transfer> {
+        self.start(Request::one_sided(local, remote, |remote| Operation::Read { remote }))
     }
 
     /// Sends local bytes to a peer that receives the same number of bytes with the same message size.
     ///
     /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
-    pub fn send(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
-        self.start(Request::send(local))?.wait()
+    /// As [`write`](Self::write).
+    pub fn send(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
+        self.start(Request::send(local))
     }
 
     /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
     ///
     /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
+    /// As [`write`](Self::write).
     pub fn fetch_add(
-        &mut self,
+        &self,
         local: impl Into<RegionSlice>,
         remote: impl Into<RemoteSlice>,
         add: u64,
-    ) -> Result<Transferred> {
-        self.start(Request::fetch_add(local, remote, add))?.wait()
+    ) -> Result<Transfer> {
+        let (local, remote) = (local.into(), remote.into());
+        self.start(Request::one_sided(local, remote, |remote| Operation::FetchAdd { remote, add }))
     }
 
     /// Replaces a u64 of the peer at a multiple of 8 if it equals `compare`, and returns its previous value in 8
     /// local bytes.
     ///
     /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
+    /// As [`write`](Self::write).
     pub fn compare_swap(
-        &mut self,
+        &self,
         local: impl Into<RegionSlice>,
         remote: impl Into<RemoteSlice>,
         compare: u64,
         swap: u64,
-    ) -> Result<Transferred> {
-        self.start(Request::compare_swap(local, remote, compare, swap))?.wait()
+    ) -> Result<Transfer> {
+        let (local, remote) = (local.into(), remote.into());
+        self.start(Request::one_sided(local, remote, |remote| Operation::CompareSwap {
+            remote,
+            compare,
+            swap,
+        }))
     }
 }
 
 impl Receiver {
-    /// Starts a receive of as many bytes as `local` has. It posts receives at once, so that the peer may send. The
-    /// connection need not be connected yet.
+    /// Receives as many bytes as `local` has, from a peer that sends as many with the same message size. It posts
+    /// receives at once, so that the peer may send. The connection need not be connected yet.
     ///
-    /// A receive that timed out or was cancelled before its first message stays posted, and this direction keeps its
-    /// memory. Start it again with the same memory and message size to go on waiting; a message that came meanwhile
-    /// is delivered then.
+    /// A receive that timed out, was cancelled or was dropped before its first message stays posted, and the
+    /// connection keeps its memory. Receive into the same memory with the same message size to take it up again; a
+    /// message that came meanwhile is delivered then.
     ///
     /// # Errors
-    /// - As [`Sender::start`], without [`Error::PortDown`](super::Error::PortDown).
+    /// - As [`Sender::write`], without [`Error::PortDown`](super::Error::PortDown).
     /// - [`Error::ReceivePosted`](super::Error::ReceivePosted): another receive is still posted, as above.
-    /// - [`Error::Verbs`](super::Error::Verbs): the provider refused a receive; the connection is unusable.
-    pub fn start(&mut self, local: impl Into<RegionSlice>) -> Result<Transfer<'_>> {
-        self.begin(Request::recv(local))
+    pub fn recv(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
+        self.start(Request::recv(local))
     }
 
-    /// Starts a receive for the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm).
+    /// Receives the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm), which
+    /// [`Transferred::imm`](super::Transferred::imm) returns.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
-    pub fn start_imm(&mut self) -> Result<Transfer<'_>> {
-        self.begin(Request::recv_imm())
-    }
-
-    /// Receives as many bytes as `local` has, from a peer that sends as many with the same message size.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
-    pub fn recv(&mut self, local: impl Into<RegionSlice>) -> Result<Transferred> {
-        self.start(local)?.wait()
-    }
-
-    /// Waits for the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm), which
-    /// [`Transferred::imm`] returns.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start) and [`Transfer::wait`].
-    pub fn recv_imm(&mut self) -> Result<Transferred> {
-        self.start_imm()?.wait()
-    }
-
-    fn begin(&mut self, request: Request) -> Result<Transfer<'_>> {
-        self.queue.admit(request, self.options.message_size)?;
-        let mut transfer = Transfer::new(&mut self.queue, &self.options);
-        transfer.post()?;
-        Ok(transfer)
+    /// As [`recv`](Self::recv).
+    pub fn recv_imm(&self) -> Result<Transfer> {
+        self.start(Request::recv_imm())
     }
 }

@@ -17,17 +17,31 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The local and the remote slice differ in length.
+    /// A local and a remote block differ in length; a slice is one block.
     #[error(
-        "{opcode:?} of {local} local bytes with {remote} bytes of the peer: slice both to the same length"
+        "{opcode:?} of {local} local bytes with {remote} bytes of the peer{}: slice both to the same length", of_block(*.block)
     )]
     LengthMismatch {
         /// The operation.
         opcode: Opcode,
-        /// Length of the local slice in bytes.
+        /// Index of the block, from 0.
+        block: usize,
+        /// Length of the local block in bytes.
         local: u64,
-        /// Length of the remote slice in bytes.
+        /// Length of the remote block in bytes.
         remote: u64,
+    },
+    /// The local and the remote table differ in their number of blocks.
+    #[error(
+        "{opcode:?} of {local} local blocks with {remote} blocks of the peer: select as many on both sides"
+    )]
+    CountMismatch {
+        /// The operation.
+        opcode: Opcode,
+        /// Number of local blocks.
+        local: usize,
+        /// Number of remote blocks.
+        remote: usize,
     },
     /// The peer's memory is not registered for this operation.
     #[error(
@@ -41,21 +55,16 @@ pub enum Error {
         /// The access flags in the peer's description.
         granted: Access,
     },
-    /// The operation writes local memory that is registered without LOCAL_WRITE.
+    /// The local memory is not registered for this operation. On iWARP the peer answers a READ by writing.
     #[error(
-        "{opcode:?} writes local memory but the region at byte {offset} of the local slice lacks LOCAL_WRITE: register it with that flag"
+        "{opcode:?} needs {needed:?} on local memory but the region at byte {offset} of the local slice lacks it{}: register it with that flag",
+        on_iwarp(*.needed)
     )]
-    LocalWriteMissing {
+    LocalAccessMissing {
         /// The operation.
         opcode: Opcode,
-        /// Offset in the local slice at which that region starts.
-        offset: u64,
-    },
-    /// A READ on iWARP into local memory that is registered without REMOTE_WRITE.
-    #[error(
-        "on iWARP the peer answers a READ by writing, but the region at byte {offset} of the local slice lacks REMOTE_WRITE: register it with that flag"
-    )]
-    RemoteWriteMissing {
+        /// The access flag that the operation needs.
+        needed: Access,
         /// Offset in the local slice at which that region starts.
         offset: u64,
     },
@@ -130,7 +139,7 @@ pub enum Error {
     },
     /// The timeout or the stall timeout expired.
     #[error(
-        "{opcode:?} timed out after {timeout:?} with {done} of {length} bytes transferred{}; {}", after_colon(.hint), timed_out(*.usable)
+        "{opcode:?} timed out after {timeout:?} with {done} of {length} bytes transferred{}; {}", after_colon(.hint), timed_out(*.opcode, *.usable)
     )]
     Timeout {
         /// The operation.
@@ -143,7 +152,8 @@ pub enum Error {
         timeout: Duration,
         /// A port that is down; else empty.
         hint: String,
-        /// Whether the connection stays usable: a receive timed out before its first message. It stays posted.
+        /// Whether the connection stays usable: a receive timed out before its first message and stays posted, or
+        /// nothing of another transfer was posted.
         usable: bool,
     },
     /// The caller cancelled the transfer.
@@ -156,7 +166,7 @@ pub enum Error {
         /// Length of the transfer in bytes.
         length: u64,
         /// Whether the connection stays usable: all messages in flight completed, or a receive was cancelled before
-        /// its first message. Such a receive stays posted.
+        /// its first message and stays posted.
         usable: bool,
     },
     /// The peer disconnected. The connection is unusable.
@@ -201,9 +211,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::LengthMismatch { .. }
+            | Self::CountMismatch { .. }
             | Self::RemoteAccessMissing { .. }
-            | Self::LocalWriteMissing { .. }
-            | Self::RemoteWriteMissing { .. }
+            | Self::LocalAccessMissing { .. }
             | Self::ForeignRegion { .. }
             | Self::TooScattered { .. }
             | Self::ReceivePosted { .. }
@@ -219,6 +229,14 @@ impl Error {
     }
 }
 
+fn on_iwarp(needed: Access) -> &'static str {
+    if needed == Access::REMOTE_WRITE { ", and on iWARP the peer answers a READ by writing" } else { "" }
+}
+
+fn of_block(block: usize) -> String {
+    if block == 0 { String::new() } else { format!(" in block {block}") }
+}
+
 fn after_colon(hint: &str) -> String {
     if hint.is_empty() { String::new() } else { format!(": {hint}") }
 }
@@ -230,10 +248,11 @@ fn unusable(reason: &str) -> String {
     }
 }
 
-fn timed_out(usable: bool) -> &'static str {
-    match usable {
-        true => "the receive stays posted, and the connection is usable",
-        false => {
+fn timed_out(opcode: Opcode, usable: bool) -> &'static str {
+    match (opcode, usable) {
+        (Opcode::Recv, true) => "the receive stays posted, and the connection is usable",
+        (_, true) => "nothing of it was posted, and the connection is usable",
+        (_, false) => {
             "the rest was flushed, and the connection is unusable: check that the peer is alive and the path is up"
         }
     }

@@ -24,10 +24,10 @@ pub struct ConnectionOptions {
     /// Length of a message in bytes, at least 1, at most 1 GiB and the port's limit. Both sides of a `send` and
     /// `recv` need the same. Default 1 MiB.
     pub message_size: u64,
-    /// Maximum number of messages in flight in each direction, 1 to 65536. Default 32.
+    /// Maximum number of messages in flight in each direction, 1 to 65536. Default 128.
     pub window: u32,
-    /// Maximum number of messages in a work request chain, which is posted with one call and signaled once. At
-    /// least 1, at most half the window rounded up and 1024. Default 4.
+    /// Maximum number of messages in a work request chain, which is posted with one call and signaled once. A chain
+    /// also ends after 4 MiB. At least 1, at most half the window rounded up and 1024. Default 16.
     pub chain: u32,
     /// Whether to poll for completions in a loop instead of sleeping on the completion channel: some microseconds
     /// faster, but it occupies a CPU. Default `false`.
@@ -42,8 +42,8 @@ impl Default for ConnectionOptions {
         Self {
             queue_pair: QueuePairOptions::default(),
             message_size: 1 << 20,
-            window: 32,
-            chain: 4,
+            window: 128,
+            chain: 16,
             busy_poll: false,
             stall_timeout: Duration::from_secs(30),
         }
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn options_within_the_limits_stay() {
         let options = ConnectionOptions::default().within(16384, 30);
-        assert_eq!((options.window, options.chain, options.queue_pair.max_sge), (32, 4, 4));
+        assert_eq!((options.window, options.chain, options.queue_pair.max_sge), (128, 16, 4));
         assert_eq!(max_message_size(1 << 31), 1 << 30);
     }
 }

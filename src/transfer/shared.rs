@@ -1,20 +1,15 @@
-//! The state that both directions of a connection share: the queue pair, and why it is unusable.
+//! What all transfers of a connection share: the queue pair, and why it is unusable.
 
-use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::error::{Error, Result};
-use crate::verbs::{
-    self, Completion, CompletionQueue, CompletionStatus, GidEntry, ProtectionDomain, QueuePair,
-    QueuePairOptions, ffi, vendor,
-};
-
-/// Maximum number of completions that one poll returns.
-pub(super) const POLL_BATCH: usize = 16;
+use crate::verbs::{CompletionStatus, GidEntry, ProtectionDomain, QueuePair, QueuePairOptions, ffi};
 
 /// The reason of a connection whose queue pair is not in RTS yet.
 pub(super) const NOT_CONNECTED: &str = "it is not connected";
+
+const DISCONNECTED: &str = "the peer disconnected";
 
 /// What is said of flushed requests without a known cause. A device that refuses a request of the peer has no
 /// completion for it.
@@ -27,36 +22,8 @@ pub(crate) trait Link: Send + Sync {
     fn peer_disconnected(&self) -> bool;
     /// Notifies the peer of the end of the connection.
     fn disconnect(&self);
-}
-
-/// A direction of the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Send,
-    Recv,
-}
-
-impl Side {
-    fn other(self) -> Self {
-        match self {
-            Self::Send => Self::Recv,
-            Self::Recv => Self::Send,
-        }
-    }
-}
-
-/// The completion queue of a direction.
-struct Completions {
-    queue: CompletionQueue,
-    /// Completions that the other direction took out while it looked for the cause of a failure.
-    kept: Mutex<VecDeque<ffi::ibv_wc>>,
-}
-
-impl Completions {
-    /// Locked while completions are taken out of the queue, so that they stay in order.
-    fn lock(&self) -> MutexGuard<'_, VecDeque<ffi::ibv_wc>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// Readable when `peer_disconnected` may have changed.
+    fn fd(&self) -> std::os::fd::BorrowedFd<'_>;
 }
 
 pub(super) struct Shared {
@@ -68,13 +35,8 @@ pub(super) struct Shared {
     pub max_message_size: u64,
     /// Why the connection is unusable; empty while it is usable.
     failed: OnceLock<String>,
-    /// The first completion of either direction that failed and was not only flushed.
-    cause: OnceLock<Completion>,
-    /// Whether the queue pair was reset: what was in flight has no completions.
-    discarded: AtomicBool,
     /// Whether the queue pair and its port were found ready for the first transfer.
     ready: AtomicBool,
-    queues: [Completions; 2],
 }
 
 impl Shared {
@@ -83,9 +45,7 @@ impl Shared {
         domain: ProtectionDomain,
         options: QueuePairOptions,
         max_message_size: u64,
-        [sends, receives]: [CompletionQueue; 2],
     ) -> Self {
-        let completions = |queue| Completions { queue, kept: Mutex::default() };
         Self {
             link: OnceLock::new(),
             pair,
@@ -93,61 +53,37 @@ impl Shared {
             options,
             max_message_size,
             failed: OnceLock::new(),
-            cause: OnceLock::new(),
-            discarded: AtomicBool::new(false),
             ready: AtomicBool::new(false),
-            queues: [completions(sends), completions(receives)],
         }
     }
 
-    /// Takes completions of a direction.
-    pub(super) fn poll(&self, side: Side, into: &mut [ffi::ibv_wc; POLL_BATCH]) -> verbs::Result<usize> {
-        let Completions { queue, .. } = &self.queues[side as usize];
-        let mut kept = self.queues[side as usize].lock();
-        if kept.is_empty() {
-            let count = queue.poll_into(into)?;
-            self.note_failure(&into[..count]);
-            return Ok(count);
-        }
-        let count = kept.len().min(into.len());
-        into.iter_mut().zip(kept.drain(..count)).for_each(|(place, completion)| *place = completion);
-        Ok(count)
+    /// For a queue pair that libibverbs must not see.
+    #[cfg(test)]
+    pub(super) fn ready(
+        pair: QueuePair,
+        domain: ProtectionDomain,
+        options: QueuePairOptions,
+        max_message_size: u64,
+    ) -> Self {
+        Self { ready: AtomicBool::new(true), ..Self::new(pair, domain, options, max_message_size) }
     }
 
-    fn note_failure(&self, completions: &[ffi::ibv_wc]) {
-        let cause = |completion: &&ffi::ibv_wc| {
-            completion.error().is_some_and(|(status, _)| status != CompletionStatus::WR_FLUSH_ERR.0)
-        };
-        if let Some(completion) = completions.iter().find(cause) {
-            self.cause.get_or_init(|| Completion::from(*completion));
+    /// Why the connection is unusable, if it is known to be.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
+    /// Notices that the peer has disconnected, which ends the connection. The completions before were taken. Events are
+    /// read also after a failure, or they would keep the descriptor readable.
+    pub(super) fn check_link(&self) {
+        if self.link.get().is_some_and(|link| link.peer_disconnected()) && !self.is_failed() {
+            self.fail(|| DISCONNECTED.into());
         }
     }
 
-    /// Why the requests of `side` were flushed, if it is known. The failed request may be one of the other
-    /// direction whose completion nobody has taken yet.
-    pub(super) fn reason_of_flush(&self, side: Side) -> Option<String> {
-        if let Some(reason) = self.failed.get() {
-            return Some(reason.clone());
-        }
-        let Completions { queue, .. } = &self.queues[side.other() as usize];
-        let mut kept = self.queues[side.other() as usize].lock();
-        let mut batch = [ffi::ibv_wc::default(); POLL_BATCH];
-        while self.cause.get().is_none()
-            && let Ok(count @ 1..) = queue.poll_into(&mut batch)
-        {
-            self.note_failure(&batch[..count]);
-            kept.extend(&batch[..count]);
-        }
-        drop(kept);
-        let Completion { status, vendor_err, .. } = *self.cause.get()?;
-        // The other direction may have given its reason meanwhile, which says more.
-        let reason = || format!("a request completed with {status}{}", vendor(vendor_err));
-        Some(self.failed.get_or_init(reason).clone())
-    }
-
-    /// Whether the peer is known to have disconnected.
-    pub(super) fn peer_disconnected(&self) -> bool {
-        self.link.get().is_some_and(|link| link.peer_disconnected())
+    /// Whether the peer's disconnect ended the connection.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.failed.get().is_some_and(|reason| reason == DISCONNECTED)
     }
 
     pub(super) fn is_failed(&self) -> bool {
@@ -162,15 +98,13 @@ impl Shared {
         }
     }
 
-    /// Checks that requests can be posted: the queue pair is connected, and its port is up. Asks the device only
-    /// until both were so once.
-    pub(super) fn check_ready(&self) -> Result<()> {
-        if self.ready.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        if let Some(reason) = self.failure() {
-            return Err(Error::Unusable { reason: reason.into(), done: 0 });
-        }
+    /// Whether the queue pair and its port were found ready.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Checks that the port of a connected queue pair is up. Later transfers do not ask again.
+    pub(super) fn check_port(&self) -> Result<()> {
         if let Some((device, port, interface)) = self.port_down() {
             return Err(Error::PortDown { device, port, interface });
         }
@@ -178,29 +112,18 @@ impl Shared {
         Ok(())
     }
 
-    /// Why the connection is unusable, as far as it is known or the device says.
-    pub(super) fn failure(&self) -> Option<&str> {
+    /// Whether the queue pair is connected, as the device says.
+    ///
+    /// # Errors
+    /// Why it is unusable.
+    pub(super) fn is_connected(&self) -> Result<bool, String> {
         use ffi::ibv_qp_state as State;
-        if !self.is_failed() && self.peer_disconnected() {
-            self.fail(|| "the peer disconnected".into());
+        match self.pair.state() {
+            Ok(State::IBV_QPS_RTS) => Ok(true),
+            Ok(State::IBV_QPS_RESET | State::IBV_QPS_INIT | State::IBV_QPS_RTR) => Ok(false),
+            Ok(_) => Err(format!("its queue pair is in the error state: {NO_CAUSE}")),
+            Err(error) => Err(error.to_string()),
         }
-        if !self.is_failed() {
-            match self.pair.state() {
-                Ok(State::IBV_QPS_RTS) => return None,
-                Ok(State::IBV_QPS_RESET | State::IBV_QPS_INIT | State::IBV_QPS_RTR) => {
-                    return Some(NOT_CONNECTED);
-                }
-                Ok(_) => {
-                    let cause = self.reason_of_flush(Side::Recv);
-                    let cause = cause.or_else(|| self.reason_of_flush(Side::Send));
-                    self.fail(|| {
-                        cause.unwrap_or_else(|| format!("its queue pair is in the error state: {NO_CAUSE}"))
-                    });
-                }
-                Err(error) => self.fail(|| error.to_string()),
-            }
-        }
-        self.failed.get().map(String::as_str)
     }
 
     /// Brings the queue pair to the error state. Keeps the first reason.
@@ -221,11 +144,6 @@ impl Shared {
         if let Err(error) = self.pair.reset() {
             tracing::debug!(%error, "cannot reset a queue pair");
         }
-        self.discarded.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_discarded(&self) -> bool {
-        self.discarded.load(Ordering::Acquire)
     }
 
     /// What is known about a failure besides its status; `None` stands for a timeout.

@@ -1,17 +1,16 @@
 //! A transfer in flight, and the ways to wait for it.
 
+use std::fmt;
+use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use super::ConnectionOptions;
+use super::engine::{Engine, JobId};
 use super::error::{Error, Result};
-use super::work_queue::WorkQueue;
 use crate::verbs::Opcode;
-
-/// Time without a completion after which the transfer asks the connection manager whether the peer disconnected.
-const QUIET: Duration = Duration::from_millis(40);
 
 /// The result of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,345 +22,223 @@ pub struct Transferred {
     pub imm: Option<u32>,
 }
 
-/// A transfer in flight. [`wait`](Self::wait) for it, or [`poll`](Self::poll) it from an event loop.
+/// A transfer in flight. [`wait`](Self::wait) for it, `await` it, or [`try_wait`](Self::try_wait) from an event loop.
 ///
-/// Dropping a transfer with messages in flight flushes them, and the connection is unusable afterwards. The
-/// device does not access the memory once drop returns. Only a receive that ended with
-/// [`Error::Timeout`] or [`Error::Cancelled`] with `usable` stays posted.
-#[must_use = "a transfer does nothing unless it is waited for or polled"]
-pub struct Transfer<'t> {
-    queue: &'t mut WorkQueue,
+/// Any number may be in flight on a connection. They are posted and complete in the order in which they were started,
+/// and can be waited for in any order, from any thread. A transfer holds handles of its memory and of its connection,
+/// so it can be stored, moved to another thread, or spawned as a task.
+///
+/// **Dropping a transfer detaches it**: it goes on, and its memory stays until the device is done. To end it,
+/// [`cancel`](Self::cancel) it. A receive that is dropped before its first message stays posted for the next receive
+/// into the same memory; see [`Receiver::recv`](super::Receiver::recv).
+///
+/// As a `Future` it needs somebody to make progress when the connection's descriptor becomes readable: another thread
+/// that waits, or [`Connection::process_events`](super::Connection::process_events).
+#[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
+pub struct Transfer {
+    engine: Arc<Engine>,
+    id: JobId,
     opcode: Opcode,
-    /// Length of the request in bytes.
+    /// Length in bytes.
     length: u64,
-    busy_poll: bool,
-    stall_timeout: Duration,
-    /// The timeout, and when it expires.
-    timeout: Option<(Duration, Instant)>,
-    cancel: Option<&'t AtomicBool>,
-    cancelled: bool,
-    progress: Option<&'t mut (dyn FnMut(u64) + Send)>,
-    /// How the transfer ended; a later call returns the same.
-    end: Option<End>,
-    /// Bytes that were transferred at the last check, and since when.
-    last_progress: Option<(u64, Instant)>,
+    /// How it ended; a later call returns the same. Locked by the thread that waits.
+    end: Mutex<Option<End>>,
 }
 
 #[derive(Clone, Copy)]
 enum End {
-    Complete,
-    Cancelled { usable: bool },
-    TimedOut { timeout: Duration, usable: bool },
-    Failed,
+    Complete(Transferred),
+    Cancelled { done: u64, usable: bool },
+    TimedOut { done: u64, timeout: Duration, usable: bool },
+    Failed { done: u64 },
 }
 
-impl std::fmt::Debug for Transfer<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (done, length) = (self.queue.done, self.length);
-        f.debug_struct("Transfer").field("done", &done).field("length", &length).finish_non_exhaustive()
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { opcode, length, .. } = self;
+        f.debug_struct("Transfer").field("opcode", opcode).field("length", length).finish_non_exhaustive()
     }
 }
 
-impl<'t> Transfer<'t> {
-    /// The transfer that the queue admitted last.
-    pub(super) fn new(queue: &'t mut WorkQueue, options: &ConnectionOptions) -> Self {
-        let length = queue.job.as_ref().map_or(0, |job| job.length);
-        Self {
-            opcode: queue.opcode(),
-            queue,
-            length,
-            busy_poll: options.busy_poll,
-            stall_timeout: options.stall_timeout,
-            timeout: None,
-            cancel: None,
-            cancelled: false,
-            progress: None,
-            end: None,
-            last_progress: None,
-        }
+impl Transfer {
+    pub(super) fn new(engine: Arc<Engine>, id: JobId, opcode: Opcode, length: u64) -> Self {
+        Self { engine, id, opcode, length, end: Mutex::new(None) }
+    }
+
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty)] // a receive of immediate data has 0 bytes
+    pub fn len(&self) -> u64 {
+        self.length
     }
 
     /// Limits the time for the whole transfer, from now. Without it only
     /// [`ConnectionOptions::stall_timeout`](super::ConnectionOptions::stall_timeout) limits it, and nothing limits the
     /// wait for the first message of a receive.
     ///
-    /// A receive that times out before its first message stays posted, and the connection usable; see
-    /// [`Receiver::start`](super::Receiver::start).
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Instant::now().checked_add(timeout).map(|end| (timeout, end));
-        self
-    }
-
-    /// Cancels the transfer once `token` is true. No further message is posted, and those in flight complete. If these
-    /// are all of them, the transfer succeeds.
-    ///
-    /// A receive cannot complete without its peer. Before its first message it stays posted, and the connection
-    /// usable; see [`Receiver::start`](super::Receiver::start). Later it is flushed, and the connection is unusable.
-    ///
-    /// [`wait`](Self::wait) reads the token at least every 50 ms, [`poll`](Self::poll) at each call.
-    pub fn cancel(mut self, token: &'t AtomicBool) -> Self {
-        self.cancel = Some(token);
-        self
-    }
-
-    /// Calls `report` with the number of bytes transferred so far, after each change.
-    pub fn progress(mut self, report: &'t mut (dyn FnMut(u64) + Send)) -> Self {
-        self.progress = Some(report);
+    /// A transfer that times out before any of it is posted leaves the connection usable, and so does a receive
+    /// before its first message: that one stays posted and can be waited for again. Otherwise the rest is flushed,
+    /// and the connection is unusable.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.engine.set_timeout(self.id, timeout);
         self
     }
 
     /// Waits until the transfer completes. It sleeps, unless
     /// [`ConnectionOptions::busy_poll`](super::ConnectionOptions::busy_poll) is set. A transfer whose messages have all
-    /// completed succeeds, whatever timeout has expired, token was set or peer has disconnected since.
+    /// completed succeeds, whatever timeout has expired or peer has disconnected since.
     ///
     /// # Errors
     /// - [`Error::Failed`]: a message completed with an error.
     /// - [`Error::Timeout`]: the timeout or the stall timeout expired.
     /// - [`Error::PeerDisconnected`]: the peer disconnected; only on a connection by IP address.
     /// - [`Error::UnexpectedMessage`]: the peer sent a message of another length.
-    /// - [`Error::Cancelled`]: the token was set.
-    /// - [`Error::Unusable`]: the connection failed earlier, or in its other direction.
+    /// - [`Error::Cancelled`]: the transfer was cancelled.
+    /// - [`Error::Unusable`]: the connection failed, in another transfer or before.
     /// - [`Error::Verbs`]: the device failed, or the provider refused a work request.
     ///
     /// The connection is unusable afterwards, except after [`Error::Cancelled`] and [`Error::Timeout`] with `usable`.
-    pub fn wait(mut self) -> Result<Transferred> {
-        let mut spins = 0_u32;
-        loop {
-            if self.step()? {
-                return Ok(self.finish());
-            }
-            if self.busy_poll {
-                spins = spins.wrapping_add(1);
-                if spins.is_multiple_of(256) && self.check_time()?.is_none() {
-                    return Ok(self.finish());
-                }
-                continue;
-            }
-            self.queue.completions.arm()?;
-            if self.step()? {
-                return Ok(self.finish());
-            }
-            let Some(left) = self.check_time()? else { return Ok(self.finish()) };
-            self.queue.completions.sleep_armed(left)?;
-        }
+    pub fn wait(&self) -> Result<Transferred> {
+        self.wait_with_progress(|_| ())
     }
 
-    /// Makes progress without waiting. When it returns `Pending`, the transfer's descriptor ([`AsFd`]) becomes
-    /// readable as soon as more progress is possible: call `poll` again then. Also call it from time to time for the
-    /// timeouts and the cancel token.
+    /// Like [`wait`](Self::wait), and calls `report` with the number of bytes transferred so far, after each change.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub fn poll(&mut self) -> Result<Poll<Transferred>> {
-        if self.step()? {
-            return Ok(Poll::Ready(self.finish()));
-        }
-        // Consume the event that may have caused this call, then arm the queue for the next one.
-        self.queue.completions.sleep_armed(Duration::ZERO)?;
-        self.queue.completions.arm()?;
-        if self.step()? {
-            return Ok(Poll::Ready(self.finish()));
-        }
-        match self.check_time()? {
-            Some(_) => Ok(Poll::Pending),
-            None => Ok(Poll::Ready(self.finish())),
+    pub fn wait_with_progress(&self, report: impl FnMut(u64)) -> Result<Transferred> {
+        let mut end = self.end();
+        match *end {
+            Some(end) => self.again(end),
+            None => self.ended(&mut end, self.engine.wait(self.id, report)),
         }
     }
 
-    /// Posts and polls until neither makes progress. Returns whether the transfer is complete.
-    fn step(&mut self) -> Result<bool> {
-        match self.end {
-            None => {}
-            Some(End::Complete) => return Ok(true),
-            Some(End::Cancelled { usable }) => return Err(self.cancelled_error(usable)),
-            Some(End::TimedOut { timeout, usable }) => return Err(self.timeout_error(timeout, usable)),
-            Some(End::Failed) => return self.queue.shared.check_usable(self.queue.done).map(|()| true),
+    /// The result if the transfer has ended; `None` while it is in flight. The connection's descriptor becomes
+    /// readable as soon as more progress is possible: call `try_wait` again then, and from time to time for the
+    /// timeouts.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn try_wait(&self) -> Result<Option<Transferred>> {
+        let Some(mut end) = self.try_end() else { return Ok(None) };
+        if let Some(end) = *end {
+            return self.again(end).map(Some);
         }
-        loop {
-            // Read before the completions, so that those of before the failure count.
-            let failed = self.queue.shared.is_failed();
-            self.post()?;
-            match self.queue.poll() {
-                // Of the other direction, which no completion here need tell of.
-                Ok(0) if failed => return self.fail_as_the_connection(),
-                Ok(0) => return Ok(false),
-                Ok(_) => {
-                    if let Some(report) = &mut self.progress {
-                        report(self.queue.done);
-                    }
-                    if self.queue.is_complete() {
-                        return Ok(true);
-                    }
-                    if self.cancelled && self.queue.is_idle() {
-                        return Err(self.cancelled_error(true));
-                    }
-                    // While completions keep coming, nothing else reads the token.
-                    if self.check_token()? {
-                        return Ok(true);
-                    }
-                }
-                Err(error) => return self.fail(error),
+        let result = self.engine.try_wait(self.id).transpose();
+        result.map(|result| self.ended(&mut end, result)).transpose()
+    }
+
+    /// Bytes that are transferred for certain.
+    pub fn progress(&self) -> u64 {
+        if let Some(done) = self.engine.done(self.id) {
+            return done;
+        }
+        match *self.end() {
+            None => 0,
+            Some(End::Complete(Transferred { bytes, .. })) => bytes,
+            Some(End::Cancelled { done, .. } | End::TimedOut { done, .. } | End::Failed { done }) => done,
+        }
+    }
+
+    /// Cancels the transfer. No further message is posted, and those in flight complete. If these are all of them,
+    /// the transfer succeeds; else it ends with [`Error::Cancelled`], which says how much was transferred, and the
+    /// connection stays usable.
+    ///
+    /// A receive cannot complete without its peer. Before its first message it stays posted, and the connection
+    /// usable. Later it is flushed, and the connection is unusable.
+    pub fn cancel(&self) {
+        self.engine.cancel(self.id);
+    }
+
+    /// A function that [cancels](Self::cancel) the transfer from elsewhere, for a transfer that is awaited. After the
+    /// transfer has ended it does nothing.
+    pub fn canceller(&self) -> impl Fn() + Clone + Send + Sync + use<> {
+        let (engine, id) = (Arc::downgrade(&self.engine), self.id);
+        move || {
+            if let Some(engine) = engine.upgrade() {
+                engine.cancel(id);
             }
         }
     }
 
-    /// Posts as many messages as the window permits.
-    pub(super) fn post(&mut self) -> Result<()> {
-        if self.queue.shared.is_failed() {
-            return Ok(());
-        }
-        self.queue.post().or_else(|error| self.fail(error).map(drop))
+    fn end(&self) -> MutexGuard<'_, Option<End>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cancels the transfer if the token is set. Returns whether it is complete nevertheless.
-    fn check_token(&mut self) -> Result<bool> {
-        if self.cancelled || !self.cancel.is_some_and(|token| token.load(Ordering::Relaxed)) {
-            return Ok(false);
+    /// `None` while another thread waits for the transfer.
+    fn try_end(&self) -> Option<MutexGuard<'_, Option<End>>> {
+        match self.end.try_lock() {
+            Ok(end) => Some(end),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
-        self.cancelled = true;
-        if self.opcode == Opcode::Recv && !self.queue.is_idle() {
-            if self.queue.is_untouched() {
-                self.queue.parked = true;
-                return Err(self.cancelled_error(true));
-            }
-            // Only the error state flushes a posted receive.
-            if self.flush(|| "a receive was cancelled".into()) {
-                return Ok(true);
-            }
-            return Err(self.cancelled_error(false));
-        }
-        if let Some(job) = &mut self.queue.job {
-            job.stop();
-        }
-        if self.queue.is_idle() { Err(self.cancelled_error(true)) } else { Ok(false) }
     }
 
-    /// Checks the token and the timeouts. Returns the time until the next check is due; `None` if the transfer is
-    /// complete.
-    fn check_time(&mut self) -> Result<Option<Duration>> {
-        if self.check_token()? {
-            return Ok(None);
-        }
-        let (now, done) = (Instant::now(), self.queue.done);
-        let since = match self.last_progress {
-            Some((before, since)) if before == done => since,
-            _ => {
-                self.last_progress = Some((done, now));
-                now
+    /// Keeps how the transfer ended. A receive that stays posted has not, nor one whose wait failed.
+    fn ended(&self, end: &mut Option<End>, result: Result<Transferred>) -> Result<Transferred> {
+        *end = match &result {
+            Ok(transferred) => Some(End::Complete(*transferred)),
+            Err(_) if self.engine.is_held(self.id) => None,
+            Err(Error::Cancelled { done, usable, .. }) => {
+                Some(End::Cancelled { done: *done, usable: *usable })
             }
+            Err(Error::Timeout { done, timeout, usable, .. }) => {
+                Some(End::TimedOut { done: *done, timeout: *timeout, usable: *usable })
+            }
+            Err(
+                Error::Failed { done, .. }
+                | Error::Unusable { done, .. }
+                | Error::PeerDisconnected { done, .. },
+            ) => Some(End::Failed { done: *done }),
+            Err(Error::UnexpectedMessage { offset, .. }) => Some(End::Failed { done: *offset }),
+            Err(_) => Some(End::Failed { done: 0 }),
         };
+        result
+    }
+
+    fn again(&self, end: End) -> Result<Transferred> {
         let (opcode, length) = (self.opcode, self.length);
-        if now.duration_since(since) >= QUIET && self.queue.shared.peer_disconnected() {
-            // The last message may have come just before.
-            if self.flush(|| "the peer disconnected".into()) {
-                return Ok(None);
+        match end {
+            End::Complete(transferred) => Ok(transferred),
+            End::Cancelled { done, usable } => Err(Error::Cancelled { opcode, done, length, usable }),
+            End::TimedOut { done, timeout, usable } => {
+                Err(Error::Timeout { opcode, done, length, timeout, hint: String::new(), usable })
             }
-            self.end(End::Failed);
-            return Err(Error::PeerDisconnected { opcode, done: self.queue.done, length });
-        }
-        // Nothing is overdue while the peer has not begun to send.
-        let waiting = opcode == Opcode::Recv && self.queue.is_untouched();
-        let stalled = since.checked_add(self.stall_timeout).filter(|_| !waiting);
-        let stalled = stalled.map(|end| (self.stall_timeout, end));
-        let mut left = Duration::MAX;
-        for (timeout, end) in [stalled, self.timeout].into_iter().flatten() {
-            match end.checked_duration_since(now).filter(|rest| !rest.is_zero()) {
-                Some(rest) => left = left.min(rest),
-                None => return self.time_out(timeout).map(|()| None),
+            End::Failed { done } => {
+                let reason = self.engine.failure().unwrap_or("the transfer has failed").to_owned();
+                Err(Error::Unusable { reason, done })
             }
-        }
-        Ok(Some(left))
-    }
-
-    /// Ends the transfer because a timeout expired. Returns if it is complete nevertheless.
-    fn time_out(&mut self, timeout: Duration) -> Result<()> {
-        // What completed meanwhile counts.
-        if self.step()? {
-            return Ok(());
-        }
-        let opcode = self.opcode;
-        let usable = opcode == Opcode::Recv && self.queue.is_untouched();
-        self.queue.parked = usable;
-        if !usable && self.flush(|| format!("{opcode:?} timed out after {timeout:?}")) {
-            return Ok(());
-        }
-        match self.cancelled {
-            true => Err(self.cancelled_error(usable)),
-            false => Err(self.timeout_error(timeout, usable)),
-        }
-    }
-
-    fn cancelled_error(&mut self, usable: bool) -> Error {
-        self.end(End::Cancelled { usable });
-        Error::Cancelled { opcode: self.opcode, done: self.queue.done, length: self.length, usable }
-    }
-
-    fn timeout_error(&mut self, timeout: Duration, usable: bool) -> Error {
-        self.end(End::TimedOut { timeout, usable });
-        let hint = self.queue.shared.hint(None);
-        Error::Timeout {
-            opcode: self.opcode,
-            done: self.queue.done,
-            length: self.length,
-            timeout,
-            hint,
-            usable,
-        }
-    }
-
-    /// Ends the connection because of this transfer's error.
-    fn fail(&mut self, error: Error) -> Result<bool> {
-        if self.flush(|| error.to_string()) {
-            return Ok(true);
-        }
-        self.end(End::Failed);
-        Err(error)
-    }
-
-    /// Ends the transfer because the connection has failed.
-    fn fail_as_the_connection(&mut self) -> Result<bool> {
-        if self.flush(String::new) {
-            return Ok(true);
-        }
-        self.end(End::Failed);
-        self.queue.shared.check_usable(self.queue.done).map(|()| true)
-    }
-
-    /// Ends the connection, and waits for what is in flight. Returns whether the transfer is complete nevertheless.
-    fn flush(&mut self, reason: impl FnOnce() -> String) -> bool {
-        self.queue.abandon(reason);
-        self.queue.is_complete()
-    }
-
-    fn finish(&mut self) -> Transferred {
-        self.end(End::Complete);
-        Transferred { bytes: self.length, imm: self.queue.imm }
-    }
-
-    /// Releases the memory's handles unless a receive stays posted: nothing is in flight.
-    fn end(&mut self, end: End) {
-        self.end = Some(end);
-        if !self.queue.parked {
-            self.queue.job = None;
         }
     }
 }
 
-impl AsFd for Transfer<'_> {
-    /// The completion channel: readable when [`poll`](Self::poll) can make progress.
+impl Future for Transfer {
+    type Output = Result<Transferred>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(mut end) = self.try_end() else {
+            // Another thread waits for it.
+            self.engine.set_waker(self.id, context);
+            return Poll::Pending;
+        };
+        if let Some(end) = *end {
+            return Poll::Ready(self.again(end));
+        }
+        self.engine.poll(self.id, context).map(|result| self.ended(&mut end, result))
+    }
+}
+
+impl AsFd for Transfer {
+    /// The connection's descriptor: readable when [`try_wait`](Self::try_wait) can make progress.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.completions.channel().expect("a connection creates its completion queues")
+        self.engine.events.as_fd()
     }
 }
 
-impl Drop for Transfer<'_> {
+impl Drop for Transfer {
     fn drop(&mut self) {
-        if self.queue.parked {
-            return;
+        if self.end().is_none() {
+            self.engine.detach(self.id);
         }
-        if !self.queue.is_idle() {
-            self.queue.abandon(|| "a transfer in flight was dropped".into());
-        }
-        self.queue.job = None;
     }
 }

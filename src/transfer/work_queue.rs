@@ -1,31 +1,48 @@
-//! One direction of a connection: its queue of work requests, and the transfer in flight there.
+//! One direction of a connection: its jobs in order, and its queue of work requests.
 //!
 //! All memory for work requests is allocated with the queue. A request is posted only into a free in-flight
 //! record, and there are as many records as the queue is deep, so neither the queue nor its completion queue can
 //! overrun.
 
-use std::fmt;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dma_sg::Iova;
+use rustc_hash::FxHashMap;
 
-use super::ConnectionOptions;
 use super::error::{Error, Result};
-use super::request::{Job, Message, Request};
-use super::shared::{POLL_BATCH, Shared, Side};
-use crate::verbs::{
-    self, Completion, CompletionQueue, CompletionStatus, Opcode, RecvBatch, RemoteAddr, SendBatch, ffi,
-};
+use super::job::{Ending, Job, Message, Owner};
+use super::request::Request;
+use super::shared::Shared;
+use super::state::Released;
+use super::{ConnectionOptions, Transferred};
+use crate::verbs::{self, Completion, CompletionStatus, Opcode, RecvBatch, RemoteAddr, SendBatch, ffi};
 
-/// Longest time for a queue pair in the error state to flush, which needs no reply from the peer. Afterwards the
-/// queue pair is reset, which discards its work requests.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes after which a work request chain ends. Only the last request of a chain is signaled, so progress is visible
+/// only when that one completes.
+const CHAIN_BYTES: u64 = 4 << 20;
 
-/// Maximum number of bytes in a work request chain. Only the last request of a chain is signaled, so progress is
-/// visible only when that one completes.
-const MAX_CHAIN_BYTES: u64 = 64 << 20;
+/// A direction of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Send,
+    Recv,
+}
+
+impl Side {
+    /// The bit of a work request's identifier that tells its direction.
+    const BIT: u64 = 1 << 63;
+
+    /// The direction of a completion.
+    pub(super) fn of(completion: &ffi::ibv_wc) -> Self {
+        if completion.wr_id() & Self::BIT == 0 { Self::Send } else { Self::Recv }
+    }
+
+    fn wr_id(self, number: u64) -> u64 {
+        if self == Self::Send { number } else { number | Self::BIT }
+    }
+}
 
 enum Batch {
     Send(SendBatch),
@@ -35,20 +52,23 @@ enum Batch {
 /// The bytes of a work request in flight.
 #[derive(Debug, Clone, Copy, Default)]
 struct InFlight {
+    /// Where its bytes end in its job.
     end: u64,
     length: u64,
 }
 
 pub(super) struct WorkQueue {
-    pub shared: Arc<Shared>,
-    /// For its channel; completions are taken through `shared`.
-    pub completions: CompletionQueue,
     side: Side,
-    /// The transfer in flight. It holds handles of its memory until the device is done, even if the caller forgets
-    /// the `Transfer`.
-    pub job: Option<Job>,
-    /// Whether the job is a receive that its `Transfer` left posted, for the next one to take up.
-    pub parked: bool,
+    /// In the order in which they are posted. The first one has not ended.
+    jobs: VecDeque<Job>,
+    /// Number of the first job.
+    first_job: u64,
+    /// Jobs at the front of which everything is posted.
+    posted: usize,
+    /// Jobs that have ended, by their numbers, until their owners ask for the outcome.
+    ended: FxHashMap<u64, Job>,
+    /// Number of receives that were left posted.
+    parked: usize,
     batch: Batch,
     /// Maximum number of work requests in a chain.
     chain: usize,
@@ -59,33 +79,14 @@ pub(super) struct WorkQueue {
     next: u64,
     /// Number of the first work request that may still be in flight.
     completed: u64,
-    /// Number of the job's first work request, and of the first one that is not known to have succeeded.
-    first: u64,
-    succeeded: u64,
-    /// The job's first failure, until `poll` returns it.
-    failure: Option<Error>,
-    /// Whether a request of the job failed. Later completions only say that the device is done with the memory.
+    /// `completed` at the last check, and since when.
+    progress: (u64, Instant),
+    /// Whether a request failed. Later completions only say that the device is done with the memory.
     broken: bool,
-    /// Bytes of the job that are transferred for certain.
-    pub done: u64,
-    pub imm: Option<u32>,
-    polled: Box<[ffi::ibv_wc; POLL_BATCH]>,
-}
-
-impl fmt::Debug for WorkQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { next, completed, .. } = self;
-        f.debug_struct("WorkQueue").field("next", next).field("completed", completed).finish_non_exhaustive()
-    }
 }
 
 impl WorkQueue {
-    pub(super) fn new(
-        side: Side,
-        shared: Arc<Shared>,
-        completions: CompletionQueue,
-        options: &ConnectionOptions,
-    ) -> Self {
+    pub(super) fn new(side: Side, options: &ConnectionOptions) -> Self {
         let (depth, chain) = (options.window as usize, options.chain as usize);
         let max_sge = options.queue_pair.max_sge as usize;
         let batch = match side {
@@ -93,24 +94,20 @@ impl WorkQueue {
             Side::Recv => Batch::Recv(RecvBatch::new(chain, max_sge)),
         };
         Self {
-            shared,
-            completions,
             side,
-            job: None,
-            parked: false,
+            jobs: VecDeque::new(),
+            first_job: 0,
+            posted: 0,
+            ended: FxHashMap::default(),
+            parked: 0,
             batch,
             chain,
             depth,
             in_flight: vec![InFlight::default(); depth.next_power_of_two()].into(),
             next: 0,
             completed: 0,
-            first: 0,
-            succeeded: 0,
-            failure: None,
+            progress: (0, Instant::now()),
             broken: false,
-            done: 0,
-            imm: None,
-            polled: Box::new([ffi::ibv_wc::default(); POLL_BATCH]),
         }
     }
 
@@ -119,133 +116,176 @@ impl WorkQueue {
         self.next == self.completed
     }
 
-    /// Whether every message of the job was posted and succeeded.
-    pub(super) fn is_complete(&self) -> bool {
-        self.succeeded == self.next && self.job.as_ref().is_some_and(Job::is_whole)
+    /// Adds a job and returns its number.
+    pub(super) fn push(&mut self, job: Job) -> u64 {
+        if self.is_idle() {
+            self.progress = (self.completed, Instant::now());
+        }
+        self.jobs.push_back(job);
+        self.first_job + self.jobs.len() as u64 - 1
     }
 
-    /// Whether no message of the job has completed.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.completed == self.first
+    /// A job that may have ended and gone.
+    pub(super) fn find(&mut self, number: u64) -> Option<&mut Job> {
+        match number.checked_sub(self.first_job) {
+            Some(at) => self.jobs.get_mut(usize::try_from(at).ok()?),
+            None => self.ended.get_mut(&number),
+        }
     }
 
-    pub(super) fn opcode(&self) -> Opcode {
-        self.job.as_ref().map_or(Opcode::Recv, |job| job.request.opcode())
-    }
-
-    /// Checks a request and makes it the current job, in messages of at most `message_size` bytes. A receive that is
-    /// still posted is taken up again.
-    pub(super) fn admit(&mut self, request: Request, message_size: u64) -> Result<()> {
-        let shared = &*self.shared;
-        let message_size = message_size.clamp(1, shared.max_message_size);
-        if let Some(job) = self.job.as_ref().filter(|_| self.parked) {
-            if job.is_same_recv(&request, message_size) {
-                // Even if the connection has failed since: the message may have come before.
-                self.parked = false;
-                return Ok(());
+    /// Gives up a job: nobody asks for its outcome any more. Returns it if it has ended.
+    pub(super) fn abandon(&mut self, number: u64, released: &mut Released) -> Option<Job> {
+        if let Some(job) = self.ended.remove(&number) {
+            return Some(job);
+        }
+        if let Some(job) = self.find(number) {
+            job.owner = Owner::Nobody;
+            released.wakers.extend(job.waker.take());
+            if job.over {
+                // It leaves its place in the row later.
+                released.requests.push(job.take_request());
             }
-            shared.check_usable(0)?;
-            return Err(Error::ReceivePosted { length: job.length });
         }
-        if !self.is_idle() {
-            self.abandon(|| "a transfer in flight was forgotten".into());
-            self.job = None;
+        None
+    }
+
+    /// Leaves a receive posted for its next owner.
+    pub(super) fn park(&mut self, number: u64) {
+        if let Some(job) = self.find(number) {
+            (job.owner, job.deadline, job.ending) = (Owner::Parked, None, None);
+            self.parked += 1;
         }
-        let shared = &*self.shared;
-        shared.check_usable(0)?;
-        shared.pair.check_depth(request.opcode())?;
-        request.check(&shared.domain, message_size, shared.options.max_sge)?;
-        if shared.domain.context().is_iwarp() {
-            request.check_iwarp()?;
+    }
+
+    /// A receive that was left posted: the first one for the same memory, or else any.
+    pub(super) fn find_parked(&self, request: &Request, message_size: u64) -> Option<(u64, bool)> {
+        if self.parked == 0 {
+            return None;
         }
-        if self.side == Side::Send {
-            shared.check_ready()?;
+        let ended = self.ended.iter().map(|(number, job)| (*number, job));
+        let all =
+            ended.chain((self.first_job..).zip(&self.jobs)).filter(|(_, job)| job.owner == Owner::Parked);
+        let same = |job: &Job| job.message_size == message_size && job.request.is_same_recv(request);
+        all.map(|(number, job)| (number, same(job))).min_by_key(|(number, same)| (!same, *number))
+    }
+
+    /// Gives a parked receive to a new owner, and returns how often it was parked.
+    pub(super) fn adopt(&mut self, number: u64) -> u32 {
+        let Some(job) = self.find(number) else { return 0 };
+        (job.owner, job.adopted) = (Owner::Transfer, job.adopted + 1);
+        let adopted = job.adopted;
+        self.parked -= 1;
+        adopted
+    }
+
+    /// Whether a job has not ended.
+    pub(super) fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Whether the job waits for its first completion.
+    pub(super) fn is_untouched(&mut self, number: u64) -> bool {
+        let completed = self.completed;
+        self.find(number).is_some_and(|job| job.waits(completed))
+    }
+
+    /// Since when no work request has completed although some are in flight; `None` if nothing is due: a receive waits
+    /// for the first message of its peer.
+    pub(super) fn stalled_since(&mut self, now: Instant) -> Option<Instant> {
+        if self.progress.0 != self.completed {
+            self.progress = (self.completed, now);
         }
-        (self.done, self.imm) = (0, None);
-        (self.first, self.succeeded) = (self.next, self.next);
-        self.job = Some(Job::new(request, message_size));
-        Ok(())
+        let first = self.jobs.front();
+        let waits = self.side == Side::Recv && first.is_none_or(|job| job.waits(self.completed));
+        (!waits).then_some(self.progress.1)
     }
 
     /// Posts as many messages as the window permits, in whole chains, so that a chain is posted while others are in
     /// flight.
-    pub(super) fn post(&mut self) -> Result<()> {
-        loop {
-            let Some(job) = self.job.as_mut().filter(|job| !job.is_posted()) else { return Ok(()) };
+    pub(super) fn post(&mut self, shared: &Shared) -> Result<()> {
+        while self.posted < self.jobs.len() && !self.broken {
             let free = self.depth - (self.next - self.completed) as usize;
             if free < self.chain {
                 return Ok(());
             }
-            let before = job.posted;
-            let (mut count, mask) = (0, self.in_flight.len() - 1);
-            let most = self.shared.pair.max_sge(job.request.opcode()) as usize;
-            while count < self.chain && job.posted - before < MAX_CHAIN_BYTES && !job.is_posted() {
-                let number = self.next;
-                let length = match &mut self.batch {
-                    Batch::Send(batch) => {
-                        let (wr, elements) = batch.next();
-                        let Message { sges, bytes, operation } = job.next_message(&mut elements[..most]);
-                        operation.unwrap_or(verbs::Operation::Send).fill(wr, bytes)?;
-                        (wr.wr_id, wr.num_sge) = (number, sges);
-                        batch.add();
-                        bytes
-                    }
-                    Batch::Recv(batch) => {
-                        let (wr, elements) = batch.next();
-                        let Message { sges, bytes, .. } = job.next_message(elements);
-                        (wr.wr_id, wr.num_sge) = (number, sges);
-                        batch.add();
-                        bytes
-                    }
-                };
-                self.in_flight[number as usize & mask] = InFlight { end: job.posted, length };
-                self.next += 1;
-                count += 1;
-            }
-            self.post_chain(count)?;
+            let before = (self.posted, self.next);
+            self.fill_chain(shared)?;
+            let count = (self.next - before.1) as usize;
+            self.post_chain(shared, count, before.0)?;
         }
+        Ok(())
     }
 
-    fn post_chain(&mut self, count: usize) -> Result<()> {
+    fn fill_chain(&mut self, shared: &Shared) -> Result<()> {
+        let (mut count, mut bytes) = (0, 0);
+        let mask = self.in_flight.len() - 1;
+        while count < self.chain && bytes < CHAIN_BYTES {
+            let Some(job) = self.jobs.get_mut(self.posted) else { return Ok(()) };
+            if job.is_posted() {
+                self.posted += 1;
+                continue;
+            }
+            let number = self.next;
+            if !job.is_begun() {
+                (job.first, job.end, job.succeeded) = (number, number, number);
+            }
+            let length = match &mut self.batch {
+                Batch::Send(batch) => {
+                    let (wr, elements) = batch.next();
+                    let most = shared.pair.max_sge(job.opcode) as usize;
+                    let Message { sges, bytes, operation } = job.next_message(&mut elements[..most]);
+                    operation.unwrap_or(verbs::Operation::Send).fill(wr, bytes)?;
+                    (wr.wr_id, wr.num_sge) = (self.side.wr_id(number), sges);
+                    if job.is_posted() {
+                        // Its end must not wait for the transfers behind it.
+                        wr.send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+                    }
+                    batch.add();
+                    bytes
+                }
+                Batch::Recv(batch) => {
+                    let (wr, elements) = batch.next();
+                    let Message { sges, bytes, .. } = job.next_message(elements);
+                    (wr.wr_id, wr.num_sge) = (self.side.wr_id(number), sges);
+                    batch.add();
+                    bytes
+                }
+            };
+            self.in_flight[number as usize & mask] = InFlight { end: job.posted, length };
+            job.end = number + 1;
+            self.next += 1;
+            (count, bytes) = (count + 1, bytes + length);
+        }
+        Ok(())
+    }
+
+    /// Posts the chain of `count` requests, which belong to the jobs from the one at `from`.
+    fn post_chain(&mut self, shared: &Shared, count: usize, from: usize) -> Result<()> {
         let posted = match &mut self.batch {
             Batch::Send(batch) => {
                 batch.signal_last();
-                batch.post(&self.shared.pair)
+                batch.post(&shared.pair)
             }
-            Batch::Recv(batch) => batch.post(&self.shared.pair),
+            Batch::Recv(batch) => batch.post(&shared.pair),
         };
         posted.map_err(|(posted, source): (usize, io::Error)| {
             self.next -= (count - posted) as u64;
-            if let Some(job) = &mut self.job {
+            let mut refused = None;
+            for job in self.jobs.range_mut(from..).filter(|job| job.end > self.next) {
+                (job.first, job.end) = (job.first.min(self.next), self.next);
+                job.succeeded = job.succeeded.min(job.end);
+                refused.get_or_insert(job.opcode);
                 job.fail();
             }
-            self.shared.pair.post_error(self.opcode(), source).into()
+            self.posted = from;
+            let opcode = refused.unwrap_or(Opcode::Recv);
+            shared.pair.post_error(opcode, source).into()
         })
     }
 
-    /// Processes the completions in the queue, at most 16, and returns how many.
-    ///
-    /// # Errors
-    /// The first failure of the job. Later work requests may still be in flight.
-    pub(super) fn poll(&mut self) -> Result<usize> {
-        let count = self.take_completions()?;
-        match self.failure.take() {
-            Some(error) => Err(error),
-            None => Ok(count),
-        }
-    }
-
-    fn take_completions(&mut self) -> verbs::Result<usize> {
-        let count = self.shared.poll(self.side, &mut self.polled)?;
-        for at in 0..count {
-            let completion = self.polled[at];
-            self.complete(&completion);
-        }
-        Ok(count)
-    }
-
-    fn complete(&mut self, wc: &ffi::ibv_wc) {
-        let number = wc.wr_id();
+    /// Processes a completion of this queue.
+    pub(super) fn complete(&mut self, wc: &ffi::ibv_wc, shared: &Shared) {
+        let number = wc.wr_id() & !Side::BIT;
         // Also false for numbers before `completed`.
         if number.wrapping_sub(self.completed) >= self.next - self.completed {
             tracing::warn!(number, "a completion of no work request in flight");
@@ -257,74 +297,149 @@ impl WorkQueue {
             return;
         }
         // Unsignaled requests before this one have succeeded.
-        (self.done, self.succeeded) = (end - length, number);
+        for job in &mut self.jobs {
+            if job.end > number {
+                break;
+            }
+            (job.done, job.succeeded) = (job.posted, job.end);
+        }
+        let Some(job) = self.jobs.iter_mut().find(|job| job.end > number) else { return };
+        (job.done, job.succeeded) = (end - length, number);
         if wc.error().is_some() {
             self.broken = true;
-            self.failure = Some(self.failed(end - length, length, Completion::from(*wc)));
+            let completion = Completion::from(*wc);
+            if completion.status != CompletionStatus::WR_FLUSH_ERR {
+                let error = failed(job, end - length, length, completion, shared);
+                shared.fail(|| error.to_string());
+                job.failure = Some(error);
+            }
             return;
         }
-        if let Batch::Recv(_) = self.batch {
+        if self.side == Side::Recv {
             let (received, imm) = (wc.len() as u64, wc.imm_data().map(u32::from_be));
-            self.imm = imm;
-            // With immediate data the length may be that of its WRITE.
-            if received != length && !(length == 0 && imm.is_some()) {
+            job.imm = imm;
+            // The length beside immediate data may be that of a WRITE, which fills no receive.
+            let written = wc.opcode() == ffi::ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
+            if if written { length > 0 } else { received != length } {
                 self.broken = true;
-                self.failure =
-                    Some(Error::UnexpectedMessage { offset: end - length, expected: length, received });
+                let error = Error::UnexpectedMessage { offset: end - length, expected: length, received };
+                shared.fail(|| error.to_string());
+                job.failure = Some(error);
                 return;
             }
         }
-        (self.done, self.succeeded) = (end, number + 1);
+        (job.done, job.succeeded) = (end, number + 1);
     }
 
-    fn failed(&self, offset: u64, length: u64, completion: Completion) -> Error {
-        let Completion { status, vendor_err, .. } = completion;
-        if status == CompletionStatus::WR_FLUSH_ERR
-            && let Some(reason) = self.shared.reason_of_flush(self.side)
-        {
-            return Error::Unusable { reason, done: self.done };
-        }
-        let remote = self.job.as_ref().and_then(|job| job.request.remote_addr(offset));
-        let remote = remote.map(|RemoteAddr { addr, rkey }| (Iova(addr), rkey));
-        let hint = self.shared.hint(Some(status));
-        let opcode = self.opcode();
-        Error::Failed { opcode, offset, length, remote, status, vendor_err, hint, done: self.done }
+    /// Counts everything in flight as completed: the device is done with it without completions.
+    pub(super) fn discard(&mut self) {
+        self.broken |= !self.is_idle();
+        self.completed = self.next;
     }
 
-    /// Ends the connection, and waits until the device is done with all work requests in flight. Those that
-    /// completed before count.
-    pub(super) fn abandon(&mut self, reason: impl FnOnce() -> String) {
-        self.shared.fail(reason);
-        if !self.shared.pair.is_own() {
-            // A child of `fork`: the queue pair is the parent's.
-            (self.completed, self.job) = (self.next, None);
-            return;
+    /// Ends the jobs whose last completion was taken: gives them their outcome, and releases their tasks. Returns whether
+    /// there were any. `more` completions may be in the queue.
+    pub(super) fn settle(&mut self, shared: &Shared, more: bool, released: &mut Released) -> bool {
+        if self.broken && !shared.is_failed() {
+            if more {
+                // The cause of the flush may be among them.
+                return false;
+            }
+            self.fail_unexplained(shared);
         }
-        let start = Instant::now();
-        while !self.is_idle() {
-            // Read before the queue, so that no completion of before the reset is missed.
-            let discarded = self.shared.is_discarded();
-            match self.take_completions() {
-                Ok(1..) => {}
-                Ok(0) if !discarded && start.elapsed() < FLUSH_TIMEOUT => {
-                    std::thread::sleep(Duration::from_micros(200));
+        let (mut any, failed) = (false, shared.is_failed());
+        while let Some(job) = self.jobs.front_mut() {
+            if failed {
+                // Nothing more is posted.
+                job.stop();
+            }
+            if !job.over {
+                if !job.is_posted() || self.completed < job.end {
+                    break;
                 }
-                Ok(0) | Err(_) => {
-                    if !discarded {
-                        self.shared.discard();
-                    }
-                    self.completed = self.next;
-                }
+                end(job, shared, released);
+                any = true;
+            }
+            let Some(job) = self.jobs.pop_front() else { break };
+            if job.is_forgotten() {
+                self.parked -= usize::from(job.owner == Owner::Parked);
+                released.requests.push(job.request);
+            } else {
+                self.ended.insert(self.first_job, job);
+            }
+            self.first_job += 1;
+            self.posted = self.posted.saturating_sub(1);
+        }
+        if failed {
+            for job in self.jobs.iter_mut().filter(|job| !job.is_begun() && !job.over) {
+                job.stop();
+                end(job, shared, released);
+                any = true;
             }
         }
-        self.parked = false;
+        any
+    }
+
+    /// Requests were flushed, and no completion says why. Brings the queue pair to the error state, since a device that
+    /// did so itself may leave some requests in its queue.
+    fn fail_unexplained(&mut self, shared: &Shared) {
+        let status = CompletionStatus::WR_FLUSH_ERR;
+        let completion = Completion { status, ..Completion::from(ffi::ibv_wc::default()) };
+        match self.jobs.iter_mut().find(|job| !job.over && !job.is_complete()) {
+            Some(job) => {
+                let error = failed(job, job.done, job.length - job.done, completion, shared);
+                shared.fail(|| error.to_string());
+                job.failure = Some(error);
+            }
+            None => shared.fail(|| format!("a request completed with {status}")),
+        }
+    }
+
+    /// Ends a job of which nothing was posted, and nothing will be.
+    pub(super) fn withdraw(&mut self, number: u64, shared: &Shared, released: &mut Released) {
+        if let Some(job) = self.find(number) {
+            job.stop();
+            end(job, shared, released);
+        }
     }
 }
 
-impl Drop for WorkQueue {
-    fn drop(&mut self) {
-        if !self.is_idle() {
-            self.abandon(|| "half of the connection was dropped with a transfer in flight".into());
-        }
+/// Gives a job its outcome, and releases its task.
+fn end(job: &mut Job, shared: &Shared, released: &mut Released) {
+    job.over = true;
+    job.outcome = Some(outcome(job, shared));
+    released.wakers.extend(job.waker.take());
+}
+
+fn outcome(job: &mut Job, shared: &Shared) -> Result<Transferred> {
+    let Job { opcode, done, length, .. } = *job;
+    if job.is_complete() {
+        return Ok(Transferred { bytes: length, imm: job.imm });
     }
+    if let Some(error) = job.failure.take() {
+        return Err(error);
+    }
+    let usable = !shared.is_failed();
+    match job.ending {
+        Some(Ending::Cancelled) => return Err(Error::Cancelled { opcode, done, length, usable }),
+        Some(Ending::TimedOut(timeout)) => {
+            let hint = shared.hint(None);
+            return Err(Error::Timeout { opcode, done, length, timeout, hint, usable });
+        }
+        None => {}
+    }
+    if shared.is_disconnected() {
+        return Err(Error::PeerDisconnected { opcode, done, length });
+    }
+    let reason = shared.reason().unwrap_or("its requests were discarded").to_owned();
+    Err(Error::Unusable { reason, done })
+}
+
+/// The error of a message that completed with an error.
+fn failed(job: &Job, offset: u64, length: u64, completion: Completion, shared: &Shared) -> Error {
+    let Completion { status, vendor_err, .. } = completion;
+    let remote = job.request.remote_addr(offset);
+    let remote = remote.map(|RemoteAddr { addr, rkey }| (Iova(addr), rkey));
+    let hint = shared.hint(Some(status));
+    Error::Failed { opcode: job.opcode, offset, length, remote, status, vendor_err, hint, done: job.done }
 }

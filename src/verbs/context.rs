@@ -301,7 +301,7 @@ impl Context {
     }
 
     /// Builds the error of a call on this device from its errno.
-    pub(super) fn failed(&self, operation: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn failed(&self, operation: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let (device, operation) = (self.device_name().to_owned(), operation.into());
         move |source| Error::Device { device, operation, source }
     }

@@ -216,6 +216,11 @@ impl CompletionQueue {
         }
     }
 
+    /// Consumes an event of the channel, if there is one.
+    pub(crate) fn consume_event(&self) -> Result<()> {
+        self.inner.channel.map_or(Ok(()), |channel| self.take_event(channel).map(drop))
+    }
+
     /// Fills `into` with completions from the front and returns how many; see [`poll`](Self::poll).
     pub(crate) fn poll_into(&self, into: &mut [ffi::ibv_wc]) -> Result<usize> {
         // SAFETY: the queue is live, and `into` has room for `into.len()` completions.
@@ -240,17 +245,23 @@ impl CompletionQueue {
         if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout).unwrap_or(0) == 0 {
             return Ok(true);
         }
+        self.take_event(channel).map(|taken| !taken)
+    }
+
+    /// Takes an event from the channel. Returns whether the queue is disarmed, also by an event that another thread
+    /// took.
+    fn take_event(&self, channel: NonNull<ffi::ibv_comp_channel>) -> Result<bool> {
         let (mut queue, mut context) = (null_mut(), null_mut());
         // SAFETY: the channel is live, and both pointers are local variables. An event that was received is
         // acknowledged once, on the queue that it names, which is ours.
         unsafe {
             if ffi::ibv_get_cq_event(channel.as_ptr(), &mut queue, &mut context) == 0 {
                 ffi::ibv_ack_cq_events(queue, 1);
-                return Ok(false);
+                return Ok(true);
             }
         }
         match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
             error => Err(self.inner.context.failed("receive a completion event")(error)),
         }
     }

@@ -75,3 +75,6 @@ fn check(code: c_int) -> io::Result<()> {
         errno => Err(io::Error::from_raw_os_error(errno.saturating_abs())),
     }
 }
+
+#[cfg(test)]
+pub(crate) use qp::tests::fake as fake_queue_pair;

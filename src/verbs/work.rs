@@ -171,6 +171,12 @@ pub enum Opcode {
     Recv,
 }
 
+impl Opcode {
+    pub(crate) fn is_atomic(self) -> bool {
+        matches!(self, Self::FetchAdd | Self::CompareSwap)
+    }
+}
+
 impl Operation {
     /// The operation without its arguments.
     pub fn opcode(&self) -> Opcode {

@@ -65,14 +65,14 @@ impl Contents {
 #[test]
 fn five_gibibytes_by_one_call() {
     let contents = Contents::new();
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let (ours, theirs) = (heap(5 * GIB), heap(5 * GIB));
     let (source, target) = (near.register(&ours), far.register(&theirs));
     contents.fill(&ours, 1);
-    assert_eq!(near.connection.write(&source, target.remote()).unwrap().bytes, 5 * GIB);
+    assert_eq!(near.connection.write(&source, target.remote()).unwrap().wait().unwrap().bytes, 5 * GIB);
     contents.assert_moved(&theirs, 5 * GIB, 1, 1);
     contents.fill(&theirs, 2);
-    near.connection.read(&source, target.remote()).unwrap();
+    near.connection.read(&source, target.remote()).unwrap().wait().unwrap();
     contents.assert_moved(&ours, 5 * GIB, 2, 2);
 }
 
@@ -80,7 +80,7 @@ fn five_gibibytes_by_one_call() {
 #[test]
 fn lengths_around_the_limits_of_32_bits() {
     let contents = Contents::new();
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let (ours, theirs) = (heap(4 * GIB + 4096), heap(4 * GIB + 4096));
     let (source, target) = (near.register(&ours), far.register(&theirs));
     let remote = target.remote();
@@ -91,12 +91,12 @@ fn lengths_around_the_limits_of_32_bits() {
         let seed = 3 + number;
         contents.fill(&ours, seed);
         let (local, remote) = (source.slice(..length).unwrap(), remote.slice(..length).unwrap());
-        near.connection.write(&local, &remote).unwrap();
+        near.connection.write(&local, &remote).unwrap().wait().unwrap();
         // Each length is longer than the one before, so the bytes behind it are still the first ones.
         contents.assert_moved(&theirs, length, seed, 1);
         // Back, over other bytes.
         contents.fill(&ours, 2);
-        near.connection.read(&local, &remote).unwrap();
+        near.connection.read(&local, &remote).unwrap().wait().unwrap();
         contents.assert_moved(&ours, length, seed, 2);
     }
 }
@@ -106,16 +106,16 @@ fn lengths_around_the_limits_of_32_bits() {
 fn messages_of_the_largest_size() {
     let options = ConnectionOptions::default().message_size(u64::MAX).window(4);
     let contents = Contents::new();
-    let Wire { mut near, far } = Wire::with(options);
+    let Wire { near, far } = Wire::with(options);
     let (ours, theirs) = (heap(2 * GIB + 8192), heap(2 * GIB + 8192));
     let (source, target) = (near.register(&ours), far.register(&theirs));
     contents.fill(&ours, 1);
     contents.fill(&theirs, 2);
     let length = 2 * GIB + 5;
     let (local, remote) = (source.slice(..length).unwrap(), target.remote().slice(..length).unwrap());
-    near.connection.write(&local, &remote).unwrap();
+    near.connection.write(&local, &remote).unwrap().wait().unwrap();
     contents.assert_moved(&theirs, length, 1, 2);
     contents.fill(&ours, 3);
-    near.connection.read(&local, &remote).unwrap();
+    near.connection.read(&local, &remote).unwrap().wait().unwrap();
     contents.assert_moved(&ours, length, 1, 3);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::exporter::CaptureDevice;
-use dmabuf_rdma::transfer::{self, Request};
+use dmabuf_rdma::transfer;
 use dmabuf_rdma::verbs::CompletionQueue;
 
 use super::fork::in_a_child;
@@ -48,12 +48,12 @@ fn a_childs_connections_leave_the_parents_usable() {
         let Wire { near, far } = Wire::new();
         let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
         // Whole, in two halves, and ended by name.
-        let (mut near, far) = in_a_child((near, far), |(mut near, far)| {
+        let (near, far) = in_a_child((near, far), |(near, far)| {
             near.connection.disconnect();
             drop((near, far.connection.split()));
         });
         assert!(near.connection.is_usable() && far.connection.is_usable());
-        near.connection.write(&source, target.remote()).unwrap();
+        near.connection.write(&source, target.remote()).unwrap().wait().unwrap();
         assert_same(&contents(&theirs), &contents(&ours), "after the fork");
     }
     census.assert_unchanged();
@@ -63,10 +63,10 @@ fn a_childs_connections_leave_the_parents_usable() {
 fn a_childs_transfer_leaves_the_parents_in_flight() {
     let census = Census::take();
     {
-        let Wire { mut near, far } = Wire::new();
+        let Wire { near, far } = Wire::new();
         let ((ours, source), (theirs, target)) = (near.filled(16 * SIZE, 1), far.filled(16 * SIZE, 2));
-        let mut transfer = near.connection.start(Request::write(&source, target.remote())).unwrap();
-        assert!(transfer.poll().unwrap().is_pending(), "16 MiB are not there at once");
+        let transfer = near.connection.write(&source, target.remote()).unwrap();
+        assert_eq!(transfer.try_wait().unwrap(), None, "16 MiB are not there at once");
         let transfer = in_a_child(transfer, drop);
         assert_eq!(transfer.wait().unwrap().bytes, 16 * SIZE);
         assert_same(&contents(&theirs), &contents(&ours), "after the fork");
@@ -99,17 +99,20 @@ fn a_childs_librdmacm_ids_leave_the_parents_connected() {
             server.join().unwrap()
         });
         // … and both ends of an established connection.
-        (near, far) = in_a_child((near, far), |(near, mut far)| {
+        (near, far) = in_a_child((near, far), |(near, far)| {
             far.connection.disconnect();
             drop((near, far));
         });
         // The peer's notice of an end would have arrived by then.
         std::thread::sleep(Duration::from_millis(200));
         assert!(near.connection.is_usable() && far.connection.is_usable());
-        near.connection.write(&source, target.remote()).unwrap();
+        near.connection.write(&source, target.remote()).unwrap().wait().unwrap();
         assert_same(&contents(&theirs), &contents(&ours), "after the fork");
         near.connection.disconnect();
-        assert_refused!(far.connection.recv(&target), transfer::Error::PeerDisconnected { .. });
+        assert_refused!(
+            far.connection.recv(&target).and_then(|transfer| transfer.wait()),
+            transfer::Error::PeerDisconnected { .. }
+        );
     }
     census.assert_unchanged();
 }

@@ -73,14 +73,16 @@ fn only_writes(near: &mut End, far: &End) {
     let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
     let word = source.slice(..8).unwrap();
     for refused in [
-        near.connection.read(&source, target.remote()),
-        near.connection.fetch_add(&word, target.remote().slice(..8).unwrap(), 1),
+        near.connection.read(&source, target.remote()).and_then(|transfer| transfer.wait()),
+        near.connection
+            .fetch_add(&word, target.remote().slice(..8).unwrap(), 1)
+            .and_then(|transfer| transfer.wait()),
     ] {
         let message = assert_refused!(refused, transfer::Error::Verbs(verbs::Error::Unavailable { .. }));
         assert!(message.contains("rd_atomic above 0 on both sides"), "{message}");
     }
     assert!(near.connection.is_usable());
-    near.connection.write(&source, target.remote()).unwrap();
+    near.connection.write(&source, target.remote()).unwrap().wait().unwrap();
     assert_same(&contents(&theirs), &contents(&ours), "written");
 }
 
@@ -95,9 +97,9 @@ fn reads_are_refused_if_either_side_has_no_room_for_them() {
         only_writes(&mut near, &far);
         only_writes(&mut far, &near);
     }
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
-    near.connection.read(&source, target.remote()).unwrap();
+    near.connection.read(&source, target.remote()).unwrap().wait().unwrap();
     assert_same(&contents(&ours), &contents(&theirs), "read");
 }
 

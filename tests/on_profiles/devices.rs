@@ -33,7 +33,9 @@ fn mlx5_without_atomics_connects_and_moves_bytes() {
         let region = MemoryRegion::builder(&domain, &buffer).access(Access::REMOTE).register().unwrap();
         region.self_check().unwrap();
         let remote = region.remote();
-        let refused = connection.fetch_add(region.slice(..8).unwrap(), remote.slice(8..16).unwrap(), 1);
+        let refused = connection
+            .fetch_add(region.slice(..8).unwrap(), remote.slice(8..16).unwrap(), 1)
+            .and_then(|transfer| transfer.wait());
         let message = assert_refused!(
             refused,
             transfer::Error::Failed { status: CompletionStatus::REM_INV_REQ_ERR, .. }

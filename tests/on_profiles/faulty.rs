@@ -49,9 +49,9 @@ fn a_registration_that_does_not_transfer_is_found() {
             (&dead_source, &target, CompletionStatus::WR_FLUSH_ERR, "no failed request was seen"),
         ];
         for (from, to, expected, part) in writes {
-            let [mut connection, _peer] = connected(&domain, ConnectionOptions::default());
+            let [connection, _peer] = connected(&domain, ConnectionOptions::default());
             let message = assert_refused!(
-                connection.write(from, to.remote()),
+                connection.write(from, to.remote()).and_then(|transfer| transfer.wait()),
                 transfer::Error::Failed { status, done: 0, .. } if *status == expected
             );
             assert!(message.contains(part), "{message}");

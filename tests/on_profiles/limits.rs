@@ -24,7 +24,7 @@ fn limits_of_zero_leave_the_decision_to_the_kernel() {
         let set = RegionSet::builder(&buffer).access(Access::REMOTE).register(&domain).unwrap();
         assert_eq!(set.chunks().len(), 1);
         let message = assert_refused!(
-            connection.read(&set, set.remote()),
+            connection.read(&set, set.remote()).and_then(|transfer| transfer.wait()),
             transfer::Error::Verbs(verbs::Error::Unavailable { .. })
         );
         assert!(message.contains("READ"), "{message}");

@@ -39,10 +39,10 @@ fn bytes_move(domain: &ProtectionDomain, connection: &mut Connection, length: u6
     let expected = contents(&ours)[..length as usize].to_vec();
     let there = target.remote();
     let there = there.slice(..length).unwrap();
-    connection.write(source.slice(..length).unwrap(), &there).unwrap();
+    connection.write(source.slice(..length).unwrap(), &there).unwrap().wait().unwrap();
     assert_same(&contents(&theirs)[..length as usize], &expected, "written");
     if read {
-        connection.read(into.slice(..length).unwrap(), &there).unwrap();
+        connection.read(into.slice(..length).unwrap(), &there).unwrap().wait().unwrap();
         assert_same(&contents(&back)[..length as usize], &expected, "read back");
     }
 }

@@ -69,7 +69,7 @@ fn every_byte_of_every_udmabuf_moves() {
     const SIZE: u64 = 4 << 20;
     let census = Census::take();
     {
-        let [(mut near, near_domain), (mut far, far_domain)] = connected(ConnectionOptions::default());
+        let [(near, near_domain), (far, far_domain)] = connected(ConnectionOptions::default());
         for kind in udmabuf_kinds() {
             let ours = (kind.allocate)(SIZE);
             ours.dmabuf.map().unwrap().write(0, &pattern(SIZE as usize, 1)).unwrap();
@@ -82,16 +82,16 @@ fn every_byte_of_every_udmabuf_moves() {
             let local = source.slice(from..from + length as u64).unwrap();
             let remote = target.remote();
             let place = remote.slice(to..to + length as u64).unwrap();
-            near.write(&local, &place).unwrap();
+            near.write(&local, &place).unwrap().wait().unwrap();
             let mut expected = pattern(SIZE as usize, 2);
             expected[to as usize..][..length]
                 .copy_from_slice(&contents(&ours.dmabuf)[from as usize..][..length]);
             assert_same(&contents(&theirs.dmabuf), &expected, &format!("{}: written", kind.name));
-            near.read(&into, &remote).unwrap();
+            near.read(&into, &remote).unwrap().wait().unwrap();
             assert_same(&contents(&back.dmabuf), &expected, &format!("{}: read back", kind.name));
             // And the other way, by SEND. iWARP has no retry for a receive that is not posted yet.
-            let receiving = near.start_recv(&source).unwrap();
-            far.send(&target).unwrap();
+            let receiving = near.recv(&source).unwrap();
+            far.send(&target).unwrap().wait().unwrap();
             receiving.wait().unwrap();
             assert_same(&contents(&ours.dmabuf), &expected, &format!("{}: sent back", kind.name));
         }
@@ -102,7 +102,7 @@ fn every_byte_of_every_udmabuf_moves() {
 #[test]
 fn a_set_of_chunks_moves() {
     const SIZE: u64 = 2 << 20;
-    let [(mut near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
+    let [(near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
     let (ours, theirs) = (filled(SIZE, 1), filled(SIZE, 2));
     let set = |domain: &ProtectionDomain, allocation: &Allocation, chunk| {
         let builder = RegionSet::builder(&allocation.dmabuf).access(READ_AND_WRITE).chunk_size(chunk);
@@ -110,7 +110,7 @@ fn a_set_of_chunks_moves() {
     };
     let source = set(&near_domain, &ours, 96 << 12);
     let target = set(&far_domain, &theirs, 256 << 10);
-    near.write(&source, target.remote()).unwrap();
+    near.write(&source, target.remote()).unwrap().wait().unwrap();
     assert_same(&contents(&theirs.dmabuf), &pattern(SIZE as usize, 1), "the far end");
 }
 
@@ -181,30 +181,34 @@ fn an_endpoint_connects_nothing() {
 
 #[test]
 fn a_read_needs_memory_that_the_peer_may_write() {
-    let [(mut near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
+    let [(near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
     let (ours, theirs) = (filled(8192, 1), filled(8192, 2));
     let local = mapped(&near_domain, &ours, Access::LOCAL_WRITE);
     let target = mapped(&far_domain, &theirs, READ_AND_WRITE);
-    let message =
-        assert_refused!(near.read(&local, target.remote()), Error::RemoteWriteMissing { offset: 0 });
+    let message = assert_refused!(
+        near.read(&local, target.remote()).and_then(|transfer| transfer.wait()),
+        Error::LocalAccessMissing { offset: 0, .. }
+    );
     assert!(message.contains("on iWARP the peer answers a READ by writing"), "{message}");
     // Nothing was posted.
-    near.write(&local, target.remote()).unwrap();
+    near.write(&local, target.remote()).unwrap().wait().unwrap();
     assert_same(&contents(&theirs.dmabuf), &pattern(8192, 1), "the far end");
 }
 
 #[test]
 fn immediate_data_and_atomics_are_refused_by_name() {
     for atomic in [false, true] {
-        let [(mut near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
+        let [(near, near_domain), (_far, far_domain)] = connected(ConnectionOptions::default());
         let (ours, theirs) = (filled(4096, 1), filled(4096, 2));
         let access = READ_AND_WRITE | Access::REMOTE_ATOMIC;
         let [source, target] = [(&near_domain, &ours), (&far_domain, &theirs)]
             .map(|(domain, buffer)| mapped(domain, buffer, access));
         let remote = target.remote();
         let refused = match atomic {
-            true => near.fetch_add(source.slice(..8).unwrap(), remote.slice(..8).unwrap(), 1),
-            false => near.write_with_imm(&source, &remote, 7),
+            true => near
+                .fetch_add(source.slice(..8).unwrap(), remote.slice(..8).unwrap(), 1)
+                .and_then(|transfer| transfer.wait()),
+            false => near.write_with_imm(&source, &remote, 7).and_then(|transfer| transfer.wait()),
         };
         let message = assert_refused!(
             refused,
@@ -219,27 +223,33 @@ fn immediate_data_and_atomics_are_refused_by_name() {
 fn a_wrong_key_and_a_peer_that_disconnects_end_the_connection() {
     let census = Census::take();
     {
-        let [(mut near, near_domain), (far, far_domain)] = connected(ConnectionOptions::default());
+        let [(near, near_domain), (far, far_domain)] = connected(ConnectionOptions::default());
         let (ours, theirs) = (filled(4096, 1), filled(4096, 2));
         let source = mapped(&near_domain, &ours, READ_AND_WRITE);
         let read_only = mapped(&far_domain, &theirs, Access::REMOTE_READ);
         // The peer's own check, since its description says that a WRITE is not permitted.
-        assert_refused!(near.write(&source, read_only.remote()), Error::RemoteAccessMissing { .. });
+        assert_refused!(
+            near.write(&source, read_only.remote()).and_then(|transfer| transfer.wait()),
+            Error::RemoteAccessMissing { .. }
+        );
         let target = mapped(&far_domain, &theirs, READ_AND_WRITE);
         let gone = target.remote();
         drop(target);
-        let refused = near.read(&source, &gone);
+        let refused = near.read(&source, &gone).and_then(|transfer| transfer.wait());
         assert_refused!(refused, Error::Failed { status, .. } if *status != CompletionStatus::SUCCESS);
         assert!(!near.is_usable());
         drop(far);
         assert_same(&contents(&ours.dmabuf), &pattern(4096, 1), "the near end");
     }
     {
-        let [(mut near, near_domain), (far, _)] = connected(ConnectionOptions::default());
+        let [(near, near_domain), (far, _)] = connected(ConnectionOptions::default());
         let ours = filled(4096, 1);
         let region = mapped(&near_domain, &ours, READ_AND_WRITE);
         drop(far);
-        assert_refused!(near.recv(&region), Error::PeerDisconnected { done: 0, .. });
+        assert_refused!(
+            near.recv(&region).and_then(|transfer| transfer.wait()),
+            Error::PeerDisconnected { done: 0, .. }
+        );
     }
     census.assert_unchanged();
 }

@@ -1,17 +1,17 @@
 //! Memory of a peer, as work requests of this side address it.
 
-mod wire;
+pub(super) mod wire;
 
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use dma_sg::{Iova, RangeError, resolve_range};
 
-use super::{Access, RemoteError};
+use super::{Access, SliceError};
 use crate::dmabuf::BufferId;
 use crate::verbs::{RemoteAddr, Rkey};
 
-type Result<T, E = RemoteError> = std::result::Result<T, E>;
+type Result<T, E = SliceError> = std::result::Result<T, E>;
 
 /// The description of registered memory that a peer needs to access it: its runs, one for each region, its access
 /// flags, and the identity of the buffer. [`MemoryRegion::remote`](crate::MemoryRegion::remote),
@@ -53,9 +53,9 @@ impl RemoteRegion {
     /// Describes memory by its runs, in order.
     ///
     /// # Errors
-    /// - [`RemoteError::Range`]: there is no run, or a run is empty.
-    /// - [`RemoteError::IovaOverflow`]: the end of a run does not fit in 64 bits.
-    /// - [`RemoteError::TotalOverflow`]: the total length does not fit in 64 bits.
+    /// - [`SliceError::Range`]: there is no run, or a run is empty.
+    /// - [`SliceError::IovaOverflow`]: the end of a run does not fit in 64 bits.
+    /// - [`SliceError::TotalOverflow`]: the total length does not fit in 64 bits.
     pub fn new(runs: impl IntoIterator<Item = RemoteRun>, access: Access, buffer: BufferId) -> Result<Self> {
         let mut runs = runs.into_iter();
         let first = runs.next().ok_or(RangeError::Empty { offset: 0 })?;
@@ -123,8 +123,8 @@ fn checked(run: RemoteRun, total: u64) -> Result<u64> {
         return Err(RangeError::Empty { offset: total }.into());
     }
     // The description may come from an untrusted peer, so either sum may overflow.
-    iova.0.checked_add(length).ok_or(RemoteError::IovaOverflow { iova, length })?;
-    total.checked_add(length).ok_or(RemoteError::TotalOverflow { total, length })
+    iova.0.checked_add(length).ok_or(SliceError::IovaOverflow { iova, length })?;
+    total.checked_add(length).ok_or(SliceError::TotalOverflow { total, length })
 }
 
 /// A byte range of a peer's memory, checked to lie inside it. Cheap to clone and to slice again.
@@ -157,14 +157,24 @@ impl RemoteSlice {
         Ok(Self { region: self.region.clone(), offset, length })
     }
 
+    /// The memory that the slice is a range of.
+    pub(super) fn region(&self) -> &RemoteRegion {
+        &self.region
+    }
+
+    /// Offset of the first byte in that memory.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The address and key for a work request.
     ///
     /// # Errors
-    /// [`RemoteError::AcrossRuns`]: the slice spans several runs, which have different keys.
+    /// [`SliceError::AcrossRuns`]: the slice spans several runs, which have different keys.
     pub fn addr(&self) -> Result<RemoteAddr> {
-        let RemoteCursor { addr, left, .. } = RemoteCursor::new(self);
+        let RemoteCursor { addr, left, .. } = RemoteCursor::new(self, 0);
         if self.length > left {
-            return Err(RemoteError::AcrossRuns { length: self.length, left });
+            return Err(SliceError::AcrossRuns { length: self.length, left });
         }
         Ok(addr)
     }
@@ -212,9 +222,9 @@ impl RemoteCursor {
     pub(crate) const NONE: Self =
         Self { addr: RemoteAddr { addr: 0, rkey: Rkey(0) }, left: u64::MAX, run: 0 };
 
-    /// A cursor at the first byte of a slice.
-    pub(crate) fn new(slice: &RemoteSlice) -> Self {
-        let (run, inside) = slice.region.find(slice.offset);
+    /// A cursor at the byte at `offset`, which is inside the slice.
+    pub(crate) fn new(slice: &RemoteSlice, offset: u64) -> Self {
+        let (run, inside) = slice.region.find(slice.offset + offset);
         Self::at(slice.region.runs()[run], run, inside)
     }
 
@@ -252,7 +262,7 @@ impl From<RemoteRegion> for Described {
 
 #[cfg(feature = "serde")]
 impl TryFrom<Described> for RemoteRegion {
-    type Error = RemoteError;
+    type Error = SliceError;
 
     fn try_from(Described { runs, access, buffer }: Described) -> Result<Self> {
         Self::new(runs, Access::from_bits_retain(access), buffer)
@@ -292,7 +302,7 @@ mod tests {
         assert_eq!(at(100, 50).unwrap(), RemoteAddr { addr: 0x9000, rkey: Rkey(2) });
         assert_eq!(at(150, 1).unwrap(), RemoteAddr { addr: 0, rkey: Rkey(3) });
         match at(90, 11) {
-            Err(RemoteError::AcrossRuns { length: 11, left: 10 }) => {}
+            Err(SliceError::AcrossRuns { length: 11, left: 10 }) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -301,7 +311,7 @@ mod tests {
     fn a_cursor_goes_through_the_runs_of_a_slice() {
         let region = region(&[run(0x1000, 100, 1), run(0x9000, 50, 2), run(0, 10, 3)]).unwrap();
         let slice = region.slice(90..160).unwrap();
-        let (mut cursor, mut seen) = (RemoteCursor::new(&slice), Vec::new());
+        let (mut cursor, mut seen) = (RemoteCursor::new(&slice, 0), Vec::new());
         let mut left = slice.len();
         while left > 0 {
             let (addr, bytes) = (cursor.addr, cursor.left.min(left).min(30));
@@ -314,14 +324,14 @@ mod tests {
 
     #[test]
     fn impossible_runs_are_refused() {
-        let empty = |offset| RemoteError::Range(RangeError::Empty { offset });
+        let empty = |offset| SliceError::Range(RangeError::Empty { offset });
         assert_eq!(region(&[]).unwrap_err().to_string(), empty(0).to_string());
         let refused = region(&[run(0, 7, 1), run(0, 0, 1)]).unwrap_err();
         assert_eq!(refused.to_string(), empty(7).to_string());
-        assert!(matches!(region(&[run(u64::MAX, 1, 1)]), Err(RemoteError::IovaOverflow { .. })));
+        assert!(matches!(region(&[run(u64::MAX, 1, 1)]), Err(SliceError::IovaOverflow { .. })));
         let most = run(0, u64::MAX, 1);
         match region(&[most, most]) {
-            Err(RemoteError::TotalOverflow { total: u64::MAX, .. }) => {}
+            Err(SliceError::TotalOverflow { total: u64::MAX, .. }) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -17,7 +17,7 @@ use dma_sg::Iova;
 
 use super::{RemoteRegion, RemoteRun, Result};
 use crate::dmabuf::BufferId;
-use crate::mr::{Access, RemoteError};
+use crate::mr::{Access, SliceError};
 use crate::verbs::Rkey;
 
 const MAGIC: [u8; 2] = *b"dR";
@@ -53,10 +53,10 @@ impl RemoteRegion {
     /// as much memory as they take.
     ///
     /// # Errors
-    /// - [`RemoteError::InvalidDescriptor`]: the length, the version or the checksum is wrong.
+    /// - [`SliceError::InvalidDescriptor`]: the length, the version or the checksum is wrong.
     /// - Otherwise as [`new`](Self::new), if the runs are impossible.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let invalid = |reason| RemoteError::InvalidDescriptor { reason };
+        let invalid = |reason| SliceError::InvalidDescriptor { reason };
         match Self::split_from(bytes)? {
             (region, []) => Ok(region),
             (_, rest) => Err(invalid(format!("{} bytes follow the description", rest.len()))),
@@ -69,7 +69,7 @@ impl RemoteRegion {
     /// # Errors
     /// As [`from_bytes`](Self::from_bytes), except that more bytes may follow.
     pub fn split_from(bytes: &[u8]) -> Result<(Self, &[u8])> {
-        let invalid = |reason: String| RemoteError::InvalidDescriptor { reason };
+        let invalid = |reason: String| SliceError::InvalidDescriptor { reason };
         let Some((header, runs)) = bytes.split_first_chunk::<HEADER>() else {
             return Err(invalid(format!("{} bytes are fewer than the header's {HEADER}", bytes.len())));
         };
@@ -103,12 +103,12 @@ impl RemoteRegion {
 }
 
 /// `N` bytes at `offset`, which callers choose inside the array.
-fn part<const N: usize, const M: usize>(bytes: &[u8; M], offset: usize) -> [u8; N] {
+pub(in crate::mr) fn part<const N: usize, const M: usize>(bytes: &[u8; M], offset: usize) -> [u8; N] {
     std::array::from_fn(|at| bytes[offset + at])
 }
 
 /// CRC-32 of all bytes except the checksum itself.
-fn checksum(bytes: &[u8]) -> u32 {
+pub(in crate::mr) fn checksum(bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&bytes[..4]);
     hasher.update(&bytes[8..]);
@@ -140,7 +140,7 @@ mod tests {
 
     fn reason(bytes: &[u8]) -> String {
         match RemoteRegion::from_bytes(bytes) {
-            Err(RemoteError::InvalidDescriptor { reason }) => reason,
+            Err(SliceError::InvalidDescriptor { reason }) => reason,
             other => panic!("{other:?}"),
         }
     }

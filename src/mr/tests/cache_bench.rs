@@ -15,12 +15,8 @@ use rustc_hash::FxHashMap;
 use super::{domain, fake};
 use crate::dmabuf::{BufferId, DmaBuf};
 use crate::mr::{Access, CacheOptions, MemoryRegion, RegionCache};
+use crate::tests::common::{Pair, Peer, Processors, Result, Rows, Spread, pairs};
 use crate::verbs::ProtectionDomain;
-use common::{Pair, Peer, Processors, Result, Rows, Spread, pairs};
-
-#[path = "../../../benches/common/mod.rs"]
-#[allow(dead_code)]
-mod common;
 
 const PAIRS: usize = 301;
 const HITS: u64 = 20_000;

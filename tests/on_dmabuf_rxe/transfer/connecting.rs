@@ -46,7 +46,7 @@ fn the_handshake_carries_descriptions() {
                 assert!(rest.iter().all(|byte| *byte == 0), "padding");
                 incoming.accept(&mut far.connection, &target.remote().to_bytes(), TIMEOUT).unwrap();
                 // The peer writes; this receive ends when it disconnects.
-                let ended = far.connection.recv(&target);
+                let ended = far.connection.recv(&target).and_then(|transfer| transfer.wait());
                 assert_refused!(ended, transfer::Error::PeerDisconnected { done: 0, .. });
                 assert!(!far.connection.is_usable());
                 remote
@@ -57,7 +57,7 @@ fn the_handshake_carries_descriptions() {
                 outgoing.connect(&mut near.connection, &source.remote().to_bytes(), TIMEOUT).unwrap();
             let (remote, _) = RemoteRegion::split_from(&answer).unwrap();
             assert_eq!((remote.buffer(), remote.len()), (theirs.id(), 3 << 20));
-            near.connection.write(&source, &remote).unwrap();
+            near.connection.write(&source, &remote).unwrap().wait().unwrap();
             assert_same(&contents(&theirs), &contents(&ours), "written");
             near.connection.disconnect();
             assert!(!near.connection.is_usable());

@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::mr::{RegionSlice, RemoteRun};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error, Request};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error};
 use dmabuf_rdma::verbs::{self, CompletionStatus, QueuePairOptions, Rkey};
 use dmabuf_rdma::{Connection, ErrorKind, MemoryRegion, RemoteRegion};
 
@@ -43,13 +42,13 @@ fn a_wrong_key_ends_both_directions_of_both_sides() {
     let start = Instant::now();
     let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
     let ((_ours, source), (_theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));
-    let (mut sender, mut receiver) = near.connection.split();
-    let (far_sender, mut far_receiver) = far.connection.split();
-    let (receiving, far_receiving) = (receiver.start(&source).unwrap(), far_receiver.start(&target).unwrap());
+    let (sender, receiver) = near.connection.split();
+    let (far_sender, far_receiver) = far.connection.split();
+    let (receiving, far_receiving) = (receiver.recv(&source).unwrap(), far_receiver.recv(&target).unwrap());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| receiving.wait());
         let far_waiting = scope.spawn(|| far_receiving.wait());
-        assert_wrong_key(sender.write(&source, wrong_key(&target)));
+        assert_wrong_key(sender.write(&source, wrong_key(&target)).and_then(|transfer| transfer.wait()));
         // Either direction may be the first to see it, and both name the cause.
         let message = assert_refused!(waiting.join().unwrap(), Error::Unusable { done: 0, .. });
         assert!(message.contains("completed with REM_ACCESS_ERR (the remote key"), "{message}");
@@ -72,11 +71,11 @@ fn the_other_direction_names_the_first_reason() {
     for receiver_first in [false, true] {
         let Wire { near, far } = Wire::new();
         let ((_ours, source), (_theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
-        let (mut sender, mut receiver) = near.connection.split();
-        let receiving = receiver.start(&source).unwrap();
-        let mut write = sender.start(Request::write(&source, wrong_key(&target))).unwrap();
+        let (sender, receiver) = near.connection.split();
+        let receiving = receiver.recv(&source).unwrap();
+        let write = sender.write(&source, wrong_key(&target)).unwrap();
         if receiver_first {
-            assert!(write.poll().unwrap().is_pending());
+            assert_eq!(write.try_wait().unwrap(), None);
             // Only its own completions tell this direction, and the other one's have the reason.
             let message = assert_refused!(receiving.wait(), Error::Unusable { done: 0, .. });
             assert!(message.contains("completed with REM_ACCESS_ERR"), "{message}");
@@ -93,30 +92,29 @@ fn the_other_direction_names_the_first_reason() {
 #[test]
 fn a_direction_without_requests_hears_of_the_failure() {
     let Wire { near, far } = Wire::new();
-    let ((_ours, source), (_theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
-    let (mut sender, mut receiver) = near.connection.split();
-    let remote = target.remote();
-    let mut write = sender.start(Request::write(&source, &remote)).unwrap();
+    let ((_ours, source), (_theirs, target)) = (near.filled(32 << 20, 1), far.filled(32 << 20, 2));
+    let (sender, receiver) = near.connection.split();
+    let write = sender.write(&source, target.remote()).unwrap();
     receiver.disconnect();
-    let message = assert_refused!(write.poll(), Error::Unusable { done: 0, .. });
+    let message = assert_refused!(write.wait(), Error::Unusable { .. });
     assert!(message.contains("it was disconnected"), "{message}");
 }
 
 #[test]
 fn a_receive_may_wait_longer_than_the_stall_timeout() {
-    let Wire { mut near, mut far } = Wire::with(ConnectionOptions::default().stall_timeout(SHORT));
+    let Wire { near, far } = Wire::with(ConnectionOptions::default().stall_timeout(SHORT));
     let ((ours, source), (theirs, target)) = (near.filled(8192, 1), far.filled(8192, 2));
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| far.connection.recv(&target).unwrap());
+        let receiving = scope.spawn(|| far.connection.recv(&target).unwrap().wait().unwrap());
         sleep(5 * SHORT);
-        near.connection.send(&source).unwrap();
+        near.connection.send(&source).unwrap().wait().unwrap();
         receiving.join().unwrap();
     });
     assert_same(&contents(&theirs), &contents(&ours), "received");
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| far.connection.recv_imm().unwrap().imm);
+        let receiving = scope.spawn(|| far.connection.recv_imm().unwrap().wait().unwrap().imm);
         sleep(5 * SHORT);
-        near.connection.write_with_imm(&source, target.remote(), 7).unwrap();
+        near.connection.write_with_imm(&source, target.remote(), 7).unwrap().wait().unwrap();
         assert_eq!(receiving.join().unwrap(), Some(7));
     });
 }
@@ -125,100 +123,116 @@ fn a_receive_may_wait_longer_than_the_stall_timeout() {
 #[test]
 fn a_receive_stalls_after_its_first_message() {
     let options = ConnectionOptions::default().message_size(4096).stall_timeout(SHORT);
-    let Wire { mut near, mut far } = Wire::with(options);
+    let Wire { near, far } = Wire::with(options);
     let ((_ours, source), (_theirs, target)) = (near.filled(8192, 1), far.filled(8192, 2));
-    let receiving = far.connection.start_recv(&target).unwrap();
-    near.connection.send(source.slice(..4096).unwrap()).unwrap();
+    let receiving = far.connection.recv(&target).unwrap();
+    near.connection.send(source.slice(..4096).unwrap()).unwrap().wait().unwrap();
     assert_refused!(receiving.wait(), Error::Timeout { done: 4096, length: 8192, usable: false, .. });
     assert!(!far.connection.is_usable());
 }
 
 #[test]
 fn a_receive_that_times_out_stays_posted() {
-    let Wire { mut near, mut far } = Wire::new();
+    let Wire { near, mut far } = Wire::new();
     let ((ours, source), (theirs, target)) = (near.filled(3 << 20, 1), far.filled(3 << 20, 2));
     let (_other, elsewhere) = far.filled(3 << 20, 3);
-    let token = AtomicBool::new(true);
-    // By a timeout and by a token, waited for and polled.
-    let mut receiving = far.connection.start_recv(&target).unwrap().timeout(SHORT);
-    while let Ok(Poll::Pending) = receiving.poll() {
-        sleep(SHORT / 4);
-    }
-    let message = assert_refused!(receiving.poll(), Error::Timeout { done: 0, usable: true, .. });
+    // By a timeout and by cancelling, waited for and polled.
+    let receiving = far.connection.recv(&target).unwrap().timeout(SHORT);
+    let ended = loop {
+        match receiving.try_wait() {
+            Ok(None) => sleep(SHORT / 4),
+            ended => break ended,
+        }
+    };
+    let message = assert_refused!(ended, Error::Timeout { done: 0, usable: true, .. });
     assert!(message.ends_with("the receive stays posted, and the connection is usable"), "{message}");
+    assert_eq!(receiving.try_wait().unwrap(), None, "it can be waited for again");
     drop(receiving);
-    let ended = far.connection.start_recv(&target).unwrap().cancel(&token).wait();
-    assert_refused!(ended, Error::Cancelled { done: 0, usable: true, .. });
-    let ended = far.connection.start_recv(&target).unwrap().timeout(Duration::ZERO).wait();
+    let receiving = far.connection.recv(&target).unwrap();
+    receiving.cancel();
+    assert_refused!(receiving.wait(), Error::Cancelled { done: 0, usable: true, .. });
+    drop(receiving);
+    let ended = far.connection.recv(&target).unwrap().timeout(Duration::ZERO).wait();
     assert_refused!(ended, Error::Timeout { usable: true, .. });
     assert!(far.connection.is_usable(), "{:?}", far.connection.failure());
 
     // Other memory or another message size would need other receives.
-    let message =
-        assert_refused!(far.connection.recv(&elsewhere), Error::ReceivePosted { length: 0x30_0000 });
+    let message = assert_refused!(
+        far.connection.recv(&elsewhere).and_then(|transfer| transfer.wait()),
+        Error::ReceivePosted { length: 0x30_0000 }
+    );
     assert!(message.contains("start it again with the same memory"), "{message}");
-    assert_refused!(far.connection.recv_imm(), Error::ReceivePosted { .. });
+    assert_refused!(
+        far.connection.recv_imm().and_then(|transfer| transfer.wait()),
+        Error::ReceivePosted { .. }
+    );
     far.connection.set_message_size(4096);
-    assert_refused!(far.connection.recv(&target), Error::ReceivePosted { .. });
+    assert_refused!(
+        far.connection.recv(&target).and_then(|transfer| transfer.wait()),
+        Error::ReceivePosted { .. }
+    );
     far.connection.set_message_size(1 << 20);
 
     // The other direction serves on, and the receive takes what comes, with nobody waiting for it.
     let (back, into) = near.filled(3 << 20, 4);
-    far.connection.write(&elsewhere, into.remote()).unwrap();
+    far.connection.write(&elsewhere, into.remote()).unwrap().wait().unwrap();
     assert_same(&contents(&back), &pattern(3 << 20, 3), "written by the side that receives");
-    near.connection.send(&source).unwrap();
-    assert_eq!(far.connection.recv(&target).unwrap().bytes, 3 << 20);
+    near.connection.send(&source).unwrap().wait().unwrap();
+    assert_eq!(far.connection.recv(&target).unwrap().wait().unwrap().bytes, 3 << 20);
     assert_same(&contents(&theirs), &contents(&ours), "received");
 
     // And for immediate data.
-    let ended = far.connection.start_recv(&elsewhere).unwrap().timeout(SHORT).wait();
+    let ended = far.connection.recv(&elsewhere).unwrap().timeout(SHORT).wait();
     assert_refused!(ended, Error::Timeout { usable: true, .. });
-    near.connection.send(&source).unwrap();
-    far.connection.recv(&elsewhere).unwrap();
-    let (_sender, mut receiver) = far.connection.split();
-    let ended = receiver.start_imm().unwrap().timeout(SHORT).wait();
+    near.connection.send(&source).unwrap().wait().unwrap();
+    far.connection.recv(&elsewhere).unwrap().wait().unwrap();
+    let (_sender, receiver) = far.connection.split();
+    let ended = receiver.recv_imm().unwrap().timeout(SHORT).wait();
     assert_refused!(ended, Error::Timeout { length: 0, usable: true, .. });
-    near.connection.write_with_imm(&source, target.remote(), 5).unwrap();
-    assert_eq!(receiver.recv_imm().unwrap().imm, Some(5));
+    near.connection.write_with_imm(&source, target.remote(), 5).unwrap().wait().unwrap();
+    assert_eq!(receiver.recv_imm().unwrap().wait().unwrap().imm, Some(5));
 }
 
 /// A connection with a posted receive ends like any other, and releases the memory.
 #[test]
 fn a_posted_receive_does_not_outlive_its_connection() {
-    let Wire { mut near, mut far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let region = near.register(&heap(1 << 20));
-    let ended = near.connection.start_recv(&region).unwrap().timeout(Duration::ZERO).wait();
+    let ended = near.connection.recv(&region).unwrap().timeout(Duration::ZERO).wait();
     assert_refused!(ended, Error::Timeout { usable: true, .. });
     let (sender, receiver) = near.connection.split();
     drop(receiver);
-    assert!(sender.failure().unwrap().contains("dropped with a transfer in flight"));
+    assert!(sender.is_usable());
+    drop(sender);
     region.deregister().expect("no other handle is left");
     let region = far.register(&heap(1 << 20));
-    let ended = far.connection.start_recv(&region).unwrap().timeout(Duration::ZERO).wait();
+    let ended = far.connection.recv(&region).unwrap().timeout(Duration::ZERO).wait();
     assert_refused!(ended, Error::Timeout { usable: true, .. });
     far.connection.disconnect();
-    let message = assert_refused!(far.connection.recv(&region), Error::Unusable { .. });
+    let message = assert_refused!(
+        far.connection.recv(&region).and_then(|transfer| transfer.wait()),
+        Error::Unusable { .. }
+    );
     assert!(message.contains("it was disconnected"), "{message}");
 }
 
 /// The bytes had moved before anyone looked at the clock or the token.
 #[test]
 fn a_transfer_of_all_bytes_is_a_success() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((ours, source), (theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));
-    let (remote, token) = (target.remote(), AtomicBool::new(false));
+    let remote = target.remote();
     for in_flight in [true, false] {
-        let write = near.connection.start(Request::write(&source, &remote)).unwrap();
-        let mut write = write.cancel(&token).timeout(SHORT);
-        // All four messages are posted by the first poll.
-        token.store(in_flight, Ordering::Relaxed);
-        assert!(write.poll().unwrap().is_pending());
-        token.store(true, Ordering::Relaxed);
+        // All four messages are posted at once.
+        let write = near.connection.write(&source, &remote).unwrap().timeout(SHORT);
+        if in_flight {
+            write.cancel();
+        }
         sleep(10 * SHORT);
+        write.cancel();
         assert_eq!(write.wait().unwrap().bytes, 4 << 20);
         assert_same(&contents(&theirs), &contents(&ours), "written");
         assert!(near.connection.is_usable());
-        token.store(false, Ordering::Relaxed);
         theirs.map().unwrap().write(0, &pattern(4 << 20, 3)).unwrap();
     }
 }
@@ -246,9 +260,9 @@ fn the_last_message_is_delivered_before_the_disconnection() {
     assert_eq!((near.connection.failure(), far.connection.failure()), (None, None));
     let ((ours, source), (theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
     // Nobody waits for the receive when the message comes.
-    let ended = far.connection.start_recv(&target).unwrap().timeout(Duration::ZERO).wait();
+    let ended = far.connection.recv(&target).unwrap().timeout(Duration::ZERO).wait();
     assert_refused!(ended, Error::Timeout { usable: true, .. });
-    near.connection.send(&source).unwrap();
+    near.connection.send(&source).unwrap().wait().unwrap();
     near.connection.disconnect();
     let end = Instant::now() + AT_ONCE;
     while far.connection.is_usable() {
@@ -256,26 +270,32 @@ fn the_last_message_is_delivered_before_the_disconnection() {
         sleep(SHORT / 4);
     }
     assert_eq!(far.connection.failure(), Some("the peer disconnected"));
-    assert_eq!(far.connection.recv(&target).unwrap().bytes, 4096);
+    assert_eq!(far.connection.recv(&target).unwrap().wait().unwrap().bytes, 4096);
     assert_same(&contents(&theirs), &contents(&ours), "received");
-    let message = assert_refused!(far.connection.recv(&target), Error::Unusable { done: 0, .. });
+    let message = assert_refused!(
+        far.connection.recv(&target).and_then(|transfer| transfer.wait()),
+        Error::Unusable { done: 0, .. }
+    );
     assert!(message.contains("the peer disconnected"), "{message}");
 }
 
 #[test]
 fn only_a_connected_connection_is_usable() {
-    let (mut near, far) = (End::new("rxe0", Default::default()), End::new("rxe1", Default::default()));
+    let (near, far) = (End::new("rxe0", Default::default()), End::new("rxe1", Default::default()));
     let ((_ours, source), (_theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
     assert!(!near.connection.is_usable());
     assert_eq!(near.connection.failure(), Some("it is not connected"));
-    let message = assert_refused!(near.connection.write(&source, target.remote()), Error::Unusable { .. });
+    let message = assert_refused!(
+        near.connection.write(&source, target.remote()).and_then(|transfer| transfer.wait()),
+        Error::Unusable { .. }
+    );
     assert_eq!(message, "the connection is not connected: connect it first");
     near.connection.connect(&far.connection.endpoint()).unwrap();
     far.connection.connect(&near.connection.endpoint()).unwrap();
     assert_eq!(near.connection.failure(), None);
-    near.connection.write(&source, target.remote()).unwrap();
+    near.connection.write(&source, target.remote()).unwrap().wait().unwrap();
     // A refused request stops the peer's queue pair too, which no call of the peer has noticed yet.
-    assert_wrong_key(near.connection.write(&source, wrong_key(&target)));
+    assert_wrong_key(near.connection.write(&source, wrong_key(&target)).and_then(|transfer| transfer.wait()));
     assert!(!near.connection.is_usable() && !far.connection.is_usable());
     assert!(far.connection.failure().unwrap().contains("look at the peer's error"));
 }
@@ -283,23 +303,23 @@ fn only_a_connected_connection_is_usable() {
 /// An answer takes a second, twice as long as 7 timeouts of 67 ms.
 #[test]
 fn a_slow_peer_is_not_lost() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((ours, source), (theirs, target)) = (near.filled(64 << 10, 1), far.filled(64 << 10, 2));
     let fault = Fault::new("delay 500ms");
-    near.connection.write(&source, target.remote()).unwrap();
+    near.connection.write(&source, target.remote()).unwrap().wait().unwrap();
     drop(fault);
     assert_same(&contents(&theirs), &contents(&ours), "written");
 }
 
 #[test]
 fn a_gather_survives_reordering_and_delay() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((ours, source), (theirs, target)) = (near.filled(1 << 20, 1), far.filled(128 << 10, 2));
     // 64 rows of 2 KiB, of which 4 fit in a request.
     let rows = (0..64).map(|row| source.slice(row * 8192..row * 8192 + 2048).unwrap());
     let local = RegionSlice::concat(rows).unwrap();
     let fault = Fault::new("delay 100ms reorder 20%");
-    near.connection.write(&local, target.remote()).unwrap();
+    near.connection.write(&local, target.remote()).unwrap().wait().unwrap();
     drop(fault);
     let expected: Vec<_> =
         contents(&ours).chunks(8192).take(64).flat_map(|row| row[..2048].to_vec()).collect();
@@ -308,12 +328,12 @@ fn a_gather_survives_reordering_and_delay() {
 
 #[test]
 fn a_dead_peer_is_named_with_the_timeouts() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((_ours, source), (_theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
     let remote = target.remote();
     drop(far.connection);
     let start = Instant::now();
-    let ended = near.connection.write(&source, &remote);
+    let ended = near.connection.write(&source, &remote).and_then(|transfer| transfer.wait());
     // 7 timeouts of 537 ms, with leave for an emulated machine.
     assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     let message = assert_refused!(ended, Error::Failed { status: CompletionStatus::RETRY_EXC_ERR, .. });
@@ -338,13 +358,13 @@ fn sixteen_readers_of_one_server() {
             });
         }
         let read = || {
-            let mut ours = Connection::new(&near.domain, Default::default()).unwrap();
+            let ours = Connection::new(&near.domain, Default::default()).unwrap();
             let server = Connection::new(&far.domain, Default::default()).unwrap();
             ours.connect(&server.endpoint()).unwrap();
             server.connect(&ours.endpoint()).unwrap();
             let buffer = heap(SIZE);
             let region = near.register(&buffer);
-            let ended = ours.read(&region, &remote);
+            let ended = ours.read(&region, &remote).and_then(|transfer| transfer.wait());
             (ended, buffer)
         };
         let readers: Vec<_> = (0..16).map(|_| scope.spawn(read)).collect();
@@ -361,21 +381,21 @@ fn sixteen_readers_of_one_server() {
 fn a_port_that_is_down_is_named() {
     let link = Link::new();
     {
-        let mut one = End::new("going", Default::default());
+        let one = End::new("going", Default::default());
         one.connection.connect(&one.connection.endpoint()).unwrap();
         let ((ours, source), (theirs, target)) = (one.filled(4096, 1), one.filled(4096, 2));
         // Before the first transfer: nothing is posted.
         run("ip", &["link", "set", "going0", "down"]);
-        let refused = one.connection.write(&source, target.remote());
+        let refused = one.connection.write(&source, target.remote()).and_then(|transfer| transfer.wait());
         let message = assert_refused!(refused, Error::PortDown { port: 1, .. });
         assert!(message.starts_with("port 1 of going (network interface going0) is down"), "{message}");
         run("ip", &["link", "set", "going0", "up"]);
         assert!(one.connection.is_usable());
-        one.connection.write(&source, target.remote()).unwrap();
+        one.connection.write(&source, target.remote()).unwrap().wait().unwrap();
         assert_same(&contents(&theirs), &contents(&ours), "written");
         // Later: after the failure.
         run("ip", &["link", "set", "going0", "down"]);
-        let failed = one.connection.write(&source, target.remote());
+        let failed = one.connection.write(&source, target.remote()).and_then(|transfer| transfer.wait());
         let message = assert_refused!(failed, Error::Failed { done: 0, .. });
         assert!(message.contains("port 1 of going (network interface going0) is down; 0 bytes"), "{message}");
         assert!(one.connection.failure().unwrap().contains("going0) is down"));
@@ -395,13 +415,13 @@ fn extreme_options_work_or_are_refused() {
         QueuePairOptions::default().max_sge(u32::MAX).send_depth(0).recv_depth(u32::MAX).rd_atomic(255);
     for options in [extremes, extremes.window(0).chain(0), extremes.queue_pair(pair)] {
         let (near, far) = (End::new("rxe0", options), End::new("rxe1", options));
-        let (mut near, far) = (near, far);
+        let (near, far) = (near, far);
         near.connection.connect(&far.connection.endpoint()).unwrap();
         far.connection.connect(&near.connection.endpoint()).unwrap();
         let ((ours, source), (theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
         // Messages of one byte.
         let (local, remote) = (source.slice(..100).unwrap(), target.remote().slice(..100).unwrap());
-        let write = near.connection.start(Request::write(&local, &remote)).unwrap();
+        let write = near.connection.write(&local, &remote).unwrap();
         assert_eq!(write.timeout(Duration::MAX).wait().unwrap().bytes, 100);
         assert_same(&contents(&theirs)[..100], &contents(&ours)[..100], "written");
     }

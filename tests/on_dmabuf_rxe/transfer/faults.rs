@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::mr::{Access, RemoteRun};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error, Request, Transferred};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, Transferred};
 use dmabuf_rdma::verbs::{self, CompletionStatus, Rkey};
-use dmabuf_rdma::{Connection, Iova, RemoteRegion};
+use dmabuf_rdma::{Connection, Iova, RemoteRegion, Transfer};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -31,19 +31,19 @@ const OUT_OF_ORDER: &str = "out_of_seq_request";
 #[track_caller]
 fn every_byte_under(fault: &str, size: u64, noticed: &str) -> u64 {
     let before = counted(noticed);
-    let Wire { mut near, mut far } = Wire::with(patient());
+    let Wire { near, far } = Wire::with(patient());
     let ((ours, source), (theirs, target)) = (near.filled(size, 1), far.filled(size, 2));
     let remote = target.remote();
     let fault = Fault::new(fault);
-    near.connection.write(&source, &remote).unwrap();
+    near.connection.write(&source, &remote).unwrap().wait().unwrap();
     assert_same(&contents(&theirs), &contents(&ours), "written");
     theirs.map().unwrap().write(0, &pattern(size as usize, 3)).unwrap();
-    near.connection.read(&source, &remote).unwrap();
+    near.connection.read(&source, &remote).unwrap().wait().unwrap();
     assert_same(&contents(&ours), &pattern(size as usize, 3), "read");
     theirs.map().unwrap().write(0, &pattern(size as usize, 4)).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| far.connection.send(&target).unwrap());
-        near.connection.recv(&source).unwrap();
+        scope.spawn(|| far.connection.send(&target).unwrap().wait().unwrap());
+        near.connection.recv(&source).unwrap().wait().unwrap();
     });
     assert_same(&contents(&ours), &pattern(size as usize, 4), "received");
     assert!(counted(noticed) > before, "{noticed} stayed {before}");
@@ -78,8 +78,7 @@ fn packets_are_corrupted() {
 /// Runs `action` on a thread once bytes of a write have moved, and returns how the write ended.
 #[track_caller]
 fn write_while(
-    near: &mut End,
-    request: Request,
+    write: Transfer,
     timeout: Duration,
     action: impl FnOnce() + Send,
 ) -> Result<Transferred, Error> {
@@ -91,8 +90,7 @@ fn write_while(
             }
             action();
         });
-        let mut report = |_| moving.store(true, Ordering::Relaxed);
-        near.connection.start(request).unwrap().timeout(timeout).progress(&mut report).wait()
+        write.timeout(timeout).wait_with_progress(|_| moving.store(true, Ordering::Relaxed))
     })
 }
 
@@ -101,18 +99,20 @@ fn write_while(
 fn a_peer_that_goes_ends_the_transfer() {
     let census = Census::take();
     {
-        let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
+        let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
         let ((_ours, source), (_theirs, target)) = (near.filled(32 << 20, 1), far.filled(32 << 20, 2));
         let remote = target.remote();
-        let ended = write_while(&mut near, Request::write(&source, &remote), Duration::from_secs(20), || {
-            drop(far.connection)
-        });
+        let write = near.connection.write(&source, &remote).unwrap();
+        let ended = write_while(write, Duration::from_secs(20), || drop(far.connection));
         let message = assert_refused!(ended, Error::Failed { status: CompletionStatus::RETRY_EXC_ERR, .. });
         for part in ["Write of bytes ", "of the peer, Rkey(0x", "RETRY_EXC_ERR (the peer did not answer"] {
             assert!(message.contains(part), "{message}");
         }
         assert!(!near.connection.is_usable());
-        let message = assert_refused!(near.connection.write(&source, &remote), Error::Unusable { .. });
+        let message = assert_refused!(
+            near.connection.write(&source, &remote).and_then(|transfer| transfer.wait()),
+            Error::Unusable { .. }
+        );
         assert!(message.contains("RETRY_EXC_ERR"), "{message}");
         assert!(near.connection.failure().unwrap().contains("RETRY_EXC_ERR"));
     }
@@ -126,11 +126,11 @@ fn a_timeout_ends_a_transfer_that_stands_still() {
     {
         let mut options = patient();
         options.queue_pair.timeout = 20; // 4 s
-        let Wire { mut near, far } = Wire::with(options);
+        let Wire { near, far } = Wire::with(options);
         let ((_ours, source), (theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));
         let fault = Fault::new("loss 100%");
         let timeout = Duration::from_millis(300);
-        let transfer = near.connection.start(Request::write(&source, target.remote())).unwrap();
+        let transfer = near.connection.write(&source, target.remote()).unwrap();
         let start = Instant::now();
         let ended = transfer.timeout(timeout).wait();
         // Not a measurement: the device would retry for 32 seconds.
@@ -150,10 +150,10 @@ fn a_timeout_ends_a_transfer_that_stands_still() {
 
 #[test]
 fn a_region_that_is_deregistered_under_traffic_is_named() {
-    let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
+    let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
     let ((_ours, source), (_theirs, target)) = (near.filled(32 << 20, 1), far.filled(32 << 20, 2));
-    let (request, rkey) = (Request::write(&source, target.remote()), target.rkey());
-    let ended = write_while(&mut near, request, Duration::MAX, || target.deregister().unwrap());
+    let (write, rkey) = (near.connection.write(&source, target.remote()).unwrap(), target.rkey());
+    let ended = write_while(write, Duration::MAX, || target.deregister().unwrap());
     let message = assert_refused!(
         ended,
         Error::Failed { status: CompletionStatus::REM_ACCESS_ERR, remote: Some((_, key)), .. }
@@ -164,7 +164,7 @@ fn a_region_that_is_deregistered_under_traffic_is_named() {
 
 #[test]
 fn a_wrong_key_is_named_with_its_bytes() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((_ours, source), (theirs, target)) = (near.filled(3 << 20, 1), far.filled(3 << 20, 2));
     let RemoteRun { iova, rkey, .. } = target.remote().runs()[0];
     // The second of three runs has another key.
@@ -172,7 +172,7 @@ fn a_wrong_key_is_named_with_its_bytes() {
     let run = |part: u64, rkey| RemoteRun { iova: Iova(iova.0 + (part << 20)), length: 1 << 20, rkey };
     let runs = [run(0, rkey), run(1, wrong), run(2, rkey)];
     let remote = RemoteRegion::new(runs, Access::REMOTE, theirs.id()).unwrap();
-    match near.connection.write(&source, &remote) {
+    match near.connection.write(&source, &remote).and_then(|transfer| transfer.wait()) {
         Err(Error::Failed { offset, length, remote, status, done, .. }) => {
             assert_eq!((offset, length, done), (1 << 20, 1 << 20, 1 << 20));
             assert_eq!(remote, Some((Iova(iova.0 + (1 << 20)), wrong)));
@@ -187,22 +187,22 @@ fn a_wrong_key_is_named_with_its_bytes() {
 fn a_receiver_that_is_not_ready_is_named() {
     let mut options = ConnectionOptions::default();
     options.queue_pair.rnr_retry = 1;
-    let Wire { mut near, far: _far } = Wire::with(options);
+    let Wire { near, far: _far } = Wire::with(options);
     let (_ours, source) = near.filled(4096, 1);
     assert_refused!(
-        near.connection.send(&source),
+        near.connection.send(&source).and_then(|transfer| transfer.wait()),
         Error::Failed { status: CompletionStatus::RNR_RETRY_EXC_ERR, offset: 0, .. }
     );
 }
 
 #[test]
 fn a_shorter_message_than_the_receive_is_found() {
-    let Wire { mut near, mut far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let ((_ours, source), (_theirs, target)) = (near.filled(8192, 1), far.filled(4096, 2));
     std::thread::scope(|scope| {
-        scope.spawn(|| far.connection.send(&target).unwrap());
+        scope.spawn(|| far.connection.send(&target).unwrap().wait().unwrap());
         assert_refused!(
-            near.connection.recv(&source),
+            near.connection.recv(&source).and_then(|transfer| transfer.wait()),
             Error::UnexpectedMessage { offset: 0, expected: 8192, received: 4096 }
         );
     });
@@ -218,7 +218,7 @@ fn a_device_deleted_under_traffic_goes_when_its_last_user_does() {
     run("ip", &["address", "add", "10.99.0.1/24", "dev", "going0"]);
     run("ip", &["link", "set", "going0", "up"]);
     run("rdma", &["link", "add", "going", "type", "rxe", "netdev", "going0"]);
-    let mut one = End::new("going", ConnectionOptions::default());
+    let one = End::new("going", ConnectionOptions::default());
     one.connection.connect(&one.connection.endpoint()).unwrap();
     let ((_from, source), (_to, target)) = (one.filled(8 << 20, 1), one.filled(8 << 20, 2));
     let mut delete = None;
@@ -227,7 +227,7 @@ fn a_device_deleted_under_traffic_goes_when_its_last_user_does() {
             let command = Command::new("rdma").args(["link", "delete", "going"]).stdin(Stdio::null()).spawn();
             delete = Some(command.unwrap());
         }
-        match one.connection.write(&source, target.remote()) {
+        match one.connection.write(&source, target.remote()).and_then(|transfer| transfer.wait()) {
             Ok(transferred) => assert_eq!(transferred.bytes, source.len()),
             // The deletion may take the device away during a transfer, which must not hang then.
             Err(error) => {
@@ -271,8 +271,8 @@ fn a_hundred_connections_at_once() {
             .map(|((ours, _), number)| {
                 let part = number << 16..(number + 1) << 16;
                 let (local, remote) = (source.slice(part.clone()).unwrap(), remote.slice(part).unwrap());
-                let mut transfer = ours.start(Request::write(local, remote)).unwrap();
-                let _ = transfer.poll().unwrap();
+                let transfer = ours.write(local, remote).unwrap();
+                let _ = transfer.try_wait().unwrap();
                 transfer
             })
             .collect();
@@ -285,68 +285,70 @@ fn a_hundred_connections_at_once() {
     census.assert_unchanged();
 }
 
-/// A write in flight, dropped or forgotten, and then everything else, in several orders. Nothing moves
-/// afterwards, and nothing stays registered.
+/// A write in flight, dropped first or last, and everything else in several orders. Nothing moves once the connection
+/// is gone, and nothing stays registered.
 #[test]
 fn dropping_in_any_order_with_a_transfer_in_flight() {
     let census = Census::take();
     for order in 0..6 {
-        let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
-        let ((ours, source), (theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));
-        let mut transfer = near.connection.start(Request::write(&source, target.remote())).unwrap();
-        assert!(transfer.poll().unwrap().is_pending());
-        if order % 2 == 0 {
-            drop(transfer);
-            assert!(!near.connection.is_usable());
-            let seen = contents(&theirs);
-            std::thread::sleep(Duration::from_millis(50));
-            assert_same(&contents(&theirs), &seen, "nothing moves once the transfer was dropped");
-        } else {
-            std::mem::forget(transfer);
-        }
+        let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
+        let ((ours, source), (theirs, target)) = (near.filled(16 << 20, 1), far.filled(16 << 20, 2));
+        let transfer = near.connection.write(&source, target.remote()).unwrap();
+        assert_eq!(transfer.try_wait().unwrap(), None);
+        let last = match order % 2 {
+            0 => Some(transfer),
+            _ => {
+                drop(transfer);
+                None
+            }
+        };
         match order / 2 {
-            0 => drop((source, ours, near, target, theirs, far)),
-            1 => drop((near, far, source, target, ours, theirs)),
-            _ => drop((far, theirs, target, near, source, ours)),
+            0 => drop((source, near, ours)),
+            1 => drop((near, ours, source)),
+            _ => drop((ours, source, near)),
+        }
+        drop(last);
+        let seen = contents(&theirs);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_same(&contents(&theirs), &seen, "nothing moves once the connection is gone");
+        assert_ne!(seen[15 << 20..], pattern(16 << 20, 1)[15 << 20..], "it was in flight");
+        match order / 2 {
+            0 => drop((target, theirs, far)),
+            1 => drop((far, target, theirs)),
+            _ => drop((theirs, far, target)),
         }
     }
     // A receive that the peer never answers.
     {
-        let Wire { mut near, far: _far } = Wire::new();
+        let Wire { near, far: _far } = Wire::new();
         let region = near.register(&heap(1 << 20));
-        let receiving = near.connection.start_recv(&region).unwrap();
-        drop(receiving);
-        assert!(!near.connection.is_usable());
+        drop(near.connection.recv(&region).unwrap());
+        assert!(near.connection.is_usable());
     }
     census.assert_unchanged();
 }
 
-/// The connection owns a forgotten transfer's handles: the memory stays registered while the device may use
-/// it, and the next transfer ends the connection.
+/// The transfer goes on without an owner, and the memory stays registered until the device is done.
 #[test]
-fn the_next_start_finds_a_forgotten_transfer() {
+fn a_dropped_transfer_goes_on() {
     let census = Census::take();
     {
-        let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
-        let ((ours, source), (theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));
-        let (remote, other) = (target.remote(), near.register(&ours));
-        let mut transfer = near.connection.start(Request::write(&source, &remote)).unwrap();
-        assert!(transfer.poll().unwrap().is_pending());
-        std::mem::forget(transfer);
+        let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
+        let ((ours, source), (theirs, target)) = (near.filled(16 << 20, 1), far.filled(16 << 20, 2));
+        let remote = target.remote();
+        let (_small, number) = near.filled(4096, 3);
+        let bytes = contents(&ours);
+        let transfer = near.connection.write(&source, &remote).unwrap();
+        assert_eq!(transfer.try_wait().unwrap(), None);
         let before = regions();
-        drop((source, ours));
-        assert_eq!(regions(), before, "the device may still read it");
-
-        let refused = near.connection.start(Request::write(&other, &remote));
-        let message = assert_refused!(refused, Error::Unusable { .. });
-        assert!(message.contains("forgotten"), "{message}");
-        drop(refused);
+        drop((transfer, source, ours));
+        assert_eq!(regions(), before, "the device still reads it");
+        // The next one queues behind it.
+        let next = near.connection.write(number.slice(..8).unwrap(), remote.slice(..8).unwrap()).unwrap();
+        next.wait().unwrap();
         assert_eq!(regions(), before - 1, "the device is done with it");
-        assert!(!near.connection.is_usable());
-        let seen = contents(&theirs);
-        std::thread::sleep(Duration::from_millis(50));
-        assert_same(&contents(&theirs), &seen, "nothing moves any more");
-        assert_refused!(near.connection.write(&other, &remote), Error::Unusable { .. });
+        assert_same(&contents(&theirs)[8..], &bytes[8..], "written");
+        assert_same(&contents(&theirs)[..8], &pattern(4096, 3)[..8], "overwritten");
     }
     census.assert_unchanged();
 }

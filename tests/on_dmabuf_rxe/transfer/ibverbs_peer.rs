@@ -18,7 +18,7 @@ const MTU_4096: u32 = 5;
 fn sends_go_to_and_from_a_dma_buf() {
     // The other crate posts one message.
     let options = ConnectionOptions::default().message_size(SIZE as u64);
-    let mut ours = End::new("rxe0", options);
+    let ours = End::new("rxe0", options);
     let (buffer, region) = ours.filled(SIZE as u64, 1);
     let endpoint = ours.connection.endpoint();
 
@@ -48,7 +48,7 @@ fn sends_go_to_and_from_a_dma_buf() {
     // From the peer to the dma-buf.
     let sent = pattern(SIZE, 2);
     memory.copy_from_slice(&sent);
-    let receiving = ours.connection.start_recv(&region).unwrap();
+    let receiving = ours.connection.recv(&region).unwrap();
     // SAFETY: the memory lives until the completion, and nothing touches it before.
     unsafe { pair.post_send(&mut memory, .., 1).unwrap() };
     receiving.wait().unwrap();
@@ -60,7 +60,7 @@ fn sends_go_to_and_from_a_dma_buf() {
     buffer.map().unwrap().write(0, &sent).unwrap();
     // SAFETY: as above.
     unsafe { pair.post_receive(&mut memory, .., 2).unwrap() };
-    ours.connection.send(&region).unwrap();
+    ours.connection.send(&region).unwrap().wait().unwrap();
     completed(&queue, 2);
     assert_same(&memory[..], &sent, "received by the peer");
 }

@@ -44,7 +44,7 @@ fn allocations(action: impl FnOnce()) -> u64 {
 fn lengths_around_multiples_of_the_message_size() {
     const MESSAGE: u64 = 4096;
     const SIZE: u64 = 64 * MESSAGE;
-    let Wire { mut near, far } = Wire::with(ConnectionOptions::default().message_size(MESSAGE).window(4));
+    let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(MESSAGE).window(4));
     let (ours, source) = near.filled(SIZE, 1);
     let from = contents(&ours);
     // One message, a chain, a window and more; and one byte less and one more than each.
@@ -53,13 +53,13 @@ fn lengths_around_multiples_of_the_message_size() {
             let (theirs, target) = far.filled(SIZE, messages);
             let remote = target.remote();
             let place = remote.slice(13..13 + length).unwrap();
-            near.connection.write(source.slice(7..7 + length).unwrap(), &place).unwrap();
+            near.connection.write(source.slice(7..7 + length).unwrap(), &place).unwrap().wait().unwrap();
             let mut expected = pattern(SIZE as usize, messages);
             let end = 13 + length as usize;
             expected[13..end].copy_from_slice(&from[7..7 + length as usize]);
             assert_same(&contents(&theirs), &expected, &format!("{length} bytes written"));
             let (back, into) = near.filled(SIZE, 99);
-            near.connection.read(into.slice(21..21 + length).unwrap(), &place).unwrap();
+            near.connection.read(into.slice(21..21 + length).unwrap(), &place).unwrap().wait().unwrap();
             let mut expected = pattern(SIZE as usize, 99);
             expected[21..21 + length as usize].copy_from_slice(&from[7..7 + length as usize]);
             assert_same(&contents(&back), &expected, &format!("{length} bytes read"));
@@ -75,7 +75,11 @@ fn transfers_allocate_nothing() {
     let ((_ours, source), (_theirs, target)) = (near.filled(1 << 20, 1), far.filled(1 << 20, 2));
     let remote = target.remote();
     let write = |connection: &mut Connection, length: u64| {
-        connection.write(source.slice(..length).unwrap(), remote.slice(..length).unwrap()).unwrap();
+        connection
+            .write(source.slice(..length).unwrap(), remote.slice(..length).unwrap())
+            .unwrap()
+            .wait()
+            .unwrap();
     };
     write(&mut near.connection, 1024);
     let one = allocations(|| write(&mut near.connection, 1024));

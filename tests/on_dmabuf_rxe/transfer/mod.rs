@@ -1,9 +1,11 @@
 //! Transfers of any length between two devices.
 
+mod blocks;
 mod connecting;
 mod endings;
 mod faults;
 mod ibverbs_peer;
+mod in_flight;
 mod limits;
 mod moving;
 mod mtu;

@@ -1,12 +1,10 @@
 //! Every byte at the far end, across the boundaries of regions, messages and elements.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use dmabuf_rdma::mr::{Access, DeregisterError, MemoryRegion};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error, Request};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error};
 use dmabuf_rdma::{Iova, RegionSlice, RemoteRegion};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -26,15 +24,15 @@ fn small() -> ConnectionOptions {
 fn write_and_read_cross_the_wire() {
     let before = Census::take();
     {
-        let Wire { mut near, far } = Wire::with(small());
+        let Wire { near, far } = Wire::with(small());
         let (ours, source) = near.filled(SIZE, 1);
         let (theirs, target) = far.filled(SIZE, 2);
         let packets_before = packets();
-        assert_eq!(near.connection.write(&source, target.remote()).unwrap().bytes, SIZE);
+        assert_eq!(near.connection.write(&source, target.remote()).unwrap().wait().unwrap().bytes, SIZE);
         assert!(packets() - packets_before > SIZE / 4096, "every byte has crossed the wire");
         assert_same(&contents(&theirs), &contents(&ours), "written");
         theirs.map().unwrap().write(0, &pattern(SIZE as usize, 3)).unwrap();
-        near.connection.read(&source, target.remote()).unwrap();
+        near.connection.read(&source, target.remote()).unwrap().wait().unwrap();
         assert_same(&contents(&ours), &pattern(SIZE as usize, 3), "read");
         assert!(near.connection.is_usable());
     }
@@ -43,7 +41,7 @@ fn write_and_read_cross_the_wire() {
 
 #[test]
 fn odd_ranges_leave_their_neighbours_alone() {
-    let Wire { mut near, far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let (ours, source) = near.filled(1 << 20, 1);
     let from = contents(&ours);
     let ranges = [(0, 0, 1), (1, 3, 65_535), (4095, 1, 65_536), (4097, 4095, 65_537), (77, 12_345, 700_001)];
@@ -53,7 +51,11 @@ fn odd_ranges_leave_their_neighbours_alone() {
         let (start, end) = (to_at as usize, (to_at + length) as usize);
         expected[start..end].copy_from_slice(&from[from_at as usize..(from_at + length) as usize]);
         let local = source.slice(from_at..from_at + length).unwrap();
-        near.connection.write(local, target.remote().slice(to_at..to_at + length).unwrap()).unwrap();
+        near.connection
+            .write(local, target.remote().slice(to_at..to_at + length).unwrap())
+            .unwrap()
+            .wait()
+            .unwrap();
         assert_same(&contents(&theirs), &expected, "written");
     }
 }
@@ -61,7 +63,7 @@ fn odd_ranges_leave_their_neighbours_alone() {
 /// Both sides register their buffers in parts, which end at different bytes.
 #[test]
 fn regions_of_both_sides_end_at_different_bytes() {
-    let Wire { mut near, mut far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let (ours, theirs) = (heap(SIZE), heap(SIZE));
     let parts = |buffer, domain, ends: &[u64]| -> Vec<MemoryRegion> {
         let starts = [0].into_iter().chain(ends.iter().copied());
@@ -87,17 +89,17 @@ fn regions_of_both_sides_end_at_different_bytes() {
     assert_eq!((remote.runs().len(), remote.buffer()), (5, theirs.id()));
 
     ours.map().unwrap().write(0, &pattern(SIZE as usize, 5)).unwrap();
-    near.connection.write(&source, &remote).unwrap();
+    near.connection.write(&source, &remote).unwrap().wait().unwrap();
     assert_same(&contents(&theirs), &pattern(SIZE as usize, 5), "written");
     theirs.map().unwrap().write(0, &pattern(SIZE as usize, 6)).unwrap();
-    near.connection.read(&source, &remote).unwrap();
+    near.connection.read(&source, &remote).unwrap().wait().unwrap();
     assert_same(&contents(&ours), &pattern(SIZE as usize, 6), "read");
 
     // A message has up to four pieces on either side, and both sides cut messages alike.
     theirs.map().unwrap().write(0, &pattern(SIZE as usize, 7)).unwrap();
     std::thread::scope(|scope| {
-        let sent = scope.spawn(|| far.connection.send(&target).unwrap());
-        assert_eq!(near.connection.recv(&source).unwrap().bytes, SIZE);
+        let sent = scope.spawn(|| far.connection.send(&target).unwrap().wait().unwrap());
+        assert_eq!(near.connection.recv(&source).unwrap().wait().unwrap().bytes, SIZE);
         assert_eq!(sent.join().unwrap().bytes, SIZE);
     });
     assert_same(&contents(&ours), &pattern(SIZE as usize, 7), "received");
@@ -125,7 +127,7 @@ fn pieces_are_gathered() {
         theirs.map().unwrap().write(0, &pattern(1 << 20, 2)).unwrap();
         near.connection.set_message_size(message_size);
         let (remote, before) = (target.remote(), packets());
-        near.connection.write(&rows, remote.slice(..200 * ROW).unwrap()).unwrap();
+        near.connection.write(&rows, remote.slice(..200 * ROW).unwrap()).unwrap().wait().unwrap();
         assert_same(&contents(&theirs), &expected, "gathered");
         // A work request of 16 rows is 4 packets; a work request for each row would be 200 at least.
         assert!(packets() - before < 120, "{} packets", packets() - before);
@@ -134,15 +136,15 @@ fn pieces_are_gathered() {
 
 #[test]
 fn immediate_data_arrive_after_all_bytes() {
-    let Wire { mut near, mut far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let (ours, source) = near.filled(SIZE, 1);
     let (theirs, target) = far.filled(SIZE, 2);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            let received = far.connection.recv_imm().unwrap();
+            let received = far.connection.recv_imm().unwrap().wait().unwrap();
             (received.imm, contents(&theirs))
         });
-        near.connection.write_with_imm(&source, target.remote(), 0xdead_beef).unwrap();
+        near.connection.write_with_imm(&source, target.remote(), 0xdead_beef).unwrap().wait().unwrap();
         let (imm, seen) = receiver.join().unwrap();
         assert_eq!(imm, Some(0xdead_beef));
         assert_same(&seen, &contents(&ours), "written before the immediate data");
@@ -159,13 +161,13 @@ fn both_directions_at_once() {
         let (to, target) = far.filled(SIZE, 2);
         let (back, into) = near.filled(SIZE, 3);
         let (answer, reply) = far.filled(SIZE, 4);
-        let (mut sender, mut receiver) = near.connection.split();
-        let (mut far_sender, mut far_receiver) = far.connection.split();
+        let (sender, receiver) = near.connection.split();
+        let (far_sender, far_receiver) = far.connection.split();
         let threads = [
-            std::thread::spawn(move || sender.send(source).unwrap()),
-            std::thread::spawn(move || receiver.recv(into).unwrap()),
-            std::thread::spawn(move || far_sender.send(reply).unwrap()),
-            std::thread::spawn(move || far_receiver.recv(target).unwrap()),
+            std::thread::spawn(move || sender.send(source).unwrap().wait().unwrap()),
+            std::thread::spawn(move || receiver.recv(into).unwrap().wait().unwrap()),
+            std::thread::spawn(move || far_sender.send(reply).unwrap().wait().unwrap()),
+            std::thread::spawn(move || far_receiver.recv(target).unwrap().wait().unwrap()),
         ];
         for thread in threads {
             assert_eq!(thread.join().unwrap().bytes, SIZE);
@@ -183,16 +185,16 @@ fn a_half_is_usable_without_the_other() {
     {
         let Wire { near, far } = Wire::with(small());
         let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
-        let (mut sender, receiver) = near.connection.split();
-        let (far_sender, mut far_receiver) = far.connection.split();
+        let (sender, receiver) = near.connection.split();
+        let (far_sender, far_receiver) = far.connection.split();
         drop((receiver, far_sender));
         std::thread::scope(|scope| {
-            scope.spawn(|| far_receiver.recv(&target).unwrap());
-            sender.send(&source).unwrap();
+            scope.spawn(|| far_receiver.recv(&target).unwrap().wait().unwrap());
+            sender.send(&source).unwrap().wait().unwrap();
         });
         assert_same(&contents(&theirs), &contents(&ours), "sent");
         theirs.map().unwrap().write(0, &pattern(SIZE as usize, 3)).unwrap();
-        sender.read(&source, target.remote()).unwrap();
+        sender.read(&source, target.remote()).unwrap().wait().unwrap();
         assert_same(&contents(&ours), &pattern(SIZE as usize, 3), "read");
         assert!(sender.is_usable() && far_receiver.is_usable());
         sender.disconnect();
@@ -204,12 +206,12 @@ fn a_half_is_usable_without_the_other() {
 /// All of the caller's handles go while bytes move; the transfer has its own.
 #[test]
 fn a_transfer_keeps_its_memory_registered() {
-    let Wire { mut near, far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
     let bytes = contents(&ours);
     let (regions, buffers) = (census::regions(), census::dma_bufs());
-    let mut transfer = near.connection.start(Request::write(&source, target.remote())).unwrap();
-    assert!(transfer.poll().unwrap().is_pending());
+    let transfer = near.connection.write(&source, target.remote()).unwrap();
+    assert_eq!(transfer.try_wait().unwrap(), None);
     match source.deregister() {
         Err(DeregisterError::InUse { region, handles: 1 }) => drop((region, ours)),
         other => panic!("{other:?}"),
@@ -223,61 +225,60 @@ fn a_transfer_keeps_its_memory_registered() {
 
 #[test]
 fn atomics_return_the_previous_value() {
-    let Wire { mut near, far } = Wire::new();
+    let Wire { near, far } = Wire::new();
     let (ours, result) = near.filled(4096, 1);
     let (theirs, counter) = far.filled(4096, 2);
     theirs.map().unwrap().write(16, &40_u64.to_le_bytes()).unwrap();
     let (previous, place) = (result.slice(64..72).unwrap(), counter.remote().slice(16..24).unwrap());
     let old = || u64::from_le_bytes(contents(&ours)[64..72].try_into().unwrap());
     let now = || u64::from_le_bytes(contents(&theirs)[16..24].try_into().unwrap());
-    near.connection.fetch_add(&previous, &place, 2).unwrap();
+    near.connection.fetch_add(&previous, &place, 2).unwrap().wait().unwrap();
     assert_eq!((old(), now()), (40, 42));
-    near.connection.compare_swap(&previous, &place, 41, 1).unwrap();
+    near.connection.compare_swap(&previous, &place, 41, 1).unwrap().wait().unwrap();
     assert_eq!((old(), now()), (42, 42));
-    near.connection.compare_swap(&previous, &place, 42, 1 << 40).unwrap();
+    near.connection.compare_swap(&previous, &place, 42, 1 << 40).unwrap().wait().unwrap();
     assert_eq!((old(), now()), (42, 1 << 40));
 }
 
 #[test]
 fn progress_only_grows() {
-    let Wire { mut near, far } = Wire::with(small().busy_poll(true));
+    let Wire { near, far } = Wire::with(small().busy_poll(true));
     let ((_, source), (_, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
     let mut seen = Vec::new();
-    let mut report = |done| seen.push(done);
-    let request = Request::write(&source, target.remote());
-    near.connection.start(request).unwrap().progress(&mut report).wait().unwrap();
+    let write = near.connection.write(&source, target.remote()).unwrap();
+    write.wait_with_progress(|done| seen.push(done)).unwrap();
+    assert_eq!(write.progress(), SIZE);
     assert!(seen.is_sorted() && seen.len() > 5, "{seen:?}");
     assert_eq!(seen.last(), Some(&SIZE));
 }
 
-/// A chain ends after 64 MiB, and is signaled there, however many messages it might have.
+/// A chain ends after 4 MiB, and is signaled there, however many messages it might have.
 #[test]
 fn large_messages_are_reported_in_time() {
     const SIZE: u64 = 128 << 20;
     let options = ConnectionOptions::default().message_size(32 << 20).window(8).chain(4);
-    let Wire { mut near, far } = Wire::with(options);
+    let Wire { near, far } = Wire::with(options);
     let (ours, theirs) = (heap(SIZE), heap(SIZE));
     let (source, target) = (near.register(&ours), far.register(&theirs));
     let mut reported = Vec::new();
-    let mut report = |done| reported.push(done);
-    let request = Request::write(&source, target.remote());
-    near.connection.start(request).unwrap().progress(&mut report).wait().unwrap();
-    assert_eq!(reported, [64 << 20, SIZE]);
+    let write = near.connection.write(&source, target.remote()).unwrap();
+    write.wait_with_progress(|done| reported.push(done)).unwrap();
+    assert_eq!(reported, [32 << 20, 64 << 20, 96 << 20, SIZE]);
 }
 
 /// The posted messages complete, and the connection stays usable.
 #[test]
 fn a_cancelled_transfer_leaves_a_usable_connection() {
-    let Wire { mut near, far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
-    let (remote, token) = (target.remote(), AtomicBool::new(false));
-    let mut stop = |done| {
+    let remote = target.remote();
+    let transfer = near.connection.write(&source, &remote).unwrap();
+    let stop = |done| {
         if done > SIZE / 4 {
-            token.store(true, Ordering::Relaxed);
+            transfer.cancel();
         }
     };
-    let transfer = near.connection.start(Request::write(&source, &remote)).unwrap();
-    let done = match transfer.cancel(&token).progress(&mut stop).wait() {
+    let done = match transfer.wait_with_progress(stop) {
         Err(Error::Cancelled { done, length: SIZE, usable: true, .. }) => done,
         other => panic!("{other:?}"),
     };
@@ -285,21 +286,21 @@ fn a_cancelled_transfer_leaves_a_usable_connection() {
     let moved = done as usize;
     assert_same(&contents(&theirs)[..moved], &contents(&ours)[..moved], "moved");
     assert_same(&contents(&theirs)[moved..], &pattern(SIZE as usize, 2)[moved..], "not moved");
-    near.connection.write(&source, &remote).unwrap();
+    near.connection.write(&source, &remote).unwrap().wait().unwrap();
     assert_same(&contents(&theirs), &contents(&ours), "all of it");
 }
 
 /// Only poll(2) blocks, as in an event loop.
 #[test]
 fn an_event_loop_drives_a_transfer() {
-    let Wire { mut near, far } = Wire::with(small());
+    let Wire { near, far } = Wire::with(small());
     let ((ours, source), (theirs, target)) = (near.filled(SIZE, 1), far.filled(SIZE, 2));
-    let mut transfer = near.connection.start(Request::write(&source, target.remote())).unwrap();
+    let transfer = near.connection.write(&source, target.remote()).unwrap();
     let mut sleeps = 0;
     let transferred = loop {
-        match transfer.poll().unwrap() {
-            Poll::Ready(transferred) => break transferred,
-            Poll::Pending => {
+        match transfer.try_wait().unwrap() {
+            Some(transferred) => break transferred,
+            None => {
                 let mut fds = [PollFd::new(transfer.as_fd(), PollFlags::POLLIN)];
                 let timeout = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
                 assert_eq!(poll(&mut fds, timeout).unwrap(), 1, "an event, not the timeout");

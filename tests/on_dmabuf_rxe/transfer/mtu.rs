@@ -51,28 +51,44 @@ fn moves((passive, at): (&str, &str), active: &str) {
             let incoming = listener.accept_request(TIMEOUT).unwrap();
             let (remote, _) = RemoteRegion::split_from(incoming.private_data()).unwrap();
             incoming.accept(&mut server.connection, &target.remote().to_bytes(), TIMEOUT).unwrap();
-            server.connection.recv(&target).unwrap();
+            server.connection.recv(&target).unwrap().wait().unwrap();
             let sent = contents(ours);
             assert_same(&contents(theirs), &sent, "sent");
             // The passive side writes and reads too.
             let bytes = crate::common::pattern(sent.len(), 3);
             theirs.map().unwrap().write(0, &bytes).unwrap();
-            server.connection.write(&target, &remote).unwrap();
+            server.connection.write(&target, &remote).unwrap().wait().unwrap();
             assert_same(
                 &contents(ours)[..SIZE as usize],
                 &bytes[..SIZE as usize],
                 "written by the passive side",
             );
-            server.connection.read(&target, &remote).unwrap();
-            server.connection.send(&target).unwrap();
+            server.connection.read(&target, &remote).unwrap().wait().unwrap();
+            server.connection.send(&target).unwrap().wait().unwrap();
         });
         let outgoing = Outgoing::resolve(at, None, TIMEOUT).unwrap();
         let answer = outgoing.connect(&mut client.connection, &source.remote().to_bytes(), TIMEOUT).unwrap();
         let (remote, _) = RemoteRegion::split_from(&answer).unwrap();
-        client.connection.write(&source, &remote).unwrap_or_else(|e| panic!("{what}: {e}"));
-        client.connection.read(&source, &remote).unwrap_or_else(|e| panic!("{what}: {e}"));
-        client.connection.send(&source).unwrap_or_else(|e| panic!("{what}: {e}"));
-        client.connection.recv(&source).unwrap_or_else(|e| panic!("{what}: {e}"));
+        client
+            .connection
+            .write(&source, &remote)
+            .and_then(|transfer| transfer.wait())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        client
+            .connection
+            .read(&source, &remote)
+            .and_then(|transfer| transfer.wait())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        client
+            .connection
+            .send(&source)
+            .and_then(|transfer| transfer.wait())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        client
+            .connection
+            .recv(&source)
+            .and_then(|transfer| transfer.wait())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
         serving.join().unwrap();
     });
 }

@@ -18,7 +18,7 @@ fn impossible_requests_are_refused_before_they_are_posted() {
 
     let short = source.slice(..4096).unwrap();
     let message = assert_refused!(
-        connection.write(short, &remote),
+        connection.write(short, &remote).and_then(|transfer| transfer.wait()),
         Error::LengthMismatch { local: 4096, remote: 0x10_0000, .. }
     );
     assert!(message.starts_with("Write of 4096 local bytes"), "{message}");
@@ -35,42 +35,52 @@ fn impossible_requests_are_refused_before_they_are_posted() {
 
     // The peer's description does not permit it.
     let readable = RemoteRegion::new(remote.runs().to_vec(), Access::REMOTE_READ, remote.buffer()).unwrap();
-    let message = assert_refused!(connection.write(&source, &readable), Error::RemoteAccessMissing { .. });
+    let message = assert_refused!(
+        connection.write(&source, &readable).and_then(|transfer| transfer.wait()),
+        Error::RemoteAccessMissing { .. }
+    );
     assert!(message.contains("REMOTE_WRITE") && message.contains("REMOTE_READ"), "{message}");
-    connection.read(&source, &readable).unwrap();
+    connection.read(&source, &readable).unwrap().wait().unwrap();
 
     // Local memory that the device may not write, or in another protection domain.
     let read_only = MemoryRegion::builder(&near.domain, &ours).register().unwrap();
-    let refused = connection.read(&read_only, &remote);
-    assert_refused!(refused, Error::LocalWriteMissing { offset: 0, .. });
-    assert_refused!(connection.recv(&read_only), Error::LocalWriteMissing { .. });
+    let refused = connection.read(&read_only, &remote).and_then(|transfer| transfer.wait());
+    assert_refused!(refused, Error::LocalAccessMissing { offset: 0, .. });
+    assert_refused!(
+        connection.recv(&read_only).and_then(|transfer| transfer.wait()),
+        Error::LocalAccessMissing { .. }
+    );
     let mixed = RegionSlice::concat([&source, &target]).unwrap();
-    assert_refused!(connection.send(mixed), Error::ForeignRegion { offset: 0x10_0000 });
+    assert_refused!(
+        connection.send(mixed).and_then(|transfer| transfer.wait()),
+        Error::ForeignRegion { offset: 0x10_0000 }
+    );
 
     // Atomics need an aligned u64.
     let (four, eight) = (source.slice(..4).unwrap(), source.slice(..8).unwrap());
     for (local, place) in [(four, 0..4), (eight, 4..12)] {
-        let refused = connection.fetch_add(local, remote.slice(place).unwrap(), 1);
+        let refused =
+            connection.fetch_add(local, remote.slice(place).unwrap(), 1).and_then(|transfer| transfer.wait());
         assert_refused!(refused, Error::Verbs(verbs::Error::InvalidAtomic { .. }));
     }
 
     drop(theirs);
     assert!(connection.is_usable());
-    connection.write(&source, &remote).unwrap();
+    connection.write(&source, &remote).unwrap().wait().unwrap();
 }
 
 #[test]
 fn a_scattered_message_is_refused_only_where_both_sides_must_cut_alike() {
     let mut options = ConnectionOptions::default().message_size(64 << 10);
     options.queue_pair.max_sge = 2;
-    let Wire { mut near, far } = Wire::with(options);
+    let Wire { near, far } = Wire::with(options);
     let ((_ours, source), (_theirs, target)) = (near.filled(1 << 20, 1), far.filled(1 << 20, 2));
     let rows = [0, 8192, 16384].map(|start| source.slice(start..start + 1000).unwrap());
     let rows = RegionSlice::concat(rows).unwrap();
     assert_refused!(
-        near.connection.send(&rows),
+        near.connection.send(&rows).and_then(|transfer| transfer.wait()),
         Error::TooScattered { offset: 0, length: 3000, max_sge: 2, .. }
     );
     // The messages of a WRITE are cut on this side alone.
-    near.connection.write(&rows, target.remote().slice(..3000).unwrap()).unwrap();
+    near.connection.write(&rows, target.remote().slice(..3000).unwrap()).unwrap().wait().unwrap();
 }

@@ -76,6 +76,12 @@ const BENCHMARKS: &[Benchmark] = &[
         chart: None,
     },
     Benchmark {
+        name: "post",
+        about: "post transfers and blocks natively, compared with requests by hand on the same stub provider",
+        parts: &[Part { program: Program::UnitTest("transfer::tests::post_bench::post"), guest: None }],
+        chart: None,
+    },
+    Benchmark {
         name: "export",
         about: "export device memory as a dma-buf with stub libraries, compared with the driver's call",
         parts: &[Part {
