@@ -6,6 +6,7 @@ mod common;
 mod long;
 mod on_any_rxe;
 mod on_debian_provider;
+mod on_debug_kernel;
 mod on_dmabuf_rxe;
 mod on_gpu;
 mod on_iommu;

@@ -121,12 +121,17 @@ bool dma_sg_is_identity(struct device *dev)
 }
 
 /*
- * Check that a mapping for this device has meaningful addresses. The caller
- * holds the device lock, so the answer stays valid until it has registered the
- * notifier.
+ * Check that a mapping for this device has meaningful addresses and does not
+ * change the buffer. The caller holds the device lock, so the answer stays valid
+ * until it has registered the notifier. The module's own device never changes.
  */
 int dma_sg_check_device(struct device *dev)
 {
+	/* The module's own operations neither bounce nor touch caches. */
+	if (dma_sg_is_identity(dev))
+		return get_dma_ops(dev) == &dma_sg_identity_ops ?
+			       0 : -EADDRNOTAVAIL;
+
 	/* The driver sets up the DMA mask and DMA operations. */
 	if (!dev->driver)
 		return -ENXIO;
@@ -141,6 +146,10 @@ int dma_sg_check_device(struct device *dev)
 	 */
 	if (is_swiotlb_force_bounce(dev) || dma_addressing_limited(dev))
 		return -EADDRNOTAVAIL;
+
+	/* Mapping and unmapping would discard what caches hold of the buffer. */
+	if (!dev_is_dma_coherent(dev))
+		return -EOPNOTSUPP;
 
 	return 0;
 }

@@ -283,7 +283,7 @@ struct dma_sg_view *dma_sg_create(struct dma_buf *dmabuf, u32 kind,
 	}
 
 	if (dma_sg_is_identity(view->dev))
-		err = dma_sg_attach(view);
+		err = dma_sg_check_device(view->dev) ?: dma_sg_attach(view);
 	else
 		err = dma_sg_attach_watched(view);
 	if (err)

@@ -10,6 +10,7 @@
 
 #include <linux/dma-buf.h>
 #include <linux/dma-map-ops.h>
+#include <linux/dma-resv.h>
 #include <linux/overflow.h>
 #include <linux/pfn.h>
 #include <rdma/ib_umem.h>
@@ -18,18 +19,10 @@
 #include "rxe_loc.h"
 #include "rxe_dmabuf.h"
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
-MODULE_IMPORT_NS("DMA_BUF");
-#else
-MODULE_IMPORT_NS(DMA_BUF);
-#endif
+/* The expansion of MODULE_IMPORT_NS(), which takes a string since 6.13. */
+MODULE_INFO(import_ns, "DMA_BUF");
 
-#ifdef CONFIG_DMABUF_DEBUG
-#error "CONFIG_DMABUF_DEBUG hides the struct pages that rxe needs"
-#endif
-#ifndef CONFIG_ARCH_HAS_DMA_OPS
-#error "without CONFIG_ARCH_HAS_DMA_OPS the kernel may bounce mappings"
-#endif
+/* features.mk checks what this kernel has and defines RXE_HAVE_*. */
 
 /*
  * Identity DMA mapping, for a device whose DMA engine is the CPU.
@@ -40,7 +33,7 @@ MODULE_IMPORT_NS(DMA_BUF);
  * has written in the meantime. There are no sync operations: the CPU's copies
  * are coherent with all other CPU accesses.
  */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#ifdef RXE_HAVE_MAP_PHYS
 static dma_addr_t rxe_dma_map_phys(struct device *dev, phys_addr_t phys,
 				   size_t size, enum dma_data_direction dir,
 				   unsigned long attrs)
@@ -95,7 +88,7 @@ static void rxe_dma_unmap_sg(struct device *dev, struct scatterlist *sgl,
 }
 
 static const struct dma_map_ops rxe_dma_map_ops = {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#ifdef RXE_HAVE_MAP_PHYS
 	.map_phys = rxe_dma_map_phys,
 	.unmap_phys = rxe_dma_unmap,
 #else
@@ -130,6 +123,25 @@ struct rxe_umem_dmabuf {
 };
 
 /*
+ * Whether the devices that use the buffer see the CPU's caches. rxe's copies
+ * keep the caches of the CPU and nothing writes them back for another device.
+ */
+static bool rxe_dmabuf_is_coherent(struct dma_buf *dmabuf)
+{
+	struct dma_buf_attachment *attach;
+	bool coherent = true;
+
+	dma_resv_lock(dmabuf->resv, NULL);
+	list_for_each_entry(attach, &dmabuf->attachments, node)
+		if (get_dma_ops(attach->dev) != &rxe_dma_map_ops &&
+		    !dev_is_dma_coherent(attach->dev))
+			coherent = false;
+	dma_resv_unlock(dmabuf->resv);
+
+	return coherent;
+}
+
+/*
  * Attach to the dma-buf and map it.
  *
  * ib_umem_dmabuf_get_pinned() of the core attaches as a dynamic importer that
@@ -157,7 +169,12 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 		goto err_put;
 	}
 
-	umem_dmabuf = kzalloc(sizeof(*umem_dmabuf), GFP_KERNEL);
+	if (!rxe_dmabuf_is_coherent(dmabuf)) {
+		err = -EOPNOTSUPP;
+		goto err_put;
+	}
+
+	umem_dmabuf = kzalloc(sizeof(*umem_dmabuf), GFP_KERNEL_ACCOUNT);
 	if (!umem_dmabuf) {
 		err = -ENOMEM;
 		goto err_put;
@@ -167,7 +184,6 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	umem_dmabuf->umem.address = offset;
 	umem_dmabuf->umem.length = length;
 	umem_dmabuf->umem.writable = ib_access_writable(access);
-	umem_dmabuf->umem.is_dmabuf = 1;
 
 	umem_dmabuf->attach = dma_buf_attach(dmabuf, &ibdev->dev);
 	if (IS_ERR(umem_dmabuf->attach)) {
@@ -176,11 +192,8 @@ static struct rxe_umem_dmabuf *rxe_umem_dmabuf_get(struct ib_device *ibdev,
 	}
 
 	/*
-	 * This also waits until the exporter has moved the buffer. rxe's copies
-	 * do not call dma_buf_begin_cpu_access(): it may sleep, they may not,
-	 * and an access through an MR has no end. Verbs leave ordering to the
-	 * application. Coherence needs devices that snoop CPU caches; rxe does
-	 * not support exporters of other devices.
+	 * This also waits until the exporter has moved the buffer. There is no
+	 * dma_buf_begin_cpu_access() for an MR, see README.md.
 	 */
 	umem_dmabuf->sgt = dma_buf_map_attachment_unlocked(umem_dmabuf->attach,
 							   DMA_BIDIRECTIONAL);
@@ -200,28 +213,94 @@ err_put:
 	return ERR_PTR(err);
 }
 
-/*
- * Release the umem of any user MR. rxe_mr_cleanup() calls this after the last
- * packet has released the MR, in a context that may sleep.
- */
-void rxe_umem_release(struct ib_umem *umem)
+static void rxe_umem_dmabuf_release(struct rxe_umem_dmabuf *umem_dmabuf)
 {
-	struct rxe_umem_dmabuf *umem_dmabuf;
-	struct dma_buf *dmabuf;
+	struct dma_buf *dmabuf = umem_dmabuf->attach->dmabuf;
 
-	if (!umem || !umem->is_dmabuf) {
-		ib_umem_release(umem);
-		return;
-	}
-
-	umem_dmabuf = container_of(umem, struct rxe_umem_dmabuf, umem);
-	dmabuf = umem_dmabuf->attach->dmabuf;
 	dma_buf_unmap_attachment_unlocked(umem_dmabuf->attach, umem_dmabuf->sgt,
 					  DMA_BIDIRECTIONAL);
 	dma_buf_detach(dmabuf, umem_dmabuf->attach);
 	dma_buf_put(dmabuf);
 	kfree(umem_dmabuf);
 }
+
+/*
+ * Release the umem of any MR. rxe_mr_cleanup() calls this after the last packet
+ * has released the MR, in a context that may sleep.
+ */
+void rxe_mr_release_umem(struct rxe_mr *mr)
+{
+	if (mr->umem_is_dmabuf)
+		rxe_umem_dmabuf_release(container_of(mr->umem,
+						     struct rxe_umem_dmabuf,
+						     umem));
+	else
+		ib_umem_release(mr->umem);
+}
+
+/*
+ * Check the access flags of a re-registration. The pages of a dma-buf are not
+ * persistent memory, and never paged on demand. rxe itself checks since 6.12.117
+ * that a region for reading does not become writable.
+ */
+int rxe_mr_check_rereg(struct rxe_mr *mr, int flags, int access)
+{
+	const int possible = IB_ACCESS_LOCAL_WRITE | IB_ACCESS_REMOTE_READ |
+			     IB_ACCESS_REMOTE_WRITE | IB_ACCESS_REMOTE_ATOMIC |
+			     IB_ACCESS_MW_BIND | IB_ACCESS_FLUSH_GLOBAL |
+			     IB_ACCESS_RELAXED_ORDERING;
+
+	if (!mr->umem_is_dmabuf || !(flags & IB_MR_REREG_ACCESS))
+		return 0;
+	if (access & ~possible)
+		return -EOPNOTSUPP;
+	if (ib_access_writable(access) && !mr->umem->writable)
+		return -EACCES;
+
+	return 0;
+}
+
+/*
+ * The memory cgroup of the process pays for the list of pages: an MR of a small
+ * part of its memory limit may have a list of any length. When the cgroup is
+ * full, fail instead of calling the OOM killer.
+ */
+#define RXE_DMABUF_GFP (GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
+#ifdef RXE_HAVE_PAGE_INFO
+static int rxe_dmabuf_init_pages(struct rxe_mr *mr, unsigned long count)
+{
+	/* Too large for kmalloc() for a huge buffer: 1 GiB needs 4 MiB. */
+	mr->page_info = kvcalloc(count, sizeof(*mr->page_info), RXE_DMABUF_GFP);
+	if (!mr->page_info)
+		return -ENOMEM;
+
+	mr->num_buf = count;
+	mr->max_allowed_buf = count;
+
+	return 0;
+}
+
+static int rxe_dmabuf_add_page(struct rxe_mr *mr, struct page *page)
+{
+	mr->page_info[mr->nbuf++].page = page;
+
+	return 0;
+}
+#else
+static int rxe_dmabuf_init_pages(struct rxe_mr *mr, unsigned long count)
+{
+	xa_init_flags(&mr->page_list, XA_FLAGS_ACCOUNT);
+
+	return 0;
+}
+
+static int rxe_dmabuf_add_page(struct rxe_mr *mr, struct page *page)
+{
+	return xa_err(xa_store(&mr->page_list, mr->nbuf++, page,
+			       RXE_DMABUF_GFP));
+}
+#endif
 
 /*
  * Enter the pages of the range offset .. offset + length.
@@ -237,15 +316,11 @@ static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 	unsigned long left = PFN_DOWN(offset + length - 1) - skip + 1;
 	struct scatterlist *sg;
 	unsigned int i;
+	int err;
 
-	/* Too large for kmalloc() for a huge buffer: 1 GiB needs 4 MiB. */
-	mr->page_info = kvcalloc(left, sizeof(*mr->page_info),
-				 GFP_KERNEL | __GFP_NOWARN);
-	if (!mr->page_info)
-		return -ENOMEM;
-
-	mr->num_buf = left;
-	mr->max_allowed_buf = left;
+	err = rxe_dmabuf_init_pages(mr, left);
+	if (err)
+		return err;
 
 	for_each_sgtable_sg(sgt, sg, i) {
 		unsigned long n = PFN_DOWN(sg->length);
@@ -269,8 +344,11 @@ static int rxe_dmabuf_fill_pages(struct rxe_mr *mr, struct sg_table *sgt,
 		skip = 0;
 		left -= n;
 
-		while (n--)
-			mr->page_info[mr->nbuf++].page = pfn_to_page(pfn++);
+		while (n--) {
+			err = rxe_dmabuf_add_page(mr, pfn_to_page(pfn++));
+			if (err)
+				return err;
+		}
 
 		if (!left)
 			return 0;
@@ -291,7 +369,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 	struct rxe_mr *mr;
 	int err;
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#ifdef RXE_HAVE_DMAH
 	if (dmah)
 		return ERR_PTR(-EOPNOTSUPP);
 #endif
@@ -316,6 +394,7 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 	mr->ibmr.pd = ibpd;
 	mr->ibmr.device = ibpd->device;
 	mr->umem = &umem_dmabuf->umem;
+	mr->umem_is_dmabuf = true;
 
 	rxe_mr_init(access, mr);
 
@@ -341,6 +420,6 @@ err_cleanup:
 err_free:
 	kfree(mr);
 err_release:
-	rxe_umem_release(&umem_dmabuf->umem);
+	rxe_umem_dmabuf_release(umem_dmabuf);
 	return ERR_PTR(err);
 }

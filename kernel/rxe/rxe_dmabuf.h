@@ -6,15 +6,12 @@
 #ifndef RXE_DMABUF_H
 #define RXE_DMABUF_H
 
-#include <linux/version.h>
-#include <rdma/ib_umem.h>
 #include <rdma/ib_verbs.h>
 
-/*
- * A registration has a DMA handle (TLP processing hints) since 6.17. The hooks
- * fit 6.12 and 7 only, so the test for 7 is enough.
- */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+struct rxe_mr;
+
+/* A registration has a DMA handle (TLP processing hints) since 6.17. */
+#ifdef RXE_HAVE_DMAH
 #define RXE_DMAH_PARAM	struct ib_dmah *dmah,
 #else
 #define RXE_DMAH_PARAM
@@ -27,6 +24,11 @@ struct ib_mr *rxe_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset,
 				     RXE_DMAH_PARAM
 				     struct uverbs_attr_bundle *attrs);
 
-void rxe_umem_release(struct ib_umem *umem);
+void rxe_mr_release_umem(struct rxe_mr *mr);
+
+int rxe_mr_check_rereg(struct rxe_mr *mr, int flags, int access);
+
+/* In rxe_mr.c, where it was static up to 6.13. */
+void rxe_mr_init(int access, struct rxe_mr *mr);
 
 #endif /* RXE_DMABUF_H */

@@ -10,6 +10,7 @@ pub mod kcore;
 pub mod link;
 pub mod peers;
 pub mod profile;
+pub mod raw;
 pub mod system;
 pub mod wire;
 

@@ -10,6 +10,7 @@ mod handles;
 mod lifetime;
 mod newer;
 mod observe;
+mod operations;
 mod protection;
 mod queue_pairs;
 mod runtimes;

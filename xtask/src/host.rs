@@ -60,12 +60,23 @@ const PEERS: &[Package] = &[
     ("openmpi-bin", Some("mpirun")),
 ];
 
+/// For building a kernel.
+const KERNEL_BUILD: &[Package] = &[
+    ("gcc-12", Some("gcc-12")),
+    ("make", Some("make")),
+    ("flex", Some("flex")),
+    ("bison", Some("bison")),
+    ("bc", Some("bc")),
+    ("libelf-dev", None),
+];
+
 /// A set of packages that a task needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     Guest,
     Library,
     Peers,
+    KernelBuild,
 }
 
 /// Installs the missing packages.
@@ -76,6 +87,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             Need::Guest => GUEST,
             Need::Library => LIBRARY,
             Need::Peers => PEERS,
+            Need::KernelBuild => KERNEL_BUILD,
         };
         wanted.extend(
             list.iter().filter(|(name, _)| !wanted.iter().any(|(n, _)| n == name)).collect::<Vec<_>>(),

@@ -41,7 +41,7 @@ pub struct Args {
     /// CPUs of the guest
     #[arg(long, default_value = "2")]
     cpus: u32,
-    /// Series of Debian kernels
+    /// Series of Debian kernels, or `debug` for one that checks itself
     #[arg(long, default_value = kernel::lines::LINUX_6_12.line)]
     kernel: String,
     /// Extra parameters for the kernel's command line
@@ -72,12 +72,16 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     guest::check_memory(args.mem)?;
+    let kernel = kernel::lines::by_name(&args.kernel)?;
     host::ensure(&[Need::Guest])?;
+    if kernel.configuration.is_some() {
+        host::ensure(&[Need::KernelBuild])?;
+    }
     let terminal = !args.no_terminal && terminal::present();
     let default = if terminal { 0 } else { 600 };
     let timeout = Some(args.timeout.unwrap_or(default)).filter(|&s| s > 0).map(Duration::from_secs);
     let mut guest = Guest {
-        kernel: kernel::lines::by_name(&args.kernel)?,
+        kernel,
         siw: args.siw,
         cpus: args.cpus,
         append: args.append,

@@ -14,6 +14,7 @@ const STARTS: &[&str] = &[
     "INFO: rcu",
     "rcu: INFO: ",
     "INFO: task ",
+    "INFO: trying to register non-static key",
     "UBSAN: ",
     "KASAN: ",
     "refcount_t: ",
@@ -102,6 +103,12 @@ mod tests {
             "[    5.1] Kernel panic - not syncing: Fatal exception",
             "[  250.1] INFO: task demo:99 blocked for more than 120 seconds.",
             "[   60.1] rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "[    5.1] BUG: KFENCE: use-after-free read in rxe_x+0x1/0x2 [rdma_rxe]",
+            "[    5.1] BUG: KASAN: slab-use-after-free in rxe_x+0x1/0x2 [rdma_rxe]",
+            "[    5.1] BUG: kmemleak: unreferenced object 0xffff888000000000 (size 64):",
+            "[    5.1] WARNING: possible circular locking dependency detected",
+            "[    5.1] BUG: sleeping function called from invalid context at mm/x.c:1",
+            "[    5.1] INFO: trying to register non-static key.",
             "[   60.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [x:1]",
         ] {
             assert!(is_problem(line), "{line}");

@@ -58,6 +58,13 @@ echo "install dma_sg insmod $DMA_SG_MODULE" >/run/modprobe.d/dma_sg.conf
 ln -s "$DMA_SG_MODULE" "/lib/modules/$RELEASE/dma_sg.ko"
 echo "dma_sg.ko:" >>"/lib/modules/$RELEASE/modules.dep"
 
+# A kernel that checks itself has kmemleak; every other one checks an allocation every 100 ms.
+leaks=/sys/kernel/debug/kmemleak
+if [ ! -e $leaks ]; then
+	read -r interval </sys/module/kfence/parameters/sample_interval
+	[ "$interval" = 100 ] || die "KFENCE has the interval $interval instead of 100 ms"
+fi
+
 # The tests need more than the defaults, 64 MiB and 1024 ranges.
 echo 65536 >/sys/module/udmabuf/parameters/size_limit_mb
 echo 65536 >/sys/module/udmabuf/parameters/list_limit
@@ -163,6 +170,14 @@ else
 		tries=$((tries + 1))
 		sleep 0.05
 	done
+fi
+if [ -e $leaks ]; then
+	# An object counts as leaked once it is 5 s old. Report leaks, and a lockdep that gave up, as problems.
+	sleep 5
+	echo scan >$leaks
+	echo scan >$leaks
+	sed 's/^unreferenced/BUG: kmemleak: &/' $leaks | while read -r line; do echo "<3>$line" >/dev/kmsg; done
+	grep -q 'debug_locks: *1' /proc/lockdep_stats || echo "<3>BUG: lockdep is off" >/dev/kmsg
 fi
 dmesg >$share/dmesg.log 2>/dev/null
 sync

@@ -41,8 +41,8 @@ impl Accel {
 }
 
 /// The kernel's command line: a serial console with warnings and errors, no
-/// boot-time waits, a reboot (which ends QEMU) on a panic, and stall timeouts
-/// that fit a slow machine.
+/// boot-time waits, a reboot (which ends QEMU) on a panic, stall timeouts that
+/// fit a slow machine, and a checked allocation (KFENCE) every 100 ms.
 const COMMAND_LINE: &[&str] = &[
     "console=ttyS0",
     "loglevel=5",
@@ -57,6 +57,7 @@ const COMMAND_LINE: &[&str] = &[
     "cryptomgr.notests",
     "rcupdate.rcu_cpu_stall_timeout=60",
     "watchdog_thresh=30",
+    "kfence.sample_interval=100",
 ];
 
 /// A machine to start.

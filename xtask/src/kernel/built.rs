@@ -34,9 +34,11 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
     let staging = Staging::beside(&target)?;
     let output = staging.path();
     let make = kernel.kernel.make_arguments;
-    let log = process::output(Command::new("sh").arg(&script).args(arguments).arg(output).args(make))
+    // Debian 12 has no newer compiler, whichever built the kernel.
+    let mut build = Command::new("sh");
+    build.arg(&script).args(arguments).arg(output).args(make).env("CC", "gcc-12");
+    process::output(&mut build)
         .with_context(|| format!("cannot build {name}.ko for Linux {}", kernel.release))?;
-    fs::write(output.join("build.log"), log)?;
     fs::write(output.join("key"), key)?;
     staging.finish(&target)?;
     step.done("Built", name);
@@ -51,6 +53,7 @@ fn key(kernel: &Unpacked, parts: &Path) -> Result<String> {
         // Documentation does not change the module.
         .filter(|path| path.is_file() && path.extension().is_none_or(|e| e != "md"))
         .collect();
+    files.push(parts.with_file_name("common.sh"));
     files.sort();
     let mut hasher = DefaultHasher::new();
     (&kernel.release, kernel.kernel.make_arguments).hash(&mut hasher);

@@ -3,10 +3,10 @@
 //! Each version has a folder, which appears only when it is complete. If it
 //! exists, xtask does not use the network.
 
-use super::lines::{Kernel, filled};
+use super::lines::{Kernel, LINUX_6_12, filled};
 use super::resolve::{Choice, compare_versions, newest};
 use super::slim::slim;
-use super::{Unpacked, apt::Apt, home, image, modules_tree, tools, vmlinuz};
+use super::{Unpacked, apt::Apt, checking, home, image, modules_tree, tools, vmlinuz};
 use crate::lock::{self, Staging};
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
@@ -38,6 +38,10 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     if let Some(found) = find(kernel)? {
         return Ok(found);
     }
+    if let Some(configuration) = checking::configuration(kernel) {
+        from_source(kernel, &configuration)?;
+        return find(kernel)?.context("the built kernel is missing; remove target/kernel and try again");
+    }
     let step =
         ui::Step::start("Fetching", &format!("Debian's Linux {} with headers and source", kernel.line));
     // Each release has its own lists, so that a package name belongs to one release.
@@ -49,6 +53,27 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     staging.finish(&target)?;
     step.done("Fetched", &format!("Linux {} ({}) from {}", choice.abi, choice.version, choice.suite));
     find(kernel)?.context("the fetched kernel is missing; remove target/kernel and try again")
+}
+
+/// Builds the kernel from the source of the version that [`LINUX_6_12`] has.
+fn from_source(kernel: &Kernel, configuration: &Path) -> Result<()> {
+    let step = ui::Step::start("Fetching", "the source of Debian's Linux 6.12");
+    let home = home();
+    let apt = Apt::update(&home.join("apt"), None)?;
+    let choice = newest(&LINUX_6_12, &apt.offers()?).ok_or(NotOffered(LINUX_6_12.line))?;
+    let staging = Staging::beside(&home.join("linux-debug"))?;
+    let (debs, source) = (staging.path().join("debs"), staging.path().join("source"));
+    for path in [&debs, &source] {
+        fs::create_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let package = filled("linux-source-{series}", &choice.abi);
+    apt.download([format!("{package}={}", choice.version).as_str()], &debs)?;
+    extract_source(kernel, &choice.abi, &deb_of(&debs, &package)?, &source)?;
+    lock::remove(&debs)?;
+    step.done("Fetched", &format!("{package} ({}) from {}", choice.version, choice.suite));
+    let release = checking::build(configuration, staging.path())?;
+    fs::write(staging.path().join("recipe"), recipe(kernel)).context("cannot write the recipe")?;
+    staging.finish(&home.join(format!("linux-{release}")))
 }
 
 /// The newest kernel in the folder that this version of xtask has unpacked.
@@ -71,6 +96,9 @@ fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
 
 /// Identifies the folder's contents. Change it to fetch the kernel again.
 fn recipe(kernel: &Kernel) -> String {
+    if let Some(configuration) = checking::configuration(kernel) {
+        return checking::recipe(kernel, &configuration);
+    }
     format!("3 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
 }
 

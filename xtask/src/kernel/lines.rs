@@ -19,6 +19,8 @@ pub struct Kernel {
     pub index: &'static str,
     /// The archive in `linux-source-*` and the folders to extract.
     pub source: Source,
+    /// The file in `kernel/` with the configuration to build it with; `None` to boot Debian's build.
+    pub configuration: Option<&'static str>,
     /// Packages of that release with libraries for its build tools, for a machine
     /// with older libraries.
     pub libraries: &'static [&'static str],
@@ -34,16 +36,17 @@ pub struct Kernel {
     pub skipped_initcalls: &'static [&'static str],
 }
 
-/// The part of the kernel's source to extract.
+/// The part of the kernel's source to extract; no folders for all of it.
 #[derive(Debug)]
 pub struct Source {
     pub archive: &'static str,
     pub folders: &'static [&'static str],
 }
 
+/// The Makefile has the version, which `kernel/rxe/build.sh` compares with that of the headers.
 const SOURCE: Source = Source {
     archive: "usr/src/linux-source-{series}.tar.xz",
-    folders: &["drivers/infiniband/sw/rxe", "drivers/infiniband/sw/siw"],
+    folders: &["Makefile", "drivers/infiniband/sw/rxe", "drivers/infiniband/sw/siw"],
 };
 
 /// BTF, keys of signed modules, an entropy source, and names for tracing.
@@ -68,6 +71,7 @@ pub const LINUX_6_12: Kernel = Kernel {
     ],
     index: "linux-headers-{abi}-amd64",
     source: SOURCE,
+    configuration: None,
     libraries: &[],
     make_arguments: &[],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
@@ -91,6 +95,7 @@ pub const LINUX_7: Kernel = Kernel {
     ],
     index: "linux-headers-{abi}-amd64",
     source: SOURCE,
+    configuration: None,
     libraries: &["libc6", "libelf1t64", "zlib1g", "libzstd1"],
     // A newer gcc built it. Debian 12's gcc lacks only -fmin-function-alignment.
     make_arguments: &["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="],
@@ -100,8 +105,16 @@ pub const LINUX_7: Kernel = Kernel {
     skipped_initcalls: SKIPPED_INITCALLS,
 };
 
+/// The source of [`LINUX_6_12`], built with the kernel's own checks.
+pub const LINUX_DEBUG: Kernel = Kernel {
+    line: "debug",
+    source: Source { archive: SOURCE.archive, folders: &[] },
+    configuration: Some("debug.config"),
+    ..LINUX_6_12
+};
+
 /// All values of `--kernel`.
-const KERNELS: &[&Kernel] = &[&LINUX_6_12, &LINUX_7];
+const KERNELS: &[&Kernel] = &[&LINUX_6_12, &LINUX_7, &LINUX_DEBUG];
 
 /// The kernel series with that name.
 pub fn by_name(name: &str) -> Result<&'static Kernel> {
@@ -132,6 +145,6 @@ mod tests {
     #[test]
     fn kernels_have_names() {
         assert_eq!(by_name("7").unwrap().release, Some("trixie"));
-        assert!(by_name("6").unwrap_err().to_string().contains("use one of 6.12, 7"));
+        assert!(by_name("6").unwrap_err().to_string().contains("use one of 6.12, 7, debug"));
     }
 }

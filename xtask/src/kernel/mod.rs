@@ -2,18 +2,22 @@
 //!
 //! The steps are: read the machine's apt sources ([`sources`]), set up a private
 //! apt folder ([`apt`]), choose the newest complete version ([`resolve`]), fetch
-//! and unpack its packages ([`fetch`]), and build modules ([`built`], [`rxe`]).
+//! and unpack its packages ([`fetch`]), and build modules ([`built`], [`rxe`]). One
+//! kernel is built from the source ([`checking`]).
 //! [`Unpacked`] is a folder with the image, the modules, the headers and the
 //! source of rxe, all of one version.
 
 mod apt;
 mod built;
+mod checking;
 mod fetch;
 mod image;
 pub mod lines;
 mod modules;
 mod resolve;
 pub mod rxe;
+#[cfg(test)]
+mod scripts;
 mod slim;
 mod sources;
 mod tools;
@@ -49,6 +53,9 @@ impl Unpacked {
 
     /// The folder for `make -C` when building a module.
     pub fn headers(&self) -> PathBuf {
+        if self.kernel.configuration.is_some() {
+            return self.source();
+        }
         self.dir.join(format!("root/usr/src/linux-headers-{}", self.release))
     }
 

@@ -47,6 +47,7 @@ const IOMMU: &str = "on_iommu::";
 const PCI: &str = "on_pci::";
 const LINUX_6_12: &str = "on_linux_6_12::";
 const LINUX_7: &str = "on_linux_7::";
+const DEBUG: &str = "on_debug_kernel::";
 const GPU: &str = "on_gpu::";
 /// The GPU tests that also need an RDMA device.
 const GPU_REGISTERED: &str = "on_gpu::registered::";
@@ -64,13 +65,14 @@ const MODULES: &[&str] = &[
     PCI,
     LINUX_6_12,
     LINUX_7,
+    DEBUG,
     GPU,
     LONG,
 ];
 
 /// The modules that need a special guest.
 const NEED_A_GUEST: &[&str] =
-    &[STOCK, PROFILES, DEBIAN_PROVIDER, SIW, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7];
+    &[STOCK, PROFILES, DEBIAN_PROVIDER, SIW, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, DEBUG];
 
 /// An IOMMU, a device behind it, and a device that bypasses it through a second host bridge. Interrupt
 /// remapping is off: it needs another interrupt controller under KVM, and its timer check fails on a busy
@@ -180,6 +182,16 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         // This machine's device is not the stock rxe and is not in a special guest.
         return vec![place("Host", None, &[], &[&[ANY, DMABUF], if_long].concat())];
     }
+    if kernel.configuration.is_some() {
+        // The other guests differ in what the modules do not see.
+        let modules = [&[ANY, DMABUF, DEBUG], if_long].concat();
+        return vec![place(
+            "debug guest",
+            Some((Rxe::Dmabuf, Size::gib(if long { 14 } else { 8 }))),
+            &[],
+            &modules,
+        )];
+    }
     let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
     let dmabuf = [&[ANY, DMABUF, PROFILES], if_6_12, if_long].concat();
     // The long tests have two buffers of 5 GiB.
@@ -220,9 +232,11 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 
     let mut all = Report::default();
     let mut unavailable: Vec<&str> = Vec::new();
-    let mut places = places(lines::by_name(&args.kernel)?, args.host, args.long);
+    let kernel = lines::by_name(&args.kernel)?;
+    let debug = kernel.configuration;
+    let mut places = places(kernel, args.host, args.long);
     if args.gpu {
-        places.push(gpu_place(lines::by_name(&args.kernel)?));
+        places.push(gpu_place(kernel));
     }
     for place in places {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
@@ -256,8 +270,14 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
                 summary.skipped.push((name.clone(), "needs an RDMA device on this machine"))
             }
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if name.starts_with(LINUX_6_12) && args.kernel != lines::LINUX_6_12.line => {
+            _ if name.starts_with(LINUX_6_12) && debug.is_none() && args.kernel != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
+            }
+            _ if name.starts_with(DEBUG) && debug.is_none() => {
+                summary.skipped.push((name.clone(), "needs --kernel debug"))
+            }
+            _ if debug.is_some() && NEED_A_GUEST.iter().any(|m| name.starts_with(m)) => {
+                summary.skipped.push((name.clone(), "needs a guest with Debian's kernel"))
             }
             _ if args.host && NEED_A_GUEST.iter().any(|m| name.starts_with(m)) => {
                 summary.skipped.push((name.clone(), "needs a guest"))
@@ -311,7 +331,8 @@ impl Place {
                 tee(&mut command)?
             }
             Some((rxe, memory)) => {
-                let timeout = args.timeout.unwrap_or(if args.long { 5400 } else { 1200 });
+                let slow = args.long || self.kernel.configuration.is_some();
+                let timeout = args.timeout.unwrap_or(if slow { 5400 } else { 1200 });
                 let mut guest = Guest {
                     kernel: self.kernel,
                     timeout: Some(Duration::from_secs(timeout)),
@@ -372,7 +393,8 @@ mod tests {
                 .collect()
         };
         assert_eq!(gpu_place(&lines::LINUX_6_12).modules, [GPU]);
-        for module in MODULES.iter().filter(|module| **module != GPU) {
+        assert_eq!(places(&lines::LINUX_DEBUG, false, false)[0].modules, [ANY, DMABUF, DEBUG]);
+        for module in MODULES.iter().filter(|module| ![GPU, DEBUG].contains(module)) {
             assert!(!runs(module, false, true).is_empty(), "{module}");
             assert_eq!(runs(module, false, false).is_empty(), *module == LONG, "{module}");
         }

@@ -7,6 +7,7 @@ pub mod refused;
 
 use crate::cargo::{self, EVERYTHING};
 use crate::host::{self, Need};
+use crate::kernel::lines;
 use crate::{api, process, project, ui};
 use anyhow::{Context, Result, bail};
 use libtest::Report;
@@ -30,10 +31,10 @@ pub struct Args {
     /// Run only the integration tests of soft-iWARP
     #[arg(long, conflicts_with = "host")]
     siw: bool,
-    /// Series of Debian kernels in the guests
-    #[arg(long, default_value = crate::kernel::lines::LINUX_6_12.line)]
+    /// Series of Debian kernels in the guests, or `debug` for one that checks itself
+    #[arg(long, default_value = lines::LINUX_6_12.line)]
     kernel: String,
-    /// Timeout for each guest in seconds [default: 1200, with --long 5400]
+    /// Timeout for each guest in seconds [default: 1200, with --long or --kernel debug 5400]
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
     /// Run only the integration tests whose names contain one of these
@@ -82,8 +83,12 @@ fn all(args: &Args, summary: &mut Summary) -> Result<()> {
         false => &[Need::Library, Need::Peers, Need::Guest],
     };
     host::ensure(needs)?;
-    // Cheap steps first; each ends the run when it fails.
-    if args.filter.is_empty() && !args.siw {
+    let debug = lines::by_name(&args.kernel)?.configuration.is_some();
+    if debug {
+        host::ensure(&[Need::KernelBuild])?;
+    }
+    // Cheap steps first; each ends the run when it fails. The kernel makes no difference to them.
+    if args.filter.is_empty() && !args.siw && !debug {
         checks(summary)?;
         if args.long {
             many_cases(summary)?;
