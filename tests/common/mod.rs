@@ -3,10 +3,12 @@
 pub mod buffers;
 pub mod bytes;
 pub mod census;
+pub mod cgroup;
 pub mod drm;
 pub mod faults;
 pub mod gpu;
 pub mod kcore;
+pub mod leaks;
 pub mod link;
 pub mod peers;
 pub mod profile;

@@ -14,6 +14,7 @@ use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::verbs::{ProtectionDomain, QueuePair};
 use ibverbs_sys as ffi;
 use rdma_sys_ext::uverbs::mr::{RegDmabufMr, RegisteredMr, destroy, reg_dmabuf_mr};
+use rdma_sys_ext::uverbs::{IOCTL, abi};
 use rdma_sys_ext::verbs::post_send;
 
 /// Access flags.
@@ -117,6 +118,29 @@ impl Drop for RawRegion {
         if self.alive {
             self.try_deregister().expect("deregister");
         }
+    }
+}
+
+/// Allocates a DMA handle (`ibv_alloc_dmah`) without options. A device that refuses handles cannot be given one
+/// at a registration.
+pub fn alloc_dma_handle(domain: &ProtectionDomain) -> io::Result<()> {
+    const OBJECT_DMAH: u16 = 17;
+    const DRIVER_RXE: u32 = 14;
+    #[repr(C)]
+    struct Command(abi::Header, abi::Attribute);
+    let header = abi::Header {
+        length: size_of::<Command>() as u16,
+        object_id: OBJECT_DMAH,
+        num_attrs: 1,
+        driver_id: DRIVER_RXE,
+        ..Default::default()
+    };
+    let handle = abi::Attribute { flags: abi::ATTR_F_MANDATORY, ..Default::default() };
+    let mut command = Command(header, handle);
+    // SAFETY: the command lives through the call, and its attribute names no memory.
+    match unsafe { libc::ioctl(command_fd(domain).as_raw_fd(), IOCTL, &raw mut command) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,38 +1,12 @@
 //! Allocations beyond the machine's memory or the cgroup's limit. Without a check the kernel kills this program.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use dmabuf_rdma::exporter::{Error, Exporter, PageKind, Udmabuf};
 
 use crate::assert_refused;
 use crate::common::buffers::{heap, memfd, udmabuf};
-
-/// A cgroup with a memory limit that this process is in until this is dropped.
-struct Cgroup(PathBuf);
-
-const ROOT: &str = "/sys/fs/cgroup";
-
-impl Cgroup {
-    fn new(limit: u64) -> Self {
-        let write = |path: &Path, text: &str| {
-            fs::write(path, text).unwrap_or_else(|error| panic!("{} = {text}: {error}", path.display()));
-        };
-        write(&Path::new(ROOT).join("cgroup.subtree_control"), "+memory");
-        let group = Self(Path::new(ROOT).join("limited"));
-        fs::create_dir(&group.0).unwrap();
-        write(&group.0.join("memory.max"), &limit.to_string());
-        write(&group.0.join("cgroup.procs"), &std::process::id().to_string());
-        group
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        fs::write(Path::new(ROOT).join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        fs::remove_dir(&self.0).unwrap();
-    }
-}
+use crate::common::cgroup::Cgroup;
 
 #[test]
 fn a_udmabuf_keeps_to_the_limit_of_its_cgroup() {

@@ -13,6 +13,7 @@ use crate::assert_refused;
 use crate::common::buffers::{every_kind, heap, udmabuf};
 use crate::common::census::{Census, dma_bufs};
 use crate::common::kcore::Kcore;
+use crate::common::leaks;
 use crate::common::peers::{Peers, device};
 use crate::common::system::{driven_by, modprobe, run, unprivileged, without_capabilities};
 use crate::common::{assert_same, pattern};
@@ -119,6 +120,7 @@ fn killing_the_holder_of_a_view_leaves_nothing() {
     holder.kill().unwrap();
     holder.wait().unwrap();
     census.assert_unchanged();
+    leaks::assert_none();
     assert_eq!(users(), users_before);
 }
 
@@ -136,6 +138,7 @@ fn a_thousand_views_leave_nothing() {
         assert_eq!(view.list().unwrap().total_len(), buffer.size());
     }
     census.assert_unchanged();
+    leaks::assert_none();
 }
 
 /// The module's own answer, past the checks of the library.

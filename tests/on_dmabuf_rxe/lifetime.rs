@@ -10,6 +10,7 @@ use dmabuf_rdma::verbs::Operation;
 
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
+use crate::common::leaks;
 use crate::common::link::Link;
 use crate::common::peers::{Peers, TIMEOUT, domain, remote_addr};
 use crate::common::system::example;
@@ -48,6 +49,7 @@ fn a_thousand_cycles_leave_nothing() {
         }
     }
     census.assert_unchanged();
+    leaks::assert_none();
 }
 
 #[test]
@@ -129,6 +131,7 @@ fn killing_the_owner_under_traffic_leaves_nothing() {
         assert!(!traffic.mover.wait().unwrap().success(), "a mover without its owner fails");
         census.assert_unchanged();
     }
+    leaks::assert_none();
 }
 
 #[test]
@@ -142,6 +145,7 @@ fn killing_the_mover_under_traffic_leaves_nothing() {
         assert!(!traffic.owner.wait().unwrap().success(), "an owner without its mover says so");
         census.assert_unchanged();
     }
+    leaks::assert_none();
 }
 
 #[test]

@@ -4,10 +4,12 @@
 use std::io;
 
 use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::exporter::PageKind;
 use dmabuf_rdma::verbs::{CompletionStatus, Operation, ProtectionDomain, QueuePairOptions, RemoteAddr, Rkey};
 
-use crate::common::buffers::heap;
+use crate::common::buffers::{heap, udmabuf};
 use crate::common::census::Census;
+use crate::common::cgroup::Cgroup;
 use crate::common::peers::{Peers, Side, TIMEOUT, domain};
 use crate::common::raw::*;
 use crate::common::{assert_same, contents, pattern};
@@ -116,6 +118,29 @@ fn a_registration_takes_no_other_flag() {
         assert_eq!(refused, Some(libc::EINVAL), "flag {flag:#x}");
     }
     drop(RawRegion::new(&domain, &buffer, REMOTE | RELAXED_ORDERING).unwrap());
+}
+
+/// 16 bytes for each page of each region. The buffer itself is charged to nobody, since it exists before.
+#[test]
+fn the_page_lists_are_charged_to_the_cgroup() {
+    let census = Census::take();
+    let (domain, buffer) = (domain(), udmabuf(PageKind::Base, 256 << 20));
+    let cgroup = Cgroup::new(64 << 20);
+    let mut regions = Vec::new();
+    let refused = (0..200).find_map(|_| match RawRegion::new(&domain, &buffer.dmabuf, REMOTE) {
+        Ok(region) => {
+            regions.push(region);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    let error = refused.expect("200 regions, with lists of 1 MiB each, in a cgroup of 64 MiB");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+    assert!((32..64).contains(&regions.len()), "{} regions", regions.len());
+    regions.pop().unwrap().deregister().unwrap();
+    regions.push(RawRegion::new(&domain, &buffer.dmabuf, REMOTE).expect("room for one again"));
+    drop((regions, cgroup, domain, buffer));
+    census.assert_unchanged();
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::common::buffers::heap;
 use crate::common::census::Census;
 use crate::common::drm::card;
 use crate::common::peers::domain;
+use crate::common::raw::alloc_dma_handle;
 use crate::common::system::{driven_by, modprobe};
 
 fn without_pages() -> DmaBuf {
@@ -60,4 +61,10 @@ fn a_buffer_that_is_refused_ends_the_set() {
     }
     drop((domain, buffers));
     census.assert_unchanged();
+}
+
+#[test]
+fn the_kernel_has_no_dma_handles() {
+    let refused = alloc_dma_handle(&domain()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPROTONOSUPPORT));
 }

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::assert_refused;
 use crate::common::census::Census;
 use crate::common::peers::{domain, import_path};
+use crate::common::raw::alloc_dma_handle;
 use crate::common::system::{driven_by, modprobe};
 
 /// The BAR of ivshmem's memory, and that of its registers, which has 256 bytes.
@@ -244,4 +245,10 @@ fn a_device_descriptor_that_is_passed_in_exports_too() {
     let refused = other.export(MEMORY, ..);
     let message = assert_refused!(refused, VfioError::Unsupported { source, .. } if source.raw_os_error() == Some(libc::ENOTTY));
     assert!(message.contains("6.19"), "{message}");
+}
+
+#[test]
+fn the_device_has_no_dma_handles() {
+    let refused = alloc_dma_handle(&domain()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::census::Census;
+use crate::common::leaks;
 use crate::common::system::{example, run};
 
 /// The two programs.
@@ -228,4 +229,5 @@ fn a_killed_client_ends_its_server() {
         }
     }
     census.assert_unchanged();
+    leaks::assert_none();
 }
