@@ -10,7 +10,8 @@ endif
 ifneq ($(CONFIG_DMABUF_DEBUG),)
 $(error this kernel hides the struct pages that rxe needs (CONFIG_DMABUF_DEBUG))
 endif
-ifeq ($(CONFIG_ARCH_HAS_DMA_OPS),)
+# CONFIG_DMA_OPS up to 6.11.
+ifeq ($(CONFIG_ARCH_HAS_DMA_OPS)$(CONFIG_DMA_OPS),)
 $(error this kernel may bounce mappings for rxe (no CONFIG_ARCH_HAS_DMA_OPS))
 endif
 ifneq ($(call dmabuf_has,struct ib_dmah \*dmah,$(dmabuf_verbs)),)

@@ -98,7 +98,8 @@ impl DeviceView {
     /// - [`Error::Device`]: the device does not exist.
     /// - [`Error::Map`]: `dmabuf` is not a dma-buf (`EINVAL`), no driver has set the device up for DMA
     ///   (`ENXIO`), its driver manages DMA by itself (`EBUSY`), the kernel would use bounce buffers
-    ///   (`EADDRNOTAVAIL`), or the exporter refused, with its errno.
+    ///   (`EADDRNOTAVAIL`), the device does not see the CPU's caches (`EOPNOTSUPP`), or the exporter refused,
+    ///   with its errno.
     ///
     /// Source: `kernel/dma_sg/view.c`; `drivers/dma-buf/dma-buf.c` for the errnos of an exporter.
     #[doc(alias = "DMA_SG_IOCTL_MAP")]
