@@ -210,13 +210,14 @@ fn a_region_of_user_memory_cannot_be_invalidated() {
     region.deregister().unwrap();
 }
 
-/// Sends an empty message that invalidates a key of the receiver's, and compares the sender's status.
+/// Sends an empty message that invalidates a key of the receiver's, and compares the receiver's status: it is the
+/// receiver that fails, after it has acknowledged the message.
 #[track_caller]
 fn send_with_invalidate_to(peers: &Peers, rkey: u32, expected: CompletionStatus) {
     peers.theirs.pair.post_recv(5, &[]).unwrap();
     send_with_invalidate(&peers.ours.pair, rkey);
-    assert_eq!(peers.ours.queue.wait(TIMEOUT).unwrap().status, expected, "SEND with invalidate");
-    peers.theirs.queue.wait(TIMEOUT).unwrap();
+    assert_eq!(peers.theirs.queue.wait(TIMEOUT).unwrap().status, expected, "SEND with invalidate");
+    peers.ours.queue.wait(TIMEOUT).unwrap();
 }
 
 /// One operation of newer providers after a WRITE of a pattern; returns the operation's status.
