@@ -108,7 +108,7 @@ impl Engine {
             }
             shared.check_port()?;
         }
-        let number = state.queue(side).push(Job::new(request, message_size));
+        let number = state.queue(side).push(Box::new(Job::new(request, message_size)));
         let id = JobId { side, number, adopted: 0 };
         if let Err(error) = state.queue(side).post(shared) {
             shared.fail(|| error.to_string());

@@ -97,7 +97,7 @@ impl State {
     }
 
     /// Gives up a job, and returns it if it has ended.
-    pub(super) fn abandon(&mut self, id: JobId) -> Option<Job> {
+    pub(super) fn abandon(&mut self, id: JobId) -> Option<Box<Job>> {
         let Self { queues, released, .. } = self;
         queues[id.side as usize].abandon(id.number, released)
     }

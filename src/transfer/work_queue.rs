@@ -60,13 +60,13 @@ struct InFlight {
 pub(super) struct WorkQueue {
     side: Side,
     /// In the order in which they are posted. The first one has not ended.
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<Box<Job>>,
     /// Number of the first job.
     first_job: u64,
     /// Jobs at the front of which everything is posted.
     posted: usize,
     /// Jobs that have ended, by their numbers, until their owners ask for the outcome.
-    ended: FxHashMap<u64, Job>,
+    ended: FxHashMap<u64, Box<Job>>,
     /// Number of receives that were left posted.
     parked: usize,
     batch: Batch,
@@ -117,7 +117,7 @@ impl WorkQueue {
     }
 
     /// Adds a job and returns its number.
-    pub(super) fn push(&mut self, job: Job) -> u64 {
+    pub(super) fn push(&mut self, job: Box<Job>) -> u64 {
         if self.is_idle() {
             self.progress = (self.completed, Instant::now());
         }
@@ -128,13 +128,13 @@ impl WorkQueue {
     /// A job that may have ended and gone.
     pub(super) fn find(&mut self, number: u64) -> Option<&mut Job> {
         match number.checked_sub(self.first_job) {
-            Some(at) => self.jobs.get_mut(usize::try_from(at).ok()?),
-            None => self.ended.get_mut(&number),
+            Some(at) => self.jobs.get_mut(usize::try_from(at).ok()?).map(Box::as_mut),
+            None => self.ended.get_mut(&number).map(Box::as_mut),
         }
     }
 
     /// Gives up a job: nobody asks for its outcome any more. Returns it if it has ended.
-    pub(super) fn abandon(&mut self, number: u64, released: &mut Released) -> Option<Job> {
+    pub(super) fn abandon(&mut self, number: u64, released: &mut Released) -> Option<Box<Job>> {
         if let Some(job) = self.ended.remove(&number) {
             return Some(job);
         }
