@@ -21,7 +21,7 @@ use crate::verbs::{
 /// IP address with [`cm`](crate::cm). Each operation starts a [`Transfer`], which is waited for. Operations take
 /// `&self`, so threads may share a connection; [`split`](Self::split) gives its two directions to two owners.
 ///
-/// The connection ends when it, both of its halves and all of its transfers are dropped. After a failed transfer the
+/// The queue pair is destroyed when the connection, or both of its halves, and all of its transfers are dropped. After a failed transfer the
 /// queue pair is in the error state and the connection is unusable; [`failure`](Self::failure) returns the reason.
 /// Create a new one.
 #[derive(Debug)]
@@ -96,22 +96,24 @@ impl Connection {
         self.sender.failure()
     }
 
-    /// Ends the connection: flushes what is in flight, and notifies a peer that is connected by IP address. Dropping
-    /// the connection, or both of its halves, does the same.
+    /// Ends the connection: the device flushes what is in flight, and a peer that is connected by IP address is
+    /// notified. Transfers in flight end with [`Error::Unusable`](super::Error::Unusable).
     #[doc(alias = "rdma_disconnect")]
     pub fn disconnect(&self) {
         self.sender.disconnect();
     }
 
-    /// Splits the connection into owned halves, for use by two threads or tasks at once. The connection ends when
-    /// both are dropped.
+    /// Splits the connection into owned halves, for use by two threads or tasks at once. The queue pair is destroyed
+    /// when both and all transfers are dropped.
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
 
-    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended. An event loop calls it when
-    /// the connection's descriptor ([`AsFd`]) is readable: for completions, and for the peer's disconnect. The first
-    /// call arms the descriptor.
+    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose timeout has expired.
+    ///
+    /// An event loop calls it once to arm the connection's descriptor ([`AsFd`]), then whenever that is readable, and
+    /// from a timer if timeouts are set. Each call takes all events that there are, so the descriptor may be watched
+    /// level- or edge-triggered. With `AsyncFd` of tokio, clear the readiness before the call.
     ///
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.

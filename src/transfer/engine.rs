@@ -280,9 +280,12 @@ impl Engine {
         }
     }
 
-    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended.
+    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose time is up.
     pub(super) fn process_events(&self) -> Result<()> {
-        self.look(&mut self.lock())
+        let mut state = self.lock();
+        self.look(&mut state)?;
+        state.wake_overdue(self.stall_timeout);
+        Ok(())
     }
 
     /// Consumes the events that made the descriptor readable, does what they ask for, and arms the queue for the

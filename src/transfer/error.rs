@@ -19,7 +19,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A local and a remote block differ in length; a slice is one block.
     #[error(
-        "{opcode:?} of {local} local bytes with {remote} bytes of the peer{}: slice both to the same length", of_block(*.block)
+        "{opcode:?}: block {block} has {local} bytes here but {remote} bytes at the peer: slice both to the same length"
     )]
     LengthMismatch {
         /// The operation.
@@ -106,9 +106,9 @@ pub enum Error {
         /// The network interface of the port, on RoCE.
         interface: Option<String>,
     },
-    /// An earlier receive timed out or was cancelled before its first message, and is still posted.
+    /// An earlier receive timed out, was cancelled or was dropped before its first message, and is still posted.
     #[error(
-        "a receive of {length} bytes is still posted, because it timed out or was cancelled before its first message: start it again with the same memory and message size, or create a new connection"
+        "an earlier receive of {length} bytes is still posted: it timed out, was cancelled or was dropped before its first message. Call recv with the same memory and message size, or create a new connection"
     )]
     ReceivePosted {
         /// Length of the posted receive in bytes; 0 if it waits for immediate data.
@@ -231,10 +231,6 @@ impl Error {
 
 fn on_iwarp(needed: Access) -> &'static str {
     if needed == Access::REMOTE_WRITE { ", and on iWARP the peer answers a READ by writing" } else { "" }
-}
-
-fn of_block(block: usize) -> String {
-    if block == 0 { String::new() } else { format!(" in block {block}") }
 }
 
 fn after_colon(hint: &str) -> String {

@@ -102,6 +102,12 @@ impl State {
         queues[id.side as usize].abandon(id.number, released)
     }
 
+    /// Wakes the tasks whose time is up.
+    pub(super) fn wake_overdue(&mut self, stall_timeout: Duration) {
+        let (now, Self { queues, released, .. }) = (Instant::now(), self);
+        queues.iter_mut().for_each(|queue| queue.wake_overdue(now, stall_timeout, released));
+    }
+
     /// Ends a job of which nothing was posted, and nothing will be.
     pub(super) fn withdraw(&mut self, id: JobId, shared: &Shared) {
         let Self { queues, released, .. } = self;

@@ -32,8 +32,9 @@ pub struct Transferred {
 /// [`cancel`](Self::cancel) it. A receive that is dropped before its first message stays posted for the next receive
 /// into the same memory; see [`Receiver::recv`](super::Receiver::recv).
 ///
-/// As a `Future` it needs somebody to make progress when the connection's descriptor becomes readable: another thread
-/// that waits, or [`Connection::process_events`](super::Connection::process_events).
+/// A `Future` makes no progress by itself. A task calls
+/// [`Connection::process_events`](super::Connection::process_events) when the connection's descriptor is readable, and
+/// from a timer if timeouts are set; or a thread waits for a transfer of the same connection.
 #[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
 pub struct Transfer {
     engine: Arc<Engine>,
@@ -84,8 +85,8 @@ impl Transfer {
     }
 
     /// Waits until the transfer completes. It sleeps, unless
-    /// [`ConnectionOptions::busy_poll`](super::ConnectionOptions::busy_poll) is set. A transfer whose messages have all
-    /// completed succeeds, whatever timeout has expired or peer has disconnected since.
+    /// [`ConnectionOptions::busy_poll`](super::ConnectionOptions::busy_poll) is set. A transfer succeeds
+    /// once all its messages have completed. A later timeout, cancel or disconnect does not change that.
     ///
     /// # Errors
     /// - [`Error::Failed`]: a message completed with an error.
@@ -128,7 +129,8 @@ impl Transfer {
         result.map(|result| self.ended(&mut end, result)).transpose()
     }
 
-    /// Bytes that are transferred for certain.
+    /// Number of bytes in messages that have completed. It grows by work request chains, of which only the last message
+    /// is signaled.
     pub fn progress(&self) -> u64 {
         if let Some(done) = self.engine.done(self.id) {
             return done;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dma_sg::Iova;
 use rustc_hash::FxHashMap;
@@ -198,6 +198,15 @@ impl WorkQueue {
         let first = self.jobs.front();
         let waits = self.side == Side::Recv && first.is_none_or(|job| job.waits(self.completed));
         (!waits).then_some(self.progress.1)
+    }
+
+    /// Wakes the tasks whose time is up: they look at their timeouts when they are polled.
+    pub(super) fn wake_overdue(&mut self, now: Instant, stall_timeout: Duration, released: &mut Released) {
+        let stalls = self.stalled_since(now).is_some_and(|since| now.duration_since(since) >= stall_timeout);
+        for job in &mut self.jobs {
+            let overdue = stalls || job.deadline.is_some_and(|(_, end)| end <= now);
+            released.wakers.extend(job.waker.take_if(|_| overdue));
+        }
     }
 
     /// Posts as many messages as the window permits, in whole chains, so that a chain is posted while others are in

@@ -161,7 +161,7 @@ fn a_receive_that_times_out_stays_posted() {
         far.connection.recv(&elsewhere).and_then(|transfer| transfer.wait()),
         Error::ReceivePosted { length: 0x30_0000 }
     );
-    assert!(message.contains("start it again with the same memory"), "{message}");
+    assert!(message.contains("Call recv with the same memory"), "{message}");
     assert_refused!(
         far.connection.recv_imm().and_then(|transfer| transfer.wait()),
         Error::ReceivePosted { .. }
