@@ -326,9 +326,19 @@ impl CmLink {
 impl Link for CmLink {
     /// Whether the peer has disconnected, or the device is being removed.
     fn peer_disconnected(&self) -> bool {
-        while let Ok(Some(event)) = self.id.next_event(Duration::ZERO) {
-            if matches!(event.kind, kind::DISCONNECTED | kind::DEVICE_REMOVAL | kind::TIMEWAIT_EXIT) {
-                self.disconnected.store(true, Ordering::Relaxed);
+        loop {
+            match self.id.next_event(Duration::ZERO) {
+                Ok(None) => break,
+                Ok(Some(event)) => {
+                    if matches!(event.kind, kind::DISCONNECTED | kind::DEVICE_REMOVAL | kind::TIMEWAIT_EXIT) {
+                        self.disconnected.store(true, Ordering::Relaxed);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the connection manager's events");
+                    self.disconnected.store(true, Ordering::Relaxed);
+                    break;
+                }
             }
         }
         self.disconnected.load(Ordering::Relaxed)

@@ -250,6 +250,8 @@ impl Connection {
             // Transfers notice a disconnect later then, by their requests that fail.
             tracing::warn!(%error, "cannot watch the connection manager's events");
         }
+        // A thread that waits for a receive already is to watch them too.
+        engine.events.kick();
     }
 }
 

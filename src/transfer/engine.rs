@@ -22,8 +22,8 @@ use crate::verbs::{self, CompletionQueue, Opcode};
 /// Time without a completion after which a busy-polling transfer looks at the connection manager.
 const QUIET: Duration = Duration::from_millis(40);
 
-/// Batches of completions that are taken before a timeout counts.
-const LAST_LOOKS: usize = 64;
+/// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
+const MAX_BATCHES: usize = 64;
 
 pub(super) struct Engine {
     // First, so that the queue pair is destroyed before the jobs release their memory.
@@ -95,15 +95,16 @@ impl Engine {
                 // Even if the connection has failed since: the message may have come before.
                 return Ok(JobId { side, number, adopted: state.queue(side).adopt(number) });
             }
-            shared.check_usable(0)?;
+            shared.check_usable(Opcode::Recv, request.len())?;
             let length = state.queue(side).find(number).map_or(0, |job| job.length);
             return Err(Error::ReceivePosted { length });
         }
-        shared.check_usable(0)?;
+        shared.check_usable(request.opcode(), request.len())?;
         shared.pair.check_depth(request.opcode())?;
         request.check(&shared.domain, message_size, shared.options.max_sge)?;
         if side == Side::Send && !shared.is_ready() {
             if let Some(reason) = self.why_unusable(&mut state) {
+                shared.check_usable(request.opcode(), request.len())?;
                 return Err(Error::Unusable { reason: reason.into(), done: 0 });
             }
             shared.check_port()?;
@@ -125,9 +126,13 @@ impl Engine {
         let mut state = self.lock();
         loop {
             let progress = self.drive(&mut state);
-            let Job { done, over, deadline, .. } = *state.job(id);
+            let Job { done, over, deadline, ending, .. } = *state.job(id);
             if done != reported {
                 reported = done;
+                if state.watched {
+                    // The event loops must not miss what completes during the report.
+                    self.leave(&mut state)?;
+                }
                 drop(state);
                 report(done);
                 state = self.lock();
@@ -144,7 +149,7 @@ impl Engine {
                 state = self.lock();
                 continue;
             }
-            if progress && deadline.is_none() {
+            if progress && deadline.is_none() && ending.is_none() {
                 continue;
             }
             if self.busy_poll {
@@ -223,15 +228,21 @@ impl Engine {
     /// Consumes the events of the descriptors, and does what they ask for.
     fn take_events(&self, state: &mut State, slept: io::Result<()>) -> Result<()> {
         let slept = slept.map_err(self.shared.domain.context().failed("wait for events"));
-        if let Err(error) = slept.and_then(|()| self.completions.consume_event()) {
-            return Err(self.broken(state, error));
+        match slept.and_then(|()| self.completions.consume_event()) {
+            Ok(consumed) => state.armed &= !consumed,
+            Err(error) => return Err(self.broken(state, error)),
         }
         self.check_link(state);
         Ok(())
     }
 
+    /// Makes the next completion raise an event. Each arming raises one, so events never pile up.
     fn arm(&self, state: &mut State) -> Result<()> {
-        self.completions.arm().map_err(|error| self.broken(state, error))
+        if !state.armed {
+            self.completions.arm().map_err(|error| self.broken(state, error))?;
+            state.armed = true;
+        }
+        Ok(())
     }
 
     /// Ends everything, because the device or its descriptors failed.
@@ -270,13 +281,12 @@ impl Engine {
     /// Wakes the task when the job has ended.
     pub(super) fn set_waker(&self, id: JobId, context: &mut Context<'_>) {
         let mut state = self.lock();
-        state.wake(id);
-        match state.find(id).filter(|job| !job.over) {
-            Some(job) => job.waker = Some(context.waker().clone()),
-            None => {
-                drop(state);
-                context.waker().wake_by_ref();
-            }
+        let changed = |job: &Job| job.over || job.ending == Some(Ending::Cancelled);
+        if state.find(id).is_none_or(|job| changed(job)) {
+            drop(state);
+            context.waker().wake_by_ref();
+        } else {
+            state.set_waker(id, Some(context.waker().clone()));
         }
     }
 
@@ -316,9 +326,13 @@ impl Engine {
         step.is_progress()
     }
 
-    /// Drives until nothing changes.
+    /// Drives until nothing changes, or for long enough.
     fn drain(&self, state: &mut State) {
-        while self.drive(state) {}
+        let all = (0..MAX_BATCHES).any(|_| !self.drive(state));
+        if !all && state.watched {
+            // An event loop looks again at once.
+            self.events.notify();
+        }
     }
 
     /// Looks whether the peer has disconnected. What came before that counts.
@@ -333,8 +347,13 @@ impl Engine {
         let (shared, now) = (&self.shared, Instant::now());
         let usable = !shared.is_failed();
         let waits = state.queue(id.side).is_untouched(id.number);
-        if usable && waits && id.side == Side::Recv && state.job(id).ending == Some(Ending::Cancelled) {
-            return self.park(state, id, Duration::ZERO);
+        if usable && id.side == Side::Recv && state.job(id).ending == Some(Ending::Cancelled) {
+            if waits {
+                return self.park(state, id, Duration::ZERO);
+            }
+            // Its first message came after the call. Only the error state flushes a posted receive.
+            shared.fail(|| "a receive was cancelled".into());
+            return Due::Now;
         }
         let stalled = state.queue(id.side).stalled_since(now);
         let quiet = stalled.is_none_or(|since| now.duration_since(since) >= QUIET);
@@ -348,31 +367,33 @@ impl Engine {
         let stalled = stalled.map(|end| (self.stall_timeout, end)).filter(|_| usable);
         let deadline = state.job(id).deadline.filter(|_| usable);
         let mut left = Duration::MAX;
-        for (timeout, end) in [stalled, deadline].into_iter().flatten() {
+        for (stalls, end) in [(true, stalled), (false, deadline)] {
+            let Some((timeout, end)) = end else { continue };
             match end.checked_duration_since(now).filter(|rest| !rest.is_zero()) {
                 Some(rest) => left = left.min(rest),
-                None => return self.time_out(state, id, timeout),
+                None => return self.time_out(state, id, timeout, stalls),
             }
         }
         let flush = state.flush_until.map(|end| end.saturating_duration_since(now));
         Due::In(flush.map_or(left, |rest| left.min(rest.max(Duration::from_millis(1)))))
     }
 
-    fn time_out(&self, state: &mut State, id: JobId, timeout: Duration) -> Due {
+    /// Ends a job because its deadline has passed, or the connection because its queue stalls.
+    fn time_out(&self, state: &mut State, id: JobId, timeout: Duration, stalls: bool) -> Due {
         // What completed meanwhile counts.
-        let looks = (0..LAST_LOOKS).take_while(|_| self.drive(state)).count();
-        let stalls = state.job(id).deadline.is_none_or(|(_, end)| end > Instant::now());
-        if state.job(id).over || (looks > 0 && stalls) {
+        let progress = self.drive(state);
+        self.drain(state);
+        if state.job(id).over || (progress && stalls) {
             return Due::Now;
         }
         let untouched = state.queue(id.side).is_untouched(id.number);
         let job = state.job(id);
         (job.deadline, job.ending) = (None, Some(job.ending.unwrap_or(Ending::TimedOut(timeout))));
         let (opcode, begun) = (job.opcode, job.is_begun());
-        if opcode == Opcode::Recv && untouched {
+        if opcode == Opcode::Recv && untouched && !stalls {
             return self.park(state, id, timeout);
         }
-        if begun {
+        if begun || stalls {
             self.shared.fail(|| format!("{opcode:?} timed out after {timeout:?}"));
         } else {
             state.withdraw(id, &self.shared);
@@ -417,7 +438,7 @@ impl Engine {
     /// Cancels a job, which may have ended and gone: no further message is posted.
     pub(super) fn cancel(&self, id: JobId) {
         let mut state = self.lock();
-        self.drain(&mut state);
+        self.drive(&mut state);
         let untouched = state.queue(id.side).is_untouched(id.number);
         let Some(job) = state.find(id).filter(|job| !job.over && job.owner == Owner::Transfer) else {
             return;
@@ -447,7 +468,7 @@ impl Engine {
             return;
         }
         let mut state = self.lock();
-        state.wake(id);
+        state.set_waker(id, None);
         if id.side == Side::Recv && state.queue(id.side).is_untouched(id.number) {
             state.queue(id.side).park(id.number);
             return;

@@ -53,16 +53,18 @@ impl Events {
         let _ = self.notice.read();
     }
 
-    /// Sleeps until a kick or until one of `fds` is readable, for at most `timeout`. A signal counts as a wake-up.
+    /// Sleeps until a kick or until one of `fds`, at most two, is readable, for at most `timeout`. A signal counts as a wake-up.
     pub(super) fn sleep<'f>(
         &self,
         fds: impl Iterator<Item = BorrowedFd<'f>>,
         timeout: Duration,
     ) -> io::Result<()> {
         let timeout =
-            PollTimeout::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::NONE);
-        let mut all: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        all.push(PollFd::new(self.kick.as_fd(), PollFlags::POLLIN));
+            PollTimeout::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
+        let watched = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        // An absent descriptor leaves the kick in its place.
+        let mut all = [watched(self.kick.as_fd()), watched(self.kick.as_fd()), watched(self.kick.as_fd())];
+        all.iter_mut().skip(1).zip(fds).for_each(|(place, fd)| *place = watched(fd));
         match poll(&mut all, timeout) {
             Err(Errno::EINTR) => {}
             result => drop(result?),

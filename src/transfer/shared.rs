@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{Error, Result};
-use crate::verbs::{CompletionStatus, GidEntry, ProtectionDomain, QueuePair, QueuePairOptions, ffi};
+use crate::verbs::{CompletionStatus, GidEntry, Opcode, ProtectionDomain, QueuePair, QueuePairOptions, ffi};
 
 /// The reason of a connection whose queue pair is not in RTS yet.
 pub(super) const NOT_CONNECTED: &str = "it is not connected";
@@ -90,10 +90,11 @@ impl Shared {
         self.failed.get().is_some()
     }
 
-    /// Fails with the first reason if the connection failed earlier, after `done` bytes of a transfer.
-    pub(super) fn check_usable(&self, done: u64) -> Result<()> {
+    /// Refuses a transfer of `length` bytes with the first reason if the connection has failed.
+    pub(super) fn check_usable(&self, opcode: Opcode, length: u64) -> Result<()> {
         match self.failed.get() {
-            Some(reason) => Err(Error::Unusable { reason: reason.clone(), done }),
+            Some(_) if self.is_disconnected() => Err(Error::PeerDisconnected { opcode, done: 0, length }),
+            Some(reason) => Err(Error::Unusable { reason: reason.clone(), done: 0 }),
             None => Ok(()),
         }
     }
@@ -142,7 +143,7 @@ impl Shared {
     /// Discards what is in flight in both directions, without completions.
     pub(super) fn discard(&self) {
         if let Err(error) = self.pair.reset() {
-            tracing::debug!(%error, "cannot reset a queue pair");
+            tracing::warn!(%error, "cannot reset a queue pair");
         }
     }
 

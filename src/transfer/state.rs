@@ -28,6 +28,8 @@ pub(super) struct State {
     pub followers: usize,
     /// Whether an event loop uses the connection.
     pub watched: bool,
+    /// Whether the completion queue is armed, or its event was not consumed yet.
+    pub armed: bool,
     /// Whether the failure of the connection was seen here.
     failed: bool,
     /// When a flush of the failed queue pair is given up.
@@ -41,6 +43,8 @@ pub(super) struct State {
 pub(super) struct Released {
     pub wakers: Vec<Waker>,
     pub requests: Vec<Request>,
+    /// Wakers that are only dropped.
+    replaced: Vec<Waker>,
 }
 
 /// What a step has done.
@@ -66,6 +70,7 @@ impl State {
             sleeping: false,
             followers: 0,
             watched: false,
+            armed: false,
             failed: false,
             flush_until: None,
             released: Released::default(),
@@ -118,6 +123,12 @@ impl State {
     pub(super) fn wake(&mut self, id: JobId) {
         let waker = self.find(id).and_then(|job| job.waker.take());
         self.released.wakers.extend(waker);
+    }
+
+    /// Sets whom to wake when a job ends, instead of another task.
+    pub(super) fn set_waker(&mut self, id: JobId, waker: Option<Waker>) {
+        let replaced = self.find(id).and_then(|job| std::mem::replace(&mut job.waker, waker));
+        self.released.replaced.extend(replaced);
     }
 
     /// Takes at most [`POLL_BATCH`] completions, posts, and ends the jobs that are over.

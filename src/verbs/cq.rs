@@ -216,9 +216,9 @@ impl CompletionQueue {
         }
     }
 
-    /// Consumes an event of the channel, if there is one.
-    pub(crate) fn consume_event(&self) -> Result<()> {
-        self.inner.channel.map_or(Ok(()), |channel| self.take_event(channel).map(drop))
+    /// Consumes an event of the channel. Returns whether there was one.
+    pub(crate) fn consume_event(&self) -> Result<bool> {
+        self.inner.channel.map_or(Ok(false), |channel| self.take_event(channel))
     }
 
     /// Fills `into` with completions from the front and returns how many; see [`poll`](Self::poll).
@@ -245,11 +245,12 @@ impl CompletionQueue {
         if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout).unwrap_or(0) == 0 {
             return Ok(true);
         }
-        self.take_event(channel).map(|taken| !taken)
+        // Another thread may have taken the event, which disarmed the queue all the same.
+        self.take_event(channel)?;
+        Ok(false)
     }
 
-    /// Takes an event from the channel. Returns whether the queue is disarmed, also by an event that another thread
-    /// took.
+    /// Takes an event from the channel. Returns whether there was one.
     fn take_event(&self, channel: NonNull<ffi::ibv_comp_channel>) -> Result<bool> {
         let (mut queue, mut context) = (null_mut(), null_mut());
         // SAFETY: the channel is live, and both pointers are local variables. An event that was received is
@@ -261,7 +262,7 @@ impl CompletionQueue {
             }
         }
         match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             error => Err(self.inner.context.failed("receive a completion event")(error)),
         }
     }

@@ -71,7 +71,7 @@ fn the_largest_limits_are_not_taken_at_their_word() {
             transfer::Error::Verbs(verbs::Error::Device { source, .. })
                 if source.raw_os_error() == Some(libc::EINVAL)
         );
-        assert!(message.contains("a completion queue of 65536 entries"), "{message}");
+        assert!(message.contains("a completion queue of 131072 entries"), "{message}");
         let elements = ConnectionOptions::default().queue_pair(QueuePairOptions::default().max_sge(u32::MAX));
         let message = assert_refused!(
             Connection::new(&domain, elements),

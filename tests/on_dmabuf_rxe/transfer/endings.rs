@@ -238,7 +238,7 @@ fn a_transfer_of_all_bytes_is_a_success() {
 }
 
 /// Connects two ends by IP address.
-fn connect_by_address(near: &mut End, far: &mut End) {
+pub(super) fn connect_by_address(near: &mut End, far: &mut End) {
     let timeout = Duration::from_secs(30);
     let listener = Listener::bind(SocketAddr::new(FAR.parse().unwrap(), 0)).unwrap();
     let at = listener.local_addr();
@@ -274,7 +274,7 @@ fn the_last_message_is_delivered_before_the_disconnection() {
     assert_same(&contents(&theirs), &contents(&ours), "received");
     let message = assert_refused!(
         far.connection.recv(&target).and_then(|transfer| transfer.wait()),
-        Error::Unusable { done: 0, .. }
+        Error::PeerDisconnected { done: 0, length: 4096, .. }
     );
     assert!(message.contains("the peer disconnected"), "{message}");
 }

@@ -222,6 +222,44 @@ fn transfers_are_futures() {
     check();
 }
 
+/// A pending future is woken by progress only, however often it is polled.
+#[test]
+fn a_pending_future_does_not_wake_itself() {
+    let wire = Wire::with(small());
+    let region = wire.near.filled(PART, 1).1;
+    let mut receive = wire.near.connection.recv(&region).unwrap();
+    let woken = Arc::new(Count(AtomicUsize::new(0)));
+    let waker = Waker::from(woken.clone());
+    for _ in 0..3 {
+        let polled = std::pin::Pin::new(&mut receive).poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+    }
+    assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+    // Cancelling from elsewhere wakes it, once.
+    receive.canceller()();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    let ended = drive(&wire.near.connection, receive);
+    assert_refused!(ended, Error::Cancelled { usable: true, .. });
+}
+
+/// A thread waits for a receive before the connection manager connects, and hears of the disconnect.
+#[test]
+fn a_thread_that_waits_early_hears_of_the_disconnect() {
+    use super::endings::connect_by_address;
+    use crate::common::wire::End;
+    let (mut near, mut far) = (End::new("rxe0", small()), End::new("rxe1", small()));
+    let region = far.filled(PART, 1).1;
+    let receive = far.connection.recv(&region).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| receive.wait());
+        // It sleeps by then.
+        std::thread::sleep(Duration::from_millis(200));
+        connect_by_address(&mut near, &mut far);
+        near.connection.disconnect();
+        assert_refused!(waiting.join().unwrap(), Error::PeerDisconnected { done: 0, .. });
+    });
+}
+
 /// A future that is dropped at any of its polls detaches its transfer.
 #[test]
 fn dropped_futures_leave_the_connection_usable() {
