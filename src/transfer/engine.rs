@@ -227,7 +227,9 @@ impl Engine {
 
     /// Consumes the events of the descriptors, and does what they ask for.
     fn take_events(&self, state: &mut State, slept: io::Result<()>) -> Result<()> {
-        let slept = slept.map_err(self.shared.domain.context().failed("wait for events"));
+        let context = self.shared.domain.context();
+        // Lazily, since this runs after every sleep.
+        let slept = slept.map_err(|source| context.failed("wait for events")(source));
         match slept.and_then(|()| self.completions.consume_event()) {
             Ok(consumed) => state.armed &= !consumed,
             Err(error) => return Err(self.broken(state, error)),

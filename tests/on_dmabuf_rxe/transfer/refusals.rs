@@ -21,7 +21,7 @@ fn impossible_requests_are_refused_before_they_are_posted() {
         connection.write(short, &remote).and_then(|transfer| transfer.wait()),
         Error::LengthMismatch { local: 4096, remote: 0x10_0000, .. }
     );
-    assert!(message.starts_with("Write of 4096 local bytes"), "{message}");
+    assert!(message.starts_with("Write: block 0 has 4096 bytes here"), "{message}");
     // Past the ends of both sides.
     assert_refused!(
         remote.slice((1 << 20) - 5..=1 << 20),
