@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::exporter::CaptureDevice;
-use dmabuf_rdma::transfer;
+use dmabuf_rdma::transfer::{self, ConnectionOptions};
 use dmabuf_rdma::verbs::CompletionQueue;
 
 use super::fork::in_a_child;
@@ -63,10 +63,12 @@ fn a_childs_connections_leave_the_parents_usable() {
 fn a_childs_transfer_leaves_the_parents_in_flight() {
     let census = Census::take();
     {
-        let Wire { near, far } = Wire::new();
+        // More than the window, so it cannot be there before somebody waits.
+        let options = ConnectionOptions::default().message_size(64 << 10);
+        let Wire { near, far } = Wire::with(options);
         let ((ours, source), (theirs, target)) = (near.filled(16 * SIZE, 1), far.filled(16 * SIZE, 2));
         let transfer = near.connection.write(&source, target.remote()).unwrap();
-        assert_eq!(transfer.try_wait().unwrap(), None, "16 MiB are not there at once");
+        assert_eq!(transfer.try_wait().unwrap(), None, "the window holds half of it");
         let transfer = in_a_child(transfer, drop);
         assert_eq!(transfer.wait().unwrap().bytes, 16 * SIZE);
         assert_same(&contents(&theirs), &contents(&ours), "after the fork");
