@@ -93,7 +93,8 @@ impl State {
 
     /// Whether something waits for the lock to be released.
     pub(super) fn has_released(&self) -> bool {
-        !self.released.wakers.is_empty() || !self.released.requests.is_empty()
+        let Released { wakers, requests, replaced } = &self.released;
+        !(wakers.is_empty() && requests.is_empty() && replaced.is_empty())
     }
 
     /// Whether a job has not ended.
@@ -218,7 +219,7 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let Some(mut state) = self.0.take() else { return };
+        let Some(mut state) = self.0.take().filter(|state| state.has_released()) else { return };
         let released = std::mem::take(&mut state.released);
         drop(state);
         released.wakers.into_iter().for_each(Waker::wake);
