@@ -100,6 +100,12 @@ static const struct dma_map_ops rxe_dma_map_ops = {
 	.unmap_sg = rxe_dma_unmap_sg,
 };
 
+/* The CPU copies segments of any length. */
+static struct device_dma_parameters rxe_dma_parameters = {
+	.max_segment_size = UINT_MAX,
+	.segment_boundary_mask = ULONG_MAX,
+};
+
 /*
  * Prepare the ib_device's own struct device for mappings by an exporter.
  * ib_device.dma_device stays NULL, so the RDMA core and its clients still treat
@@ -108,6 +114,7 @@ static const struct dma_map_ops rxe_dma_map_ops = {
 int rxe_dmabuf_init_device(struct ib_device *ibdev)
 {
 	set_dma_ops(&ibdev->dev, &rxe_dma_map_ops);
+	ibdev->dev.dma_parms = &rxe_dma_parameters;
 
 	return dma_coerce_mask_and_coherent(&ibdev->dev, DMA_BIT_MASK(64));
 }

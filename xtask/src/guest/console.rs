@@ -29,6 +29,11 @@ fn harmless(message: &str) -> bool {
     message.starts_with("INFO: task ") && !message.contains("blocked for more than")
 }
 
+/// Written to the console by tests of failing allocations, before and after. In between, a message about a failed
+/// allocation and its call trace are no problem.
+const ON_PURPOSE: &str = "allocations fail on purpose";
+const NO_MORE: &str = "allocations fail no more";
+
 /// Lines to show of each report.
 const CONTEXT: usize = 40;
 /// Lines to show of all reports.
@@ -38,10 +43,16 @@ const LIMIT: usize = 120;
 pub fn problems(console: &str) -> Vec<String> {
     let mut shown = Vec::new();
     let mut left = 0;
+    let (mut on_purpose, mut failed) = (false, false);
     for line in console.lines() {
-        if is_problem(line) {
+        let message = message(line);
+        on_purpose = message == ON_PURPOSE || on_purpose && message != NO_MORE;
+        failed |= on_purpose && message.contains(": page allocation failure: order:");
+        let trace = message.starts_with("Call Trace:");
+        if is_problem(line) && !(trace && failed) {
             left = CONTEXT;
         }
+        failed &= !trace;
         if left > 0 && shown.len() < LIMIT {
             shown.push(line.trim_end().to_string());
             left -= 1;
@@ -114,6 +125,20 @@ mod tests {
             assert!(is_problem(line), "{line}");
         }
         assert!(is_fatal("[    5.1] Kernel panic - not syncing: Fatal exception"));
+    }
+
+    #[test]
+    fn an_allocation_that_fails_on_purpose_is_no_problem() {
+        let failure =
+            "[ 1.0] x: page allocation failure: order:0, mode:0x0\n[ 1.0] CPU: 1\n[ 1.0] Call Trace:\n";
+        assert!(!problems(failure).is_empty());
+        let injected = format!("[ 1.0] {ON_PURPOSE}\n{failure}");
+        assert_eq!(problems(&injected), Vec::<String>::new());
+        for after in
+            ["[ 1.0] Call Trace:\n", &format!("[ 1.0] {NO_MORE}\n{failure}"), "[ 1.0] BUG: KASAN: x\n"]
+        {
+            assert!(!problems(&format!("{injected}{after}")).is_empty(), "{after}");
+        }
     }
 
     #[test]
