@@ -47,7 +47,8 @@ pub fn problems(console: &str) -> Vec<String> {
     for line in console.lines() {
         let message = message(line);
         on_purpose = message == ON_PURPOSE || on_purpose && message != NO_MORE;
-        failed |= on_purpose && message.contains(": page allocation failure: order:");
+        let failures = [": page allocation failure: order:", ": vmalloc error: size "];
+        failed |= on_purpose && failures.iter().any(|text| message.contains(text));
         let trace = message.starts_with("Call Trace:");
         if is_problem(line) && !(trace && failed) {
             left = CONTEXT;
