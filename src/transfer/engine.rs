@@ -41,9 +41,9 @@ pub(super) struct Engine {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct JobId {
     pub side: Side,
+    pub key: usize,
+    /// Tells it from other jobs with the same key.
     pub number: u64,
-    /// How often it was taken up again: earlier owners have no say.
-    pub adopted: u32,
 }
 
 /// How long a job may still wait.
@@ -88,16 +88,16 @@ impl Engine {
         let message_size = message_size.clamp(1, shared.max_message_size);
         let side = if request.operation.is_some() { Side::Send } else { Side::Recv };
         let mut state = self.lock();
-        if side == Side::Recv
-            && let Some((number, same)) = state.queue(side).find_parked(&request, message_size)
-        {
-            if same {
+        if side == Side::Recv {
+            match state.queue(side).adopt(&request, message_size) {
+                Ok(None) => {}
                 // Even if the connection has failed since: the message may have come before.
-                return Ok(JobId { side, number, adopted: state.queue(side).adopt(number) });
+                Ok(Some(id)) => return Ok(id),
+                Err(length) => {
+                    shared.check_usable(Opcode::Recv, request.len())?;
+                    return Err(Error::ReceivePosted { length });
+                }
             }
-            shared.check_usable(Opcode::Recv, request.len())?;
-            let length = state.queue(side).find(number).map_or(0, |job| job.length);
-            return Err(Error::ReceivePosted { length });
         }
         shared.check_usable(request.opcode(), request.len())?;
         shared.pair.check_depth(request.opcode())?;
@@ -109,8 +109,7 @@ impl Engine {
             }
             shared.check_port()?;
         }
-        let number = state.queue(side).push(Box::new(Job::new(request, message_size)));
-        let id = JobId { side, number, adopted: 0 };
+        let id = state.queue(side).push(request, message_size);
         if let Err(error) = state.queue(side).post(shared) {
             shared.fail(|| error.to_string());
             drop(state.abandon(id));
@@ -184,7 +183,10 @@ impl Engine {
         drop(state);
         // Unlocked, since it may deregister memory.
         drop(job);
-        outcome.unwrap_or_else(|| Err(Error::Unusable { reason: "the transfer has ended".into(), done: 0 }))
+        match outcome {
+            Some(outcome) => outcome.map_err(|error| *error),
+            None => Err(Error::Unusable { reason: "the transfer has ended".into(), done: 0 }),
+        }
     }
 
     /// Leaves the descriptors to others: what came is handed out, and the next completion raises an event.
@@ -348,7 +350,7 @@ impl Engine {
     fn due(&self, state: &mut State, id: JobId) -> Due {
         let (shared, now) = (&self.shared, Instant::now());
         let usable = !shared.is_failed();
-        let waits = state.queue(id.side).is_untouched(id.number);
+        let waits = state.queue(id.side).is_untouched(id);
         if usable && id.side == Side::Recv && state.job(id).ending == Some(Ending::Cancelled) {
             if waits {
                 return self.park(state, id, Duration::ZERO);
@@ -388,7 +390,7 @@ impl Engine {
         if state.job(id).over || (progress && stalls) {
             return Due::Now;
         }
-        let untouched = state.queue(id.side).is_untouched(id.number);
+        let untouched = state.queue(id.side).is_untouched(id);
         let job = state.job(id);
         (job.deadline, job.ending) = (None, Some(job.ending.unwrap_or(Ending::TimedOut(timeout))));
         let (opcode, begun) = (job.opcode, job.is_begun());
@@ -441,7 +443,7 @@ impl Engine {
     pub(super) fn cancel(&self, id: JobId) {
         let mut state = self.lock();
         self.drive(&mut state);
-        let untouched = state.queue(id.side).is_untouched(id.number);
+        let untouched = state.queue(id.side).is_untouched(id);
         let Some(job) = state.find(id).filter(|job| !job.over && job.owner == Owner::Transfer) else {
             return;
         };
@@ -471,8 +473,8 @@ impl Engine {
         }
         let mut state = self.lock();
         state.set_waker(id, None);
-        if id.side == Side::Recv && state.queue(id.side).is_untouched(id.number) {
-            state.queue(id.side).park(id.number);
+        if id.side == Side::Recv && state.queue(id.side).is_untouched(id) {
+            state.queue(id.side).park(id);
             return;
         }
         let job = state.abandon(id);

@@ -30,6 +30,10 @@ pub(super) enum Owner {
 /// A request in its queue.
 #[derive(Debug)]
 pub(super) struct Job {
+    /// Tells it from earlier jobs in its place.
+    pub number: u64,
+    /// Whether it has its place in the row of jobs.
+    pub in_row: bool,
     pub request: Request,
     pub opcode: Opcode,
     /// Length in bytes.
@@ -52,14 +56,12 @@ pub(super) struct Job {
     cursor: Cursor,
     pub ending: Option<Ending>,
     /// The first failure of one of its messages.
-    pub failure: Option<Error>,
+    pub failure: Option<Box<Error>>,
     /// How it ended, until its `Transfer` takes it.
-    pub outcome: Option<Result<Transferred>>,
+    pub outcome: Option<Result<Transferred, Box<Error>>>,
     /// Whether it has ended: the device is done with its memory.
     pub over: bool,
     pub owner: Owner,
-    /// How often a new owner took it up.
-    pub adopted: u32,
     pub deadline: Option<(Duration, Instant)>,
     /// Whom to wake when it ends.
     pub waker: Option<Waker>,
@@ -86,9 +88,11 @@ pub(super) struct Message {
 
 impl Job {
     /// A request that was [checked](Request::check) for messages of this size.
-    pub(super) fn new(request: Request, message_size: u64) -> Self {
+    pub(super) fn new(request: Request, message_size: u64, number: u64) -> Self {
         let opcode = request.opcode();
         Self {
+            number,
+            in_row: true,
             opcode,
             length: request.len(),
             // An atomic is one message of 8 bytes.
@@ -107,7 +111,6 @@ impl Job {
             outcome: None,
             over: false,
             owner: Owner::Transfer,
-            adopted: 0,
             deadline: None,
             waker: None,
             request,
@@ -235,7 +238,7 @@ mod tests {
     /// The messages of a job: remote address, and the elements' addresses and lengths.
     fn messages(request: Request, message_size: u64, max_sge: usize) -> Vec<(u64, Vec<(u64, u32)>)> {
         let mut elements = vec![ffi::ibv_sge::default(); max_sge];
-        let (mut job, mut all) = (Job::new(request, message_size), Vec::new());
+        let (mut job, mut all) = (Job::new(request, message_size, 0), Vec::new());
         while !job.is_posted() {
             let message = job.next_message(&mut elements);
             let used = &elements[..message.sges as usize];
@@ -253,7 +256,7 @@ mod tests {
     fn immediate_data_goes_with_the_last_message() {
         let region = fake::region(100, Access::REMOTE);
         let imm = |remote| Operation::WriteWithImm { remote, imm: 7 };
-        let mut job = Job::new(Request::one_sided(&region, region.remote(), imm), 60);
+        let mut job = Job::new(Request::one_sided(&region, region.remote(), imm), 60, 0);
         let mut elements = [ffi::ibv_sge::default()];
         let first = job.next_message(&mut elements);
         assert!(matches!((first.operation, first.bytes), (Some(Operation::Write { .. }), 60)));
@@ -269,19 +272,19 @@ mod tests {
     fn a_stopped_job_is_whole_only_if_everything_is_posted() {
         let region = fake::region(100, Access::REMOTE);
         let mut elements = [ffi::ibv_sge::default()];
-        let mut job = Job::new(write(&region, region.remote()), 60);
+        let mut job = Job::new(write(&region, region.remote()), 60, 0);
         job.next_message(&mut elements);
         assert!(!job.is_posted());
         job.stop();
         assert!(job.is_posted() && !job.is_whole());
 
-        let mut job = Job::new(write(&region, region.remote()), 100);
+        let mut job = Job::new(write(&region, region.remote()), 100, 0);
         job.next_message(&mut elements);
         job.stop();
         assert!(job.is_posted() && job.is_whole());
         job.fail();
         assert!(!job.is_whole());
-        assert!(!Job::new(Request::recv_imm(), 100).is_posted());
+        assert!(!Job::new(Request::recv_imm(), 100, 0).is_posted());
     }
 
     #[test]
@@ -294,7 +297,7 @@ mod tests {
         for operation in operations {
             let request = Request::one_sided(&region, region.remote(), operation);
             request.check(region.domain(), 4, 1).unwrap();
-            let mut job = Job::new(request, 4);
+            let mut job = Job::new(request, 4, 0);
             assert_eq!(job.next_message(&mut [ffi::ibv_sge::default()]).bytes, 8);
             assert!(job.is_whole());
         }
@@ -343,7 +346,7 @@ mod tests {
         fn messages_cover_the_request(message_size in prop_oneof![Just(1_u64), Just(u64::MAX), 1..200_u64]) {
             let region = fake::region(100, Access::REMOTE);
             for request in [write(&region, region.remote()), Request::send(&region), Request::recv_imm()] {
-                let (mut job, mut elements) = (Job::new(request, message_size), [ffi::ibv_sge::default()]);
+                let (mut job, mut elements) = (Job::new(request, message_size, 0), [ffi::ibv_sge::default()]);
                 let mut bytes = 0;
                 while !job.is_posted() {
                     bytes += job.next_message(&mut elements).bytes;

@@ -83,12 +83,12 @@ impl State {
 
     /// A job that its `Transfer` holds.
     pub(super) fn job(&mut self, id: JobId) -> &mut Job {
-        self.queue(id.side).find(id.number).expect("a job stays until its transfer lets go of it")
+        self.queue(id.side).find(id).expect("a job stays until its transfer lets go of it")
     }
 
     /// A job that may have ended and gone, or have another owner.
     pub(super) fn find(&mut self, id: JobId) -> Option<&mut Job> {
-        self.queue(id.side).find(id.number).filter(|job| job.adopted == id.adopted)
+        self.queue(id.side).find(id)
     }
 
     /// Whether something waits for the lock to be released.
@@ -103,9 +103,9 @@ impl State {
     }
 
     /// Gives up a job, and returns it if it has ended.
-    pub(super) fn abandon(&mut self, id: JobId) -> Option<Box<Job>> {
+    pub(super) fn abandon(&mut self, id: JobId) -> Option<Job> {
         let Self { queues, released, .. } = self;
-        queues[id.side as usize].abandon(id.number, released)
+        queues[id.side as usize].abandon(id, released)
     }
 
     /// Wakes the tasks whose time is up.
@@ -117,7 +117,7 @@ impl State {
     /// Ends a job of which nothing was posted, and nothing will be.
     pub(super) fn withdraw(&mut self, id: JobId, shared: &Shared) {
         let Self { queues, released, .. } = self;
-        queues[id.side as usize].withdraw(id.number, shared, released);
+        queues[id.side as usize].withdraw(id, shared, released);
     }
 
     /// Wakes the task of a job once the lock is released.

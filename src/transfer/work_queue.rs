@@ -9,8 +9,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use dma_sg::Iova;
-use rustc_hash::FxHashMap;
+use slab::Slab;
 
+use super::engine::JobId;
 use super::error::{Error, Result};
 use super::job::{Ending, Job, Message, Owner};
 use super::request::Request;
@@ -59,14 +60,14 @@ struct InFlight {
 
 pub(super) struct WorkQueue {
     side: Side,
-    /// In the order in which they are posted. The first one has not ended.
-    jobs: VecDeque<Box<Job>>,
-    /// Number of the first job.
-    first_job: u64,
-    /// Jobs at the front of which everything is posted.
+    /// Those that have not ended, and those whose owners have not taken the outcome.
+    jobs: Slab<Job>,
+    /// Keys of the jobs in the order in which they are posted. The first one has not ended.
+    row: VecDeque<usize>,
+    /// Jobs at the front of the row of which everything is posted.
     posted: usize,
-    /// Jobs that have ended, by their numbers, until their owners ask for the outcome.
-    ended: FxHashMap<u64, Box<Job>>,
+    /// Number of the next job.
+    next_job: u64,
     /// Number of receives that were left posted.
     parked: usize,
     batch: Batch,
@@ -95,10 +96,10 @@ impl WorkQueue {
         };
         Self {
             side,
-            jobs: VecDeque::new(),
-            first_job: 0,
+            jobs: Slab::new(),
+            row: VecDeque::new(),
             posted: 0,
-            ended: FxHashMap::default(),
+            next_job: 0,
             parked: 0,
             batch,
             chain,
@@ -116,77 +117,80 @@ impl WorkQueue {
         self.next == self.completed
     }
 
-    /// Adds a job and returns its number.
-    pub(super) fn push(&mut self, job: Box<Job>) -> u64 {
+    /// Adds a job.
+    pub(super) fn push(&mut self, request: Request, message_size: u64) -> JobId {
         if self.is_idle() {
             self.progress = (self.completed, Instant::now());
         }
-        self.jobs.push_back(job);
-        self.first_job + self.jobs.len() as u64 - 1
+        let number = self.next_job;
+        self.next_job += 1;
+        let key = self.jobs.insert(Job::new(request, message_size, number));
+        self.row.push_back(key);
+        JobId { side: self.side, key, number }
     }
 
-    /// A job that may have ended and gone.
-    pub(super) fn find(&mut self, number: u64) -> Option<&mut Job> {
-        match number.checked_sub(self.first_job) {
-            Some(at) => self.jobs.get_mut(usize::try_from(at).ok()?).map(Box::as_mut),
-            None => self.ended.get_mut(&number).map(Box::as_mut),
-        }
+    /// A job that may have ended and gone, or have another owner.
+    pub(super) fn find(&mut self, id: JobId) -> Option<&mut Job> {
+        self.jobs.get_mut(id.key).filter(|job| job.number == id.number)
     }
 
     /// Gives up a job: nobody asks for its outcome any more. Returns it if it has ended.
-    pub(super) fn abandon(&mut self, number: u64, released: &mut Released) -> Option<Box<Job>> {
-        if let Some(job) = self.ended.remove(&number) {
-            return Some(job);
+    pub(super) fn abandon(&mut self, id: JobId, released: &mut Released) -> Option<Job> {
+        let job = self.find(id)?;
+        if job.over && !job.in_row {
+            return Some(self.jobs.remove(id.key));
         }
-        if let Some(job) = self.find(number) {
-            job.owner = Owner::Nobody;
-            released.wakers.extend(job.waker.take());
-            if job.over {
-                // It leaves its place in the row later.
-                released.requests.push(job.take_request());
-            }
+        job.owner = Owner::Nobody;
+        released.wakers.extend(job.waker.take());
+        if job.over {
+            // It leaves its place in the row later.
+            released.requests.push(job.take_request());
         }
         None
     }
 
     /// Leaves a receive posted for its next owner.
-    pub(super) fn park(&mut self, number: u64) {
-        if let Some(job) = self.find(number) {
+    pub(super) fn park(&mut self, id: JobId) {
+        if let Some(job) = self.find(id) {
             (job.owner, job.deadline, job.ending) = (Owner::Parked, None, None);
             self.parked += 1;
         }
     }
 
-    /// A receive that was left posted: the first one for the same memory, or else any.
-    pub(super) fn find_parked(&self, request: &Request, message_size: u64) -> Option<(u64, bool)> {
+    /// Gives a receive that was left posted to a new owner: the first one for the same memory.
+    ///
+    /// # Errors
+    /// The length of another one.
+    pub(super) fn adopt(&mut self, request: &Request, message_size: u64) -> Result<Option<JobId>, u64> {
         if self.parked == 0 {
-            return None;
+            return Ok(None);
         }
-        let ended = self.ended.iter().map(|(number, job)| (*number, job));
-        let all =
-            ended.chain((self.first_job..).zip(&self.jobs)).filter(|(_, job)| job.owner == Owner::Parked);
+        let parked = self.jobs.iter_mut().filter(|(_, job)| job.owner == Owner::Parked);
         let same = |job: &Job| job.message_size == message_size && job.request.is_same_recv(request);
-        all.map(|(number, job)| (number, same(job))).min_by_key(|(number, same)| (!same, *number))
-    }
-
-    /// Gives a parked receive to a new owner, and returns how often it was parked.
-    pub(super) fn adopt(&mut self, number: u64) -> u32 {
-        let Some(job) = self.find(number) else { return 0 };
-        (job.owner, job.adopted) = (Owner::Transfer, job.adopted + 1);
-        let adopted = job.adopted;
-        self.parked -= 1;
-        adopted
+        let first =
+            parked.map(|(key, job)| (!same(job), job.number, key, job)).min_by_key(|all| (all.0, all.1));
+        match first {
+            None => Ok(None),
+            Some((true, _, _, job)) => Err(job.length),
+            Some((false, _, key, job)) => {
+                // Under a new number, so that earlier owners have no say.
+                (job.owner, job.number) = (Owner::Transfer, self.next_job);
+                self.next_job += 1;
+                self.parked -= 1;
+                Ok(Some(JobId { side: self.side, key, number: job.number }))
+            }
+        }
     }
 
     /// Whether a job has not ended.
     pub(super) fn has_jobs(&self) -> bool {
-        !self.jobs.is_empty()
+        !self.row.is_empty()
     }
 
     /// Whether the job waits for its first completion.
-    pub(super) fn is_untouched(&mut self, number: u64) -> bool {
+    pub(super) fn is_untouched(&mut self, id: JobId) -> bool {
         let completed = self.completed;
-        self.find(number).is_some_and(|job| job.waits(completed))
+        self.find(id).is_some_and(|job| job.waits(completed))
     }
 
     /// Since when no work request has completed although some are in flight; `None` if nothing is due: a receive waits
@@ -195,7 +199,7 @@ impl WorkQueue {
         if self.progress.0 != self.completed {
             self.progress = (self.completed, now);
         }
-        let first = self.jobs.front();
+        let first = self.row.front().map(|&key| &self.jobs[key]);
         let waits = self.side == Side::Recv && first.is_none_or(|job| job.waits(self.completed));
         (!waits).then_some(self.progress.1)
     }
@@ -203,7 +207,8 @@ impl WorkQueue {
     /// Wakes the tasks whose time is up: they look at their timeouts when they are polled.
     pub(super) fn wake_overdue(&mut self, now: Instant, stall_timeout: Duration, released: &mut Released) {
         let stalls = self.stalled_since(now).is_some_and(|since| now.duration_since(since) >= stall_timeout);
-        for job in &mut self.jobs {
+        for &key in &self.row {
+            let job = &mut self.jobs[key];
             let overdue = stalls || job.deadline.is_some_and(|(_, end)| end <= now);
             released.wakers.extend(job.waker.take_if(|_| overdue));
         }
@@ -212,7 +217,7 @@ impl WorkQueue {
     /// Posts as many messages as the window permits, in whole chains, so that a chain is posted while others are in
     /// flight.
     pub(super) fn post(&mut self, shared: &Shared) -> Result<()> {
-        while self.posted < self.jobs.len() && !self.broken {
+        while self.posted < self.row.len() && !self.broken {
             let free = self.depth - (self.next - self.completed) as usize;
             if free < self.chain {
                 return Ok(());
@@ -229,7 +234,8 @@ impl WorkQueue {
         let (mut count, mut bytes) = (0, 0);
         let mask = self.in_flight.len() - 1;
         while count < self.chain && bytes < CHAIN_BYTES {
-            let Some(job) = self.jobs.get_mut(self.posted) else { return Ok(()) };
+            let Some(&key) = self.row.get(self.posted) else { return Ok(()) };
+            let job = &mut self.jobs[key];
             if job.is_posted() {
                 self.posted += 1;
                 continue;
@@ -280,7 +286,11 @@ impl WorkQueue {
         posted.map_err(|(posted, source): (usize, io::Error)| {
             self.next -= (count - posted) as u64;
             let mut refused = None;
-            for job in self.jobs.range_mut(from..).filter(|job| job.end > self.next) {
+            for &key in self.row.range(from..) {
+                let job = &mut self.jobs[key];
+                if job.end <= self.next {
+                    continue;
+                }
                 (job.first, job.end) = (job.first.min(self.next), self.next);
                 job.succeeded = job.succeeded.min(job.end);
                 refused.get_or_insert(job.opcode);
@@ -306,13 +316,15 @@ impl WorkQueue {
             return;
         }
         // Unsignaled requests before this one have succeeded.
-        for job in &mut self.jobs {
+        let mut row = self.row.iter();
+        let job = loop {
+            let Some(&key) = row.next() else { return };
+            let job = &mut self.jobs[key];
             if job.end > number {
-                break;
+                break job;
             }
             (job.done, job.succeeded) = (job.posted, job.end);
-        }
-        let Some(job) = self.jobs.iter_mut().find(|job| job.end > number) else { return };
+        };
         (job.done, job.succeeded) = (end - length, number);
         if wc.error().is_some() {
             self.broken = true;
@@ -320,7 +332,7 @@ impl WorkQueue {
             if completion.status != CompletionStatus::WR_FLUSH_ERR {
                 let error = failed(job, end - length, length, completion, shared);
                 shared.fail(|| error.to_string());
-                job.failure = Some(error);
+                job.failure = Some(Box::new(error));
             }
             return;
         }
@@ -333,7 +345,7 @@ impl WorkQueue {
                 self.broken = true;
                 let error = Error::UnexpectedMessage { offset: end - length, expected: length, received };
                 shared.fail(|| error.to_string());
-                job.failure = Some(error);
+                job.failure = Some(Box::new(error));
                 return;
             }
         }
@@ -357,7 +369,8 @@ impl WorkQueue {
             self.fail_unexplained(shared);
         }
         let (mut any, failed) = (false, shared.is_failed());
-        while let Some(job) = self.jobs.front_mut() {
+        while let Some(&key) = self.row.front() {
+            let job = &mut self.jobs[key];
             if failed {
                 // Nothing more is posted.
                 job.stop();
@@ -369,21 +382,22 @@ impl WorkQueue {
                 end(job, shared, released);
                 any = true;
             }
-            let Some(job) = self.jobs.pop_front() else { break };
+            self.row.pop_front();
+            job.in_row = false;
             if job.is_forgotten() {
                 self.parked -= usize::from(job.owner == Owner::Parked);
-                released.requests.push(job.request);
-            } else {
-                self.ended.insert(self.first_job, job);
+                released.requests.push(self.jobs.remove(key).request);
             }
-            self.first_job += 1;
             self.posted = self.posted.saturating_sub(1);
         }
         if failed {
-            for job in self.jobs.iter_mut().filter(|job| !job.is_begun() && !job.over) {
-                job.stop();
-                end(job, shared, released);
-                any = true;
+            for &key in &self.row {
+                let job = &mut self.jobs[key];
+                if !job.is_begun() && !job.over {
+                    job.stop();
+                    end(job, shared, released);
+                    any = true;
+                }
             }
         }
         any
@@ -394,19 +408,21 @@ impl WorkQueue {
     fn fail_unexplained(&mut self, shared: &Shared) {
         let status = CompletionStatus::WR_FLUSH_ERR;
         let completion = Completion { status, ..Completion::from(ffi::ibv_wc::default()) };
-        match self.jobs.iter_mut().find(|job| !job.over && !job.is_complete()) {
-            Some(job) => {
+        let unfinished = |key: &&usize| !self.jobs[**key].over && !self.jobs[**key].is_complete();
+        match self.row.iter().find(unfinished) {
+            Some(&key) => {
+                let job = &mut self.jobs[key];
                 let error = failed(job, job.done, job.length - job.done, completion, shared);
                 shared.fail(|| error.to_string());
-                job.failure = Some(error);
+                job.failure = Some(Box::new(error));
             }
             None => shared.fail(|| format!("a request completed with {status}")),
         }
     }
 
     /// Ends a job of which nothing was posted, and nothing will be.
-    pub(super) fn withdraw(&mut self, number: u64, shared: &Shared, released: &mut Released) {
-        if let Some(job) = self.find(number) {
+    pub(super) fn withdraw(&mut self, id: JobId, shared: &Shared, released: &mut Released) {
+        if let Some(job) = self.find(id) {
             job.stop();
             end(job, shared, released);
         }
@@ -416,32 +432,31 @@ impl WorkQueue {
 /// Gives a job its outcome, and releases its task.
 fn end(job: &mut Job, shared: &Shared, released: &mut Released) {
     job.over = true;
-    job.outcome = Some(outcome(job, shared));
+    job.outcome = Some(match job.is_complete() {
+        true => Ok(Transferred { bytes: job.length, imm: job.imm }),
+        false => Err(reason(job, shared)),
+    });
     released.wakers.extend(job.waker.take());
 }
 
-fn outcome(job: &mut Job, shared: &Shared) -> Result<Transferred> {
+/// Why a job did not complete.
+fn reason(job: &mut Job, shared: &Shared) -> Box<Error> {
     let Job { opcode, done, length, .. } = *job;
-    if job.is_complete() {
-        return Ok(Transferred { bytes: length, imm: job.imm });
-    }
     if let Some(error) = job.failure.take() {
-        return Err(error);
+        return error;
     }
     let usable = !shared.is_failed();
-    match job.ending {
-        Some(Ending::Cancelled) => return Err(Error::Cancelled { opcode, done, length, usable }),
+    Box::new(match job.ending {
+        Some(Ending::Cancelled) => Error::Cancelled { opcode, done, length, usable },
         Some(Ending::TimedOut(timeout)) => {
-            let hint = shared.hint(None);
-            return Err(Error::Timeout { opcode, done, length, timeout, hint, usable });
+            Error::Timeout { opcode, done, length, timeout, hint: shared.hint(None), usable }
         }
-        None => {}
-    }
-    if shared.is_disconnected() {
-        return Err(Error::PeerDisconnected { opcode, done, length });
-    }
-    let reason = shared.reason().unwrap_or("its requests were discarded").to_owned();
-    Err(Error::Unusable { reason, done })
+        None if shared.is_disconnected() => Error::PeerDisconnected { opcode, done, length },
+        None => {
+            let reason = shared.reason().unwrap_or("its requests were discarded").to_owned();
+            Error::Unusable { reason, done }
+        }
+    })
 }
 
 /// The error of a message that completed with an error.
