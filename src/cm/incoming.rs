@@ -150,7 +150,7 @@ impl Incoming {
         let step = "accept the connection";
         let failed = |source| Error::Failed { step, address, source };
         let data = mtu::state(data, ANSWER, own_mtu);
-        id.accept(connection.pair().number(), depth, &data).map_err(failed)?;
+        id.accept(connection.queue_pair().number(), depth, &data).map_err(failed)?;
         let step = "establish the connection";
         let event = wait(&id, address, step, until)?;
         if event.kind != kind::ESTABLISHED {

@@ -130,7 +130,7 @@ fn start(
     connection: &Connection,
     (own_mtu, peer_mtu): (u32, Option<u32>),
 ) -> Result<()> {
-    let pair = connection.pair();
+    let pair = connection.queue_pair();
     let own = Own { options: connection.options(), depth: connection.depth(), access: pair.remote_access() };
     bring_up(
         |state| {

@@ -88,7 +88,7 @@ impl Outgoing {
         check_data(data, REQUEST_DATA)?;
         check_device(&id, address, connection)?;
         let failed = |step| move |source| Error::Failed { step, address, source };
-        let (qp_num, depth) = (connection.pair().number(), connection.depth());
+        let (qp_num, depth) = (connection.queue_pair().number(), connection.depth());
         let own_mtu = port_mtu(connection)?;
         let data = mtu::state(data, REQUEST, own_mtu);
         id.connect(qp_num, depth, &data).map_err(failed("request the connection"))?;

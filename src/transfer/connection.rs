@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::error::Result;
-use super::events::Events;
 use super::options::max_message_size;
+use super::pair::Pair;
 use super::request::Request;
 use super::shared::{Link, Shared};
-use super::{ConnectionOptions, Transfer};
+use super::{ConnectionOptions, Transfer, Worker, WorkerOptions};
 use crate::mr::{Blocks, RegionSlice, RemoteSlice};
-use crate::verbs::{
-    CompletionQueue, Depth, Endpoint, Operation, ProtectionDomain, QueuePair, QueuePairOptions,
-};
+use crate::verbs::{Depth, Endpoint, Operation, ProtectionDomain, QueuePair, QueuePairOptions};
 
 /// A reliable connection for any number of transfers in flight.
 ///
@@ -32,44 +30,50 @@ pub struct Connection {
 
 /// The direction of a connection that writes, reads, sends and executes atomics; from [`Connection::split`].
 pub struct Sender {
-    engine: Arc<Engine>,
+    pair: Arc<Pair>,
     options: ConnectionOptions,
 }
 
 /// The direction of a connection that receives; from [`Connection::split`].
 pub struct Receiver {
-    engine: Arc<Engine>,
+    pair: Arc<Pair>,
     options: ConnectionOptions,
 }
 
 impl Connection {
-    /// Creates a queue pair, a completion queue, and the descriptors to sleep on: four.
+    /// Creates a queue pair on a [`Worker`](super::Worker) of its own: a completion queue, and the descriptors to sleep
+    /// on, five.
     ///
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`] and [`CompletionQueue::new`]; `EMFILE` if no
     /// descriptor is free.
+    ///
+    /// [`CompletionQueue::new`]: crate::verbs::CompletionQueue::new
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
-        let context = domain.context();
-        let limits = context.limits()?;
-        // One completion queue has room for what is in flight in both directions, so it cannot overrun.
+        let limits = domain.context().limits()?;
+        // The completion queue has room for what is in flight in both directions, so it cannot overrun.
         let options = options.within(limits.max_qp_wr.min(limits.max_cqe / 2), limits.max_sge);
-        let completions = CompletionQueue::new(context, 2 * options.window)?;
-        let pair = QueuePair::new(domain, &completions, &completions, options.queue_pair)?;
-        let max_message_size = max_message_size(context.port(options.queue_pair.port)?.max_message_size);
+        let worker = Worker::new(domain, WorkerOptions::default().completions(2 * options.window))?;
+        worker.connection(options)
+    }
+
+    /// Creates a queue pair on an engine.
+    pub(super) fn on(engine: &Arc<Engine>, options: ConnectionOptions) -> Result<Self> {
+        let (domain, completions) = (&engine.domain, &engine.completions);
+        let limits = domain.context().limits()?;
+        let options = options.within(limits.max_qp_wr, limits.max_sge);
+        let pair = QueuePair::new(domain, completions, completions, options.queue_pair)?;
+        let port = domain.context().port(options.queue_pair.port)?;
+        let max_message_size = max_message_size(port.max_message_size);
         let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
-        let channel = completions.channel().expect("a new completion queue has a channel");
-        let events =
-            Events::new(channel).map_err(context.failed("create the descriptors of a connection"))?;
-        let engine = Arc::new(Engine::new(shared, completions, events, &options));
-        Ok(Self {
-            sender: Sender { engine: engine.clone(), options },
-            receiver: Receiver { engine, options },
-        })
+        let pair = Arc::new(Pair::new(engine.clone(), shared, &options, 2 * options.window)?);
+        let sender = Sender { pair: pair.clone(), options };
+        Ok(Self { sender, receiver: Receiver { pair, options } })
     }
 
     /// The description that the peer needs to connect. Send it by any means.
     pub fn endpoint(&self) -> Endpoint {
-        self.pair().endpoint().expect("a connection creates its queue pair")
+        self.queue_pair().endpoint().expect("a connection creates its queue pair")
     }
 
     /// Connects to the peer's endpoint. The peer must connect to this one too.
@@ -77,12 +81,12 @@ impl Connection {
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::connect`].
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
-        Ok(self.pair().connect(peer)?)
+        Ok(self.queue_pair().connect(peer)?)
     }
 
     /// The protection domain. Local memory must be registered in it.
     pub fn domain(&self) -> &ProtectionDomain {
-        &self.sender.engine.shared.domain
+        &self.sender.pair.shared().domain
     }
 
     /// Whether the connection is connected and has not failed. Asks the device, which takes a system call. Only a
@@ -227,8 +231,8 @@ impl Connection {
     }
 
     /// The queue pair.
-    pub(crate) fn pair(&self) -> &QueuePair {
-        &self.sender.engine.shared.pair
+    pub(crate) fn queue_pair(&self) -> &QueuePair {
+        &self.sender.pair.shared().pair
     }
 
     /// The options of the queue pair.
@@ -238,20 +242,12 @@ impl Connection {
 
     /// READs and atomics at once, in each direction.
     pub(crate) fn depth(&self) -> Depth {
-        self.pair().depth().expect("a connection creates its queue pair")
+        self.queue_pair().depth().expect("a connection creates its queue pair")
     }
 
     /// Holds the connection manager's side of the connection.
     pub(crate) fn set_link(&mut self, link: Box<dyn Link>) {
-        let engine = &self.sender.engine;
-        // Never set twice: the queue pair refuses to connect a second time.
-        let link = engine.shared.link.get_or_init(|| link);
-        if let Err(error) = engine.events.watch(link.fd()) {
-            // Transfers notice a disconnect later then, by their requests that fail.
-            tracing::warn!(%error, "cannot watch the connection manager's events");
-        }
-        // A thread that waits for a receive already is to watch them too.
-        engine.events.kick();
+        self.sender.pair.set_link(link);
     }
 }
 
@@ -274,7 +270,7 @@ macro_rules! half {
         impl $half {
             /// The protection domain. Local memory must be registered in it.
             pub fn domain(&self) -> &ProtectionDomain {
-                &self.engine.shared.domain
+                &self.pair.shared().domain
             }
 
             /// Whether the connection is connected and has not failed; see [`Connection::is_usable`].
@@ -284,12 +280,12 @@ macro_rules! half {
 
             /// Why the connection is unusable: the first reason; `None` while it is usable.
             pub fn failure(&self) -> Option<&str> {
-                self.engine.failure()
+                self.pair.failure()
             }
 
             /// Ends the connection for both halves; see [`Connection::disconnect`].
             pub fn disconnect(&self) {
-                self.engine.disconnect();
+                self.pair.disconnect();
             }
 
             /// Sets the length of a message in bytes for later transfers; see
@@ -303,26 +299,26 @@ macro_rules! half {
             /// # Errors
             /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
             pub fn process_events(&self) -> Result<()> {
-                self.engine.process_events()
+                self.pair.engine().process_events()
             }
 
             fn start(&self, request: Request) -> Result<Transfer> {
                 let (opcode, length) = (request.opcode(), request.len());
-                let id = self.engine.start(request, self.options.message_size)?;
-                Ok(Transfer::new(self.engine.clone(), id, opcode, length))
+                let id = self.pair.start(request, self.options.message_size)?;
+                Ok(Transfer::new(self.pair.clone(), id, opcode, length))
             }
         }
 
         impl std::fmt::Debug for $half {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_tuple(stringify!($half)).field(&self.engine.shared.pair).finish()
+                f.debug_tuple(stringify!($half)).field(&self.pair.shared().pair).finish()
             }
         }
 
         impl AsFd for $half {
             /// The connection's descriptor; see [`Connection::process_events`].
             fn as_fd(&self) -> BorrowedFd<'_> {
-                self.engine.events.as_fd()
+                self.pair.engine().events.as_fd()
             }
         }
 

@@ -1,45 +1,77 @@
-//! The descriptors on which a connection's events arrive: the completion channel and the connection manager's events.
+//! The descriptors on which the events of an engine arrive: the completion channel and the connection managers'.
 //!
 //! A thread that waits sleeps on them and on a counter, by which others wake it. Event loops have one descriptor, an
-//! epoll instance of both and of another counter, which tells them what a thread has taken from the first two.
+//! epoll instance of these and of another counter, which tells them what a thread has taken.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+/// Maximum number of descriptors that one look finds. Others stay readable.
+const BATCH: usize = 8;
+
+/// What is readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Completions,
+    /// Another thread wants the one that sleeps to look again.
+    Kick,
+    /// The connection manager of the queue pair with this key.
+    Link(usize),
+}
+
 pub(super) struct Events {
-    /// For event loops.
-    epoll: Epoll,
-    notice: EventFd,
     /// For the thread that sleeps.
+    inner: Epoll,
     kick: EventFd,
+    /// For event loops.
+    outer: Epoll,
+    notice: EventFd,
 }
 
 impl Events {
     pub(super) fn new(completions: BorrowedFd<'_>) -> io::Result<Self> {
         let counter = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let (notice, kick) = (counter()?, counter()?);
-        let events = Self { epoll, notice, kick };
-        events.watch(completions)?;
-        events.watch(events.notice.as_fd())?;
+        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let events = Self { inner: epoll()?, kick: counter()?, outer: epoll()?, notice: counter()? };
+        events.watch(completions, Source::Completions)?;
+        events.watch(events.kick.as_fd(), Source::Kick)?;
+        for fd in [events.inner.0.as_fd(), events.notice.as_fd()] {
+            events.outer.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        }
         Ok(events)
     }
 
-    /// Adds a descriptor to those that event loops watch.
-    pub(super) fn watch(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?)
+    /// Adds a descriptor.
+    pub(super) fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let data = match source {
+            Source::Completions => 0,
+            Source::Kick => 1,
+            Source::Link(key) => 2 + key as u64,
+        };
+        Ok(self.inner.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data))?)
     }
 
-    /// Wakes the thread that sleeps, or the next one that would.
+    /// Removes a descriptor, before its key is given to another one.
+    pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
+        // Fails only if it could not be added.
+        let _ = self.inner.delete(fd);
+    }
+
+    /// Wakes the thread that sleeps.
     pub(super) fn kick(&self) {
         // Fails only if the counter is full, and then the thread wakes anyway.
         let _ = self.kick.write(1);
+    }
+
+    /// Ends the kicks; the thread that slept is awake. Nobody else takes them, or it might sleep on.
+    pub(super) fn woken(&self) {
+        // There may be none.
+        let _ = self.kick.read();
     }
 
     /// Makes the descriptor of event loops readable.
@@ -49,33 +81,30 @@ impl Events {
 
     /// Ends the notification; an event loop is looking.
     pub(super) fn looked(&self) {
-        // There may be none.
         let _ = self.notice.read();
     }
 
-    /// Sleeps until a kick or until one of `fds`, at most two, is readable, for at most `timeout`. A signal counts as a wake-up.
-    pub(super) fn sleep<'f>(
-        &self,
-        fds: impl Iterator<Item = BorrowedFd<'f>>,
-        timeout: Duration,
-    ) -> io::Result<()> {
+    /// Waits until something is readable, for at most `timeout`, and says what. A signal counts as a wake-up.
+    pub(super) fn wait(&self, timeout: Duration) -> io::Result<impl Iterator<Item = Source> + use<>> {
         let timeout =
-            PollTimeout::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
-        let watched = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        // An absent descriptor leaves the kick in its place.
-        let mut all = [watched(self.kick.as_fd()), watched(self.kick.as_fd()), watched(self.kick.as_fd())];
-        all.iter_mut().skip(1).zip(fds).for_each(|(place, fd)| *place = watched(fd));
-        match poll(&mut all, timeout) {
-            Err(Errno::EINTR) => {}
-            result => drop(result?),
-        }
-        let _ = self.kick.read();
-        Ok(())
+            EpollTimeout::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(EpollTimeout::MAX);
+        let mut ready = [EpollEvent::empty(); BATCH];
+        let count = match self.inner.wait(&mut ready, timeout) {
+            Err(Errno::EINTR) => 0,
+            count => count?,
+        };
+        let source = |event: EpollEvent| match event.data() {
+            0 => Source::Completions,
+            1 => Source::Kick,
+            key => Source::Link(key as usize - 2),
+        };
+        Ok(ready.into_iter().take(count).map(source))
     }
 }
 
 impl AsFd for Events {
+    /// The descriptor of event loops.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+        self.outer.0.as_fd()
     }
 }

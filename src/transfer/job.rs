@@ -7,8 +7,20 @@ use std::time::{Duration, Instant};
 use super::Transferred;
 use super::error::{Error, Result};
 use super::request::Request;
+use super::work_queue::Side;
 use crate::mr::{RemoteCursor, SliceCursor};
 use crate::verbs::{Opcode, Operation, ffi};
+
+/// A job of an engine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct JobId {
+    /// Key of its queue pair.
+    pub pair: usize,
+    pub side: Side,
+    pub key: usize,
+    /// Tells it from other jobs with the same key.
+    pub number: u64,
+}
 
 /// Why a job was ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

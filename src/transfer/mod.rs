@@ -5,23 +5,27 @@
 //! may be in flight; each owns handles of its memory. `docs/transfer.md` explains the rules.
 
 mod connection;
-// Moves the jobs of both directions: a job is a transfer in its work queue.
+// Moves the jobs of all connections of a worker: a job is a transfer in its work queue.
 mod engine;
 mod error;
 mod events;
 mod job;
 mod options;
+mod pair;
+mod queues;
 mod request;
 mod shared;
 mod state;
 #[allow(clippy::module_inception)] // the type's name
 mod transfer;
 mod work_queue;
+mod worker;
 
 pub use connection::{Connection, Receiver, Sender};
 pub use error::Error;
-pub use options::ConnectionOptions;
+pub use options::{ConnectionOptions, WorkerOptions};
 pub use transfer::{Transfer, Transferred};
+pub use worker::Worker;
 
 pub(crate) use shared::Link;
 

@@ -81,6 +81,23 @@ pub(super) fn max_message_size(port: u32) -> u64 {
     }
 }
 
+/// Options of a [`Worker`](super::Worker).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerOptions {
+    /// Room in the completion queue. A connection takes twice its [`window`](ConnectionOptions::window), so the queue
+    /// cannot overrun. At least 1, at most the device's [`max_cqe`](crate::verbs::Limits::max_cqe). Default 16384.
+    pub completions: u32,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self { completions: 16384 }
+    }
+}
+
+setters!(WorkerOptions { completions: u32 });
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -1,39 +1,38 @@
-//! What the lock of an engine guards: both work queues.
+//! What the lock of an engine guards: the work queues of its queue pairs.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::ConnectionOptions;
-use super::engine::JobId;
-use super::job::Job;
+use rustc_hash::FxHashMap;
+use slab::Slab;
+
+use super::job::{Job, JobId};
+use super::queues::Queues;
 use super::request::Request;
-use super::shared::Shared;
-use super::work_queue::{Side, WorkQueue};
+use super::work_queue::WorkQueue;
 use crate::verbs::{CompletionQueue, ffi};
 
 /// Maximum number of completions that one poll returns.
 const POLL_BATCH: usize = 16;
 
-/// Longest time for a queue pair in the error state to flush, which needs no reply from the peer. Afterwards the
-/// queue pair is reset, which discards its work requests.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
 pub(super) struct State {
-    pub queues: [WorkQueue; 2],
+    pub pairs: Slab<Queues>,
+    /// Keys by the numbers of the queue pairs.
+    numbers: FxHashMap<u32, usize>,
+    /// Keys of those that the next step is to look at.
+    touched: Vec<usize>,
     polled: Box<[ffi::ibv_wc; POLL_BATCH]>,
+    /// Room in the completion queue that is not reserved.
+    room: u32,
     /// Whether a thread sleeps on the descriptors, and how many others wait for it.
     pub sleeping: bool,
     pub followers: usize,
-    /// Whether an event loop uses the connection.
+    /// Whether an event loop uses the engine.
     pub watched: bool,
     /// Whether the completion queue is armed, or its event was not consumed yet.
     pub armed: bool,
-    /// Whether the failure of the connection was seen here.
-    failed: bool,
-    /// When a flush of the failed queue pair is given up.
-    pub flush_until: Option<Instant>,
     released: Released,
 }
 
@@ -52,7 +51,7 @@ pub(super) struct Released {
 pub(super) struct Step {
     /// Completions taken.
     pub taken: usize,
-    /// Whether jobs have ended, or the connection has failed.
+    /// Whether jobs have ended, or a queue pair has failed.
     pub ended: bool,
 }
 
@@ -63,32 +62,74 @@ impl Step {
 }
 
 impl State {
-    pub(super) fn new(options: &ConnectionOptions) -> Self {
+    /// For a completion queue with room for `room` completions.
+    pub(super) fn new(room: u32) -> Self {
         Self {
-            queues: [WorkQueue::new(Side::Send, options), WorkQueue::new(Side::Recv, options)],
+            pairs: Slab::new(),
+            numbers: FxHashMap::default(),
+            touched: Vec::new(),
             polled: Box::new([ffi::ibv_wc::default(); POLL_BATCH]),
+            room,
             sleeping: false,
             followers: 0,
             watched: false,
             armed: false,
-            failed: false,
-            flush_until: None,
             released: Released::default(),
         }
     }
 
-    pub(super) fn queue(&mut self, side: Side) -> &mut WorkQueue {
-        &mut self.queues[side as usize]
+    /// Adds a queue pair, and returns its key.
+    ///
+    /// # Errors
+    /// The room that is left, which is not enough.
+    pub(super) fn add(&mut self, queues: Queues) -> Result<usize, u32> {
+        self.room = self.room.checked_sub(queues.room).ok_or(self.room)?;
+        let number = queues.shared.pair.number();
+        let key = self.pairs.insert(queues);
+        self.numbers.insert(number, key);
+        Ok(key)
+    }
+
+    /// Removes a queue pair. Its room stays reserved until its completions are gone.
+    pub(super) fn remove(&mut self, key: usize) -> Queues {
+        let queues = self.pairs.remove(key);
+        self.numbers.remove(&queues.shared.pair.number());
+        self.touched.retain(|&touched| touched != key);
+        queues
+    }
+
+    /// Gives back the room of a queue pair that was destroyed: no completion of it comes any more, and those in the queue
+    /// were taken.
+    pub(super) fn give_back(&mut self, room: u32) {
+        self.room += room;
+    }
+
+    /// Has the next step look at a queue pair.
+    pub(super) fn touch(&mut self, key: usize) {
+        if let Some(pair) = self.pairs.get_mut(key)
+            && !std::mem::replace(&mut pair.touched, true)
+        {
+            self.touched.push(key);
+        }
+    }
+
+    /// The queue pair of a handle that lives.
+    pub(super) fn pair(&mut self, key: usize) -> &mut Queues {
+        &mut self.pairs[key]
+    }
+
+    pub(super) fn queue(&mut self, id: JobId) -> &mut WorkQueue {
+        self.pairs[id.pair].queue(id.side)
     }
 
     /// A job that its `Transfer` holds.
     pub(super) fn job(&mut self, id: JobId) -> &mut Job {
-        self.queue(id.side).find(id).expect("a job stays until its transfer lets go of it")
+        self.queue(id).find(id).expect("a job stays until its transfer lets go of it")
     }
 
     /// A job that may have ended and gone, or have another owner.
     pub(super) fn find(&mut self, id: JobId) -> Option<&mut Job> {
-        self.queue(id.side).find(id)
+        self.queue(id).find(id)
     }
 
     /// Whether something waits for the lock to be released.
@@ -99,25 +140,24 @@ impl State {
 
     /// Whether a job has not ended.
     pub(super) fn has_jobs(&self) -> bool {
-        self.queues.iter().any(WorkQueue::has_jobs)
+        self.pairs.iter().any(|(_, pair)| pair.has_jobs())
     }
 
     /// Gives up a job, and returns it if it has ended.
     pub(super) fn abandon(&mut self, id: JobId) -> Option<Job> {
-        let Self { queues, released, .. } = self;
-        queues[id.side as usize].abandon(id, released)
+        let Self { pairs, released, .. } = self;
+        pairs[id.pair].queue(id.side).abandon(id, released)
     }
 
     /// Wakes the tasks whose time is up.
-    pub(super) fn wake_overdue(&mut self, stall_timeout: Duration) {
-        let (now, Self { queues, released, .. }) = (Instant::now(), self);
-        queues.iter_mut().for_each(|queue| queue.wake_overdue(now, stall_timeout, released));
+    pub(super) fn wake_overdue(&mut self) {
+        let (now, Self { pairs, released, .. }) = (Instant::now(), self);
+        pairs.iter_mut().for_each(|(_, pair)| pair.wake_overdue(now, released));
     }
 
     /// Ends a job of which nothing was posted, and nothing will be.
-    pub(super) fn withdraw(&mut self, id: JobId, shared: &Shared) {
-        let Self { queues, released, .. } = self;
-        queues[id.side as usize].withdraw(id, shared, released);
+    pub(super) fn withdraw(&mut self, id: JobId) {
+        self.pairs[id.pair].withdraw(id, &mut self.released);
     }
 
     /// Wakes the task of a job once the lock is released.
@@ -133,53 +173,39 @@ impl State {
     }
 
     /// Takes at most [`POLL_BATCH`] completions, posts, and ends the jobs that are over.
-    pub(super) fn step(&mut self, shared: &Shared, completions: &CompletionQueue) -> Step {
+    pub(super) fn step(&mut self, completions: &CompletionQueue) -> Step {
         let taken = match completions.poll_into(&mut *self.polled) {
             Ok(taken) => taken,
             Err(error) => {
-                shared.fail(|| error.to_string());
-                self.discard(shared);
+                self.fail(&error.to_string());
                 0
             }
         };
-        for completion in &self.polled[..taken] {
-            self.queues[Side::of(completion) as usize].complete(completion, shared);
+        for at in 0..taken {
+            let completion = &self.polled[at];
+            // Of a queue pair that was destroyed otherwise.
+            let Some(&key) = self.numbers.get(&completion.qp_num) else { continue };
+            self.pairs[key].complete(completion);
+            self.touch(key);
         }
-        for queue in self.queues.iter_mut().filter(|_| !shared.is_failed()) {
-            if let Err(error) = queue.post(shared) {
-                shared.fail(|| error.to_string());
-            }
-        }
-        if taken == 0 && shared.is_failed() {
-            self.check_flush(shared);
-        }
-        let Self { queues, released, .. } = self;
-        let mut ended = false;
-        for queue in queues {
-            ended |= queue.settle(shared, taken == POLL_BATCH, released);
-        }
-        ended |= shared.is_failed() && !std::mem::replace(&mut self.failed, shared.is_failed());
+        let (mut ended, Self { pairs, touched, released, .. }) = (false, self);
+        touched.retain(|&key| {
+            let Some(pair) = pairs.get_mut(key) else { return false };
+            ended |= pair.advance(taken == POLL_BATCH, released);
+            pair.touched
+        });
         Step { taken, ended }
     }
 
-    /// Gives up on requests in flight that a failed queue pair does not flush.
-    fn check_flush(&mut self, shared: &Shared) {
-        if self.queues.iter().all(WorkQueue::is_idle) {
-            self.flush_until = None;
-            return;
+    /// Fails all queue pairs, because the device or its descriptors failed.
+    pub(super) fn fail(&mut self, reason: &str) {
+        for (key, pair) in &mut self.pairs {
+            pair.shared.fail(|| reason.to_owned());
+            pair.discard();
+            if !std::mem::replace(&mut pair.touched, true) {
+                self.touched.push(key);
+            }
         }
-        let now = Instant::now();
-        let until = *self.flush_until.get_or_insert(now + FLUSH_TIMEOUT);
-        if now >= until {
-            self.discard(shared);
-        }
-    }
-
-    /// Ends what is in flight without completions.
-    pub(super) fn discard(&mut self, shared: &Shared) {
-        shared.discard();
-        self.queues.iter_mut().for_each(WorkQueue::discard);
-        self.flush_until = None;
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::engine::{Engine, JobId};
 use super::error::{Error, Result};
+use super::job::JobId;
+use super::pair::Pair;
 use crate::verbs::Opcode;
 
 /// The result of a transfer.
@@ -37,7 +38,7 @@ pub struct Transferred {
 /// from a timer if timeouts are set; or a thread waits for a transfer of the same connection.
 #[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
 pub struct Transfer {
-    engine: Arc<Engine>,
+    pair: Arc<Pair>,
     id: JobId,
     opcode: Opcode,
     /// Length in bytes.
@@ -62,8 +63,8 @@ impl fmt::Debug for Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(engine: Arc<Engine>, id: JobId, opcode: Opcode, length: u64) -> Self {
-        Self { engine, id, opcode, length, end: Mutex::new(None) }
+    pub(super) fn new(pair: Arc<Pair>, id: JobId, opcode: Opcode, length: u64) -> Self {
+        Self { pair, id, opcode, length, end: Mutex::new(None) }
     }
 
     /// Length in bytes.
@@ -80,7 +81,7 @@ impl Transfer {
     /// before its first message: that one stays posted and can be waited for again. Otherwise the rest is flushed,
     /// and the connection is unusable.
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.engine.set_timeout(self.id, timeout);
+        self.pair.set_timeout(self.id, timeout);
         self
     }
 
@@ -110,7 +111,7 @@ impl Transfer {
         let mut end = self.end();
         match *end {
             Some(end) => self.again(end),
-            None => self.ended(&mut end, self.engine.wait(self.id, report)),
+            None => self.ended(&mut end, self.pair.wait(self.id, report)),
         }
     }
 
@@ -125,14 +126,14 @@ impl Transfer {
         if let Some(end) = *end {
             return self.again(end).map(Some);
         }
-        let result = self.engine.try_wait(self.id).transpose();
+        let result = self.pair.try_wait(self.id).transpose();
         result.map(|result| self.ended(&mut end, result)).transpose()
     }
 
     /// Number of bytes in messages that have completed. It grows by work request chains, of which only the last message
     /// is signaled.
     pub fn progress(&self) -> u64 {
-        if let Some(done) = self.engine.done(self.id) {
+        if let Some(done) = self.pair.done(self.id) {
             return done;
         }
         match *self.end() {
@@ -149,16 +150,16 @@ impl Transfer {
     /// A receive cannot complete without its peer. Before its first message it stays posted, and the connection
     /// usable. Later it is flushed, and the connection is unusable.
     pub fn cancel(&self) {
-        self.engine.cancel(self.id);
+        self.pair.cancel(self.id);
     }
 
     /// A function that [cancels](Self::cancel) the transfer from elsewhere, for a transfer that is awaited. After the
     /// transfer has ended it does nothing.
     pub fn canceller(&self) -> impl Fn() + Clone + Send + Sync + use<> {
-        let (engine, id) = (Arc::downgrade(&self.engine), self.id);
+        let (pair, id) = (Arc::downgrade(&self.pair), self.id);
         move || {
-            if let Some(engine) = engine.upgrade() {
-                engine.cancel(id);
+            if let Some(pair) = pair.upgrade() {
+                pair.cancel(id);
             }
         }
     }
@@ -180,7 +181,7 @@ impl Transfer {
     fn ended(&self, end: &mut Option<End>, result: Result<Transferred>) -> Result<Transferred> {
         *end = match &result {
             Ok(transferred) => Some(End::Complete(*transferred)),
-            Err(_) if self.engine.is_held(self.id) => None,
+            Err(_) if self.pair.is_held(self.id) => None,
             Err(Error::Cancelled { done, usable, .. }) => {
                 Some(End::Cancelled { done: *done, usable: *usable })
             }
@@ -207,7 +208,7 @@ impl Transfer {
                 Err(Error::Timeout { opcode, done, length, timeout, hint: String::new(), usable })
             }
             End::Failed { done } => {
-                let reason = self.engine.failure().unwrap_or("the transfer has failed").to_owned();
+                let reason = self.pair.failure().unwrap_or("the transfer has failed").to_owned();
                 Err(Error::Unusable { reason, done })
             }
         }
@@ -220,27 +221,27 @@ impl Future for Transfer {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(mut end) = self.try_end() else {
             // Another thread waits for it.
-            self.engine.set_waker(self.id, context);
+            self.pair.set_waker(self.id, context);
             return Poll::Pending;
         };
         if let Some(end) = *end {
             return Poll::Ready(self.again(end));
         }
-        self.engine.poll(self.id, context).map(|result| self.ended(&mut end, result))
+        self.pair.poll(self.id, context).map(|result| self.ended(&mut end, result))
     }
 }
 
 impl AsFd for Transfer {
     /// The connection's descriptor: readable when [`try_wait`](Self::try_wait) can make progress.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.engine.events.as_fd()
+        self.pair.engine().events.as_fd()
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
         if self.end().is_none() {
-            self.engine.detach(self.id);
+            self.pair.detach(self.id);
         }
     }
 }

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use dma_sg::Iova;
 use slab::Slab;
 
-use super::engine::JobId;
 use super::error::{Error, Result};
-use super::job::{Ending, Job, Message, Owner};
+use super::job::{Ending, Job, JobId, Message, Owner};
 use super::request::Request;
 use super::shared::Shared;
 use super::state::Released;
@@ -117,8 +116,8 @@ impl WorkQueue {
         self.next == self.completed
     }
 
-    /// Adds a job.
-    pub(super) fn push(&mut self, request: Request, message_size: u64) -> JobId {
+    /// Adds a job. Returns its key and number.
+    pub(super) fn push(&mut self, request: Request, message_size: u64) -> (usize, u64) {
         if self.is_idle() {
             self.progress = (self.completed, Instant::now());
         }
@@ -126,7 +125,7 @@ impl WorkQueue {
         self.next_job += 1;
         let key = self.jobs.insert(Job::new(request, message_size, number));
         self.row.push_back(key);
-        JobId { side: self.side, key, number }
+        (key, number)
     }
 
     /// A job that may have ended and gone, or have another owner.
@@ -157,11 +156,16 @@ impl WorkQueue {
         }
     }
 
-    /// Gives a receive that was left posted to a new owner: the first one for the same memory.
+    /// Gives a receive that was left posted to a new owner: the first one for the same memory. Returns its key and
+    /// number.
     ///
     /// # Errors
     /// The length of another one.
-    pub(super) fn adopt(&mut self, request: &Request, message_size: u64) -> Result<Option<JobId>, u64> {
+    pub(super) fn adopt(
+        &mut self,
+        request: &Request,
+        message_size: u64,
+    ) -> Result<Option<(usize, u64)>, u64> {
         if self.parked == 0 {
             return Ok(None);
         }
@@ -177,7 +181,7 @@ impl WorkQueue {
                 (job.owner, job.number) = (Owner::Transfer, self.next_job);
                 self.next_job += 1;
                 self.parked -= 1;
-                Ok(Some(JobId { side: self.side, key, number: job.number }))
+                Ok(Some((key, job.number)))
             }
         }
     }

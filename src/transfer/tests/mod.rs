@@ -20,6 +20,7 @@ use nix::sys::eventfd::EventFd;
 use super::engine::Engine;
 use super::events::Events;
 use super::job::Job;
+use super::pair::Pair;
 use super::request::Request;
 use super::shared::Shared;
 use super::{ConnectionOptions, Transfer};
@@ -95,7 +96,7 @@ unsafe extern "C" fn poll_cq(queue: *mut ffi::ibv_cq, count: c_int, into: *mut f
 }
 
 /// A connection on the provider. It leaks what libibverbs would own.
-fn connection(domain: &ProtectionDomain, options: ConnectionOptions) -> (Arc<Engine>, &'static Device) {
+fn connection(domain: &ProtectionDomain, options: ConnectionOptions) -> (Arc<Pair>, &'static Device) {
     let pair_options = options.queue_pair.max_sge(40);
     let options = options.queue_pair(pair_options).within(u32::MAX, u32::MAX);
     let device: &'static Device = Box::leak(Box::new(Device {
@@ -122,17 +123,19 @@ fn connection(domain: &ProtectionDomain, options: ConnectionOptions) -> (Arc<Eng
     // Nobody sleeps on it.
     let channel = EventFd::new().unwrap();
     let events = Events::new(channel.as_fd()).unwrap();
-    (Arc::new(Engine::new(shared, completions, events, &options)), device)
+    let room = 2 * options.window;
+    let engine = Arc::new(Engine::new(domain.clone(), completions, room, events));
+    (Arc::new(Pair::new(engine, shared, &options, room).unwrap()), device)
 }
 
 fn write(
-    engine: &Arc<Engine>,
+    pair: &Arc<Pair>,
     local: impl Into<Blocks<RegionSlice>>,
     remote: impl Into<Blocks<RemoteSlice>>,
 ) -> Transfer {
     let request = Request::one_sided(local, remote, |remote| Operation::Write { remote });
     let (opcode, length) = (request.opcode(), request.len());
-    Transfer::new(engine.clone(), engine.start(request, 1 << 20).unwrap(), opcode, length)
+    Transfer::new(pair.clone(), pair.start(request, 1 << 20).unwrap(), opcode, length)
 }
 
 fn options() -> ConnectionOptions {
@@ -145,19 +148,19 @@ fn options() -> ConnectionOptions {
 fn threads_on_one_connection() {
     const TIMES: u64 = 3000;
     let domain = domain();
-    let (engine, device) = connection(&domain, options().window(16).chain(4));
+    let (pair, device) = connection(&domain, options().window(16).chain(4));
     let region = fake::region_of(&domain, crate::dmabuf::BufferId::UNKNOWN, 0..1 << 20, Access::REMOTE);
     let lost = AtomicU64::new(0);
     thread::scope(|scope| {
         for thread in 0..8_u64 {
-            let (engine, region, lost) = (&engine, &region, &lost);
+            let (pair, region, lost) = (&pair, &region, &lost);
             scope.spawn(move || {
                 let mut kept = VecDeque::new();
                 for time in 0..TIMES {
                     let blocks = 1 + (time * 7 + thread) % 40;
                     let local = region.slice(..).unwrap().strided(64, 128, blocks as usize).unwrap();
                     let remote = RemoteSlice::from(region.remote());
-                    let transfer = write(engine, &local, remote.strided(64, 128, blocks as usize).unwrap());
+                    let transfer = write(pair, &local, remote.strided(64, 128, blocks as usize).unwrap());
                     match (time + thread) % 4 {
                         0 => assert_eq!(transfer.wait().unwrap().bytes, blocks * 64),
                         1 => kept.push_back((transfer, blocks)),
@@ -186,7 +189,7 @@ fn threads_on_one_connection() {
         }
     });
     // What was dropped in flight is carried out too.
-    write(&engine, &region, region.remote()).wait().unwrap();
+    write(&pair, &region, region.remote()).wait().unwrap();
     let asked: u64 =
         (0..8).flat_map(|thread| (0..TIMES).map(move |time| 1 + (time * 7 + thread) % 40)).sum::<u64>() + 1;
     let moved = device.requests.load(Ordering::Relaxed);
@@ -198,20 +201,20 @@ fn threads_on_one_connection() {
 #[test]
 fn blocks_share_doorbells() {
     let domain = domain();
-    let (engine, device) = connection(&domain, options().window(128).chain(32));
+    let (pair, device) = connection(&domain, options().window(128).chain(32));
     let region: MemoryRegion =
         fake::region_of(&domain, crate::dmabuf::BufferId::UNKNOWN, 0..1 << 20, Access::REMOTE);
     let local = region.slice(..).unwrap().strided(64, 128, 4096).unwrap();
     let remote = RemoteSlice::from(region.remote()).strided(64, 128, 4096).unwrap();
-    write(&engine, &local, &remote).wait().unwrap();
+    write(&pair, &local, &remote).wait().unwrap();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let seen = (count(&device.requests), count(&device.elements), count(&device.doorbells));
     assert_eq!(seen, (4096, 4096, 128));
     // Neighbours on both sides are one element, neighbours at the peer one request.
     let row = RemoteSlice::from(region.remote()).strided(64, 64, 4096).unwrap();
-    write(&engine, region.slice(..).unwrap().strided(64, 64, 4096).unwrap(), &row).wait().unwrap();
+    write(&pair, region.slice(..).unwrap().strided(64, 64, 4096).unwrap(), &row).wait().unwrap();
     assert_eq!((count(&device.requests), count(&device.elements)), (4097, 4097));
-    write(&engine, &local, &row).wait().unwrap();
+    write(&pair, &local, &row).wait().unwrap();
     // Forty elements a request.
     assert_eq!((count(&device.requests), count(&device.elements)), (4097 + 103, 4097 + 4096));
 }

@@ -58,8 +58,8 @@ fn by_hand(pair: *mut ffi::ibv_qp, queue: *mut ffi::ibv_cq, pages: &[(u64, u64)]
 fn post() -> Result<()> {
     stay_on_one_processor()?;
     let domain = domain();
-    let (engine, _) = connection(&domain, options().window(128).chain(32));
-    let (_hand, device) = connection(&domain, options().window(128).chain(32));
+    let (library, _) = connection(&domain, options().window(128).chain(32));
+    let (hand, _) = connection(&domain, options().window(128).chain(32));
     let length = BLOCKS as u64 * BLOCK;
     let region = fake::region_of(&domain, crate::dmabuf::BufferId::UNKNOWN, 0..length, Access::REMOTE);
     // A permutation on each side, so that nothing merges.
@@ -69,8 +69,8 @@ fn post() -> Result<()> {
     let (from, to) = (table.select(order(1027))?, remote.select(order(2053))?);
     let pages: Vec<_> =
         order(1027).zip(order(2053)).map(|(a, b)| (a as u64 * BLOCK, b as u64 * BLOCK)).collect();
-    let (pair, queue) = (_hand.shared.pair.as_raw().as_ptr(), _hand.completions().as_raw().as_ptr());
-    let _ = device;
+    let (pair, queue) =
+        (hand.shared().pair.as_raw().as_ptr(), hand.engine().completions.as_raw().as_ptr());
     let mut next = 0;
     let time = |work: &mut dyn FnMut()| {
         let start = Instant::now();
@@ -84,7 +84,7 @@ fn post() -> Result<()> {
     };
     let turns = pairs(
         PAIRS,
-        || time(&mut || drop(black_box(write(&engine, &from, &to).wait()))),
+        || time(&mut || drop(black_box(write(&library, &from, &to).wait()))),
         || time(&mut || by_hand(pair, queue, &pages, &mut next)),
     )?;
     let turns = each(turns, BLOCKS);
@@ -96,7 +96,7 @@ fn post() -> Result<()> {
     let one = [(0, 8)];
     let turns = pairs(
         PAIRS,
-        || time(&mut || (0..100).for_each(|_| drop(black_box(write(&engine, &local, &place).wait())))),
+        || time(&mut || (0..100).for_each(|_| drop(black_box(write(&library, &local, &place).wait())))),
         || time(&mut || (0..100).for_each(|_| by_hand_one(pair, queue, one[0], &mut next))),
     )?;
     let turns = each(turns, 100);

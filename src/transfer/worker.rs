@@ -1,0 +1,80 @@
+//! What connections share that make progress together.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::error::Result;
+use super::events::Events;
+use super::options::WorkerOptions;
+use super::{Connection, ConnectionOptions};
+use crate::verbs::{CompletionQueue, ProtectionDomain};
+
+/// Connections that share a completion queue, a lock and a descriptor: whoever waits for a transfer of one makes
+/// progress for all.
+///
+/// A server with many clients watches one descriptor and polls one queue. [`Connection::new`] gives a connection a worker
+/// of its own, so that connections of different threads do not contend. Clones are handles of the same worker. It lives
+/// as long as one of them, a connection, or a transfer.
+#[derive(Clone)]
+pub struct Worker {
+    pub(super) engine: Arc<Engine>,
+}
+
+impl Worker {
+    /// Creates a completion queue, and the descriptors to sleep on: five.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`](super::Error::Verbs), as [`CompletionQueue::new`]; `EMFILE` if no descriptor is free.
+    pub fn new(domain: &ProtectionDomain, options: WorkerOptions) -> Result<Self> {
+        let context = domain.context();
+        let room = options.completions.min(context.limits()?.max_cqe).max(1);
+        let completions = CompletionQueue::new(context, room)?;
+        let channel = completions.channel().expect("a new completion queue has a channel");
+        let events = Events::new(channel).map_err(context.failed("create the descriptors of a worker"))?;
+        Ok(Self { engine: Arc::new(Engine::new(domain.clone(), completions, room, events)) })
+    }
+
+    /// Creates a queue pair on this worker.
+    ///
+    /// # Errors
+    /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`](crate::verbs::QueuePair::new); `ENOSPC` if twice the
+    /// [`window`](ConnectionOptions::window) does not fit into what is left of
+    /// [`WorkerOptions::completions`].
+    pub fn connection(&self, options: ConnectionOptions) -> Result<Connection> {
+        Connection::on(&self.engine, options)
+    }
+
+    /// The protection domain of its connections.
+    pub fn domain(&self) -> &ProtectionDomain {
+        &self.engine.domain
+    }
+
+    /// Makes progress for all connections; see [`Connection::process_events`].
+    ///
+    /// # Errors
+    /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider. All connections have failed.
+    pub fn process_events(&self) -> Result<()> {
+        self.engine.process_events()
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Worker").field(&self.engine.completions).finish()
+    }
+}
+
+impl AsFd for Worker {
+    /// The descriptor of all its connections; see [`Connection::process_events`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.engine.events.as_fd()
+    }
+}
+
+impl AsRawFd for Worker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
