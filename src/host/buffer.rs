@@ -174,11 +174,7 @@ impl HostBuffer {
     /// - [`Error::Null`]: `start` is null.
     /// - [`Error::Range`]: `length` is 0.
     /// - [`Error::AddressOverflow`]: `length` exceeds 2^63 - 1, or the end is beyond the address space.
-    pub unsafe fn from_raw(
-        start: *mut u8,
-        length: u64,
-        keeper: impl Send + Sync + 'static,
-    ) -> Result<Self> {
+    pub unsafe fn from_raw(start: *mut u8, length: u64, keeper: impl Send + Sync + 'static) -> Result<Self> {
         let address = start.addr() as u64;
         let start = NonNull::new(start).ok_or(Error::Null { length })?;
         if length == 0 {

@@ -32,8 +32,7 @@ impl Mapping {
         let mut flags = MapFlags::MAP_PRIVATE;
         if let PageKind::Huge { size } = pages {
             // The kernel expects log2 of the page size in the bits from MAP_HUGE_SHIFT (26) on.
-            flags |= MapFlags::MAP_HUGETLB
-                | MapFlags::from_bits_retain((size.trailing_zeros() << 26) as i32);
+            flags |= MapFlags::MAP_HUGETLB | MapFlags::from_bits_retain((size.trailing_zeros() << 26) as i32);
         }
         // The kernel takes huge pages only for whole ones of the mapping, so it has to begin with one.
         let huge = transparent_page_size();

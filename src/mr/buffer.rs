@@ -1,6 +1,5 @@
 //! What a registration registers: a dma-buf or host memory.
 
-
 use crate::dmabuf::{BufferId, DmaBuf};
 use crate::host::{self, HostBuffer};
 

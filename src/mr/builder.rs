@@ -262,7 +262,9 @@ impl<'a> MemoryRegionBuilder<'a> {
                 Ok(call) => path::register_data_direct(call, self.domain, fd, request),
                 Err(symbol) => return missing(symbol),
             },
-            Path::Uverbs | Path::HostMapping | Path::HostMemory => path::register_uverbs(self.domain, fd, request),
+            Path::Uverbs | Path::HostMapping | Path::HostMemory => {
+                path::register_uverbs(self.domain, fd, request)
+            }
         };
         match answer {
             Ok(registered) => Ok(Ok(registered)),

@@ -5,9 +5,9 @@ use std::io;
 use dma_sg::{Iova, RangeError};
 
 use super::{Access, MemoryRegion, Path, Refusal, RegionSet};
-use crate::{dmabuf, host};
 use crate::kind::{ENOTSUPP, ErrorKind, readable_error};
 use crate::verbs;
+use crate::{dmabuf, host};
 
 /// Why a range of a buffer could not be registered, or its description is invalid.
 #[derive(thiserror::Error)]

@@ -10,7 +10,8 @@ use dma_sg::{Iova, RangeError};
 
 use super::path::{Path, Registered};
 use super::{
-    Access, Buffer, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem, self_check,
+    Access, Buffer, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem,
+    self_check,
 };
 use crate::exporter::Backing;
 use crate::host::HostBuffer;

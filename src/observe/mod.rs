@@ -29,7 +29,7 @@ pub(crate) use fork::Process;
 #[cfg(test)]
 pub(crate) use fork::tests::in_a_child;
 pub(crate) use gauges::{
-    CountedCache, DATA_DIRECT, HOST_MAPPING, HOST_MEMORY, HeldFd, RegionCounter, UVERBS, VERBS, VERBS_EX, count_cache,
-    remember_cache,
+    CountedCache, DATA_DIRECT, HOST_MAPPING, HOST_MEMORY, HeldFd, RegionCounter, UVERBS, VERBS, VERBS_EX,
+    count_cache, remember_cache,
 };
 pub(crate) use span::{SpanFields, exporting, listening, span};

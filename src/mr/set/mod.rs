@@ -52,9 +52,7 @@ impl RegionSet {
 
     /// Starts the registration of several buffers in a row, in this order: dma-bufs, host memory, or both. Each buffer
     /// but the first must begin at a page, and each but the last end at one, which only host memory may not.
-    pub fn of_buffers<'a>(
-        buffers: impl IntoIterator<Item = impl Into<Buffer<'a>>>,
-    ) -> RegionSetBuilder<'a> {
+    pub fn of_buffers<'a>(buffers: impl IntoIterator<Item = impl Into<Buffer<'a>>>) -> RegionSetBuilder<'a> {
         RegionSetBuilder::new(buffers.into_iter().map(Into::into).collect())
     }
 
