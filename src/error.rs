@@ -184,6 +184,7 @@ mod tests {
             ("dmabuf::Error", include_str!("dmabuf/error.rs")),
             ("device_view::Error", include_str!("../dma-sg/src/device_view/error.rs")),
             ("exporter::Error", include_str!("exporter/error.rs")),
+            ("host::Error", include_str!("host/error.rs")),
             ("verbs::Error", include_str!("verbs/error.rs")),
             ("mr::…", include_str!("mr/error.rs")),
             ("transfer::Error", include_str!("transfer/error.rs")),

@@ -11,6 +11,7 @@
 //!  exporter ──fd──▶ DmaBuf ──range──▶ MemoryRegion ──slice──▶ Connection ──▶ the wire
 //!  GPU, heap,       identity,         lkey, rkey, iova        WRITE, READ, SEND,
 //!  udmabuf, DRM     size, CPU access  (RegionSet, RegionCache) atomics, any length
+//!  host memory ───▶ HostBuffer ─────▶ the same
 //! ```
 //!
 //! | module | contents |

@@ -291,6 +291,15 @@ mod tests {
     }
 
     #[test]
+    fn host_memory_has_an_identity_that_no_file_has() {
+        let (one, other) = (BufferId::of_host_memory(), BufferId::of_host_memory());
+        assert_ne!(one, other);
+        assert_ne!(one, BufferId::UNKNOWN);
+        // The kernel's device numbers have 32 bits.
+        assert!(one.device > u64::from(u32::MAX), "{one:?}");
+    }
+
+    #[test]
     fn fdinfo_fields_are_found_by_name() {
         let text = "pos:\t0\nino:\t7\nsize:\t4096\ncount:\t2\nexp_name:\tudmabuf\nname:\tframes\n";
         assert_eq!(field(text, "exp_name:"), Some("udmabuf"));

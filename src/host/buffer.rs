@@ -166,9 +166,9 @@ impl HostBuffer {
     /// - no reference to it is used, and this process accesses it by atomic or volatile operations only, since a device
     ///   may write it at any time.
     ///
-    /// On kernels before 5.12 a `fork` can give the parent a new page while the device keeps the old one, unless the
-    /// program excludes the memory from the child (`MADV_DONTFORK`, `ibv_fork_init`). Later kernels copy pinned pages
-    /// for the child.
+    /// On old kernels a `fork` can give the parent a new page while the device keeps the old one, unless the program
+    /// excludes the memory from the child (`MADV_DONTFORK`, `ibv_fork_init`). Kernels whose `rdma system` says
+    /// `copy-on-fork on` copy pinned pages for the child.
     ///
     /// # Errors
     /// - [`Error::Null`]: `start` is null.
@@ -295,4 +295,73 @@ impl fmt::Debug for HostBuffer {
 
 fn inspect(file: &OwnedFd) -> Result<FileStat> {
     fstat(file).map_err(|errno| Error::Inspect { property: "size", source: errno.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::in_a_child;
+
+    fn mappings() -> usize {
+        std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+    }
+
+    #[test]
+    fn allocated_memory_is_zeroed_aligned_and_copied() {
+        for pages in [PageKind::Base, PageKind::Transparent] {
+            let buffer = HostBuffer::allocate((5 << 20) + 1, pages).unwrap();
+            assert_eq!(buffer.size(), (5 << 20) + page_size());
+            let align =
+                if pages == PageKind::Base { page_size() } else { exporter::transparent_page_size() as u64 };
+            assert_eq!(buffer.as_ptr().addr() as u64 % align, 0);
+            let last = buffer.size() - 3;
+            buffer.write(last, b"end").unwrap();
+            let (mut first, mut seen) = ([1; 64], [0; 3]);
+            buffer.read(0, &mut first).unwrap();
+            buffer.read(last, &mut seen).unwrap();
+            assert_eq!((first, &seen), ([0; 64], b"end"));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_shared_with_the_file() {
+        let path = std::env::temp_dir().join(format!("dmabuf-rdma-host-{}", std::process::id()));
+        std::fs::write(&path, [7; 10_000]).unwrap();
+        let open = || std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let buffer = HostBuffer::map_file(open(), 5001..9000).unwrap();
+        assert_eq!((buffer.size(), buffer.page_offset()), (3999, 5001 % page_size()));
+        buffer.write(3990, &[8; 9]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((&bytes[8991..9000], &bytes[9000..9002], bytes[8990]), (&[8; 9][..], &[7; 2][..], 7));
+        open().set_len(6000).unwrap();
+        match buffer.read(999, &mut [0]) {
+            Err(Error::Truncated { size: 6000, end: 6001 }) => {}
+            other => panic!("{other:?}"),
+        }
+        buffer.read(998, &mut [0]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_child_has_neither_the_memory_nor_its_end() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+        let buffer = HostBuffer::allocate(4096, PageKind::Base).unwrap();
+        let mut slot = Some(buffer);
+        let passed = in_a_child(|| {
+            let Some(copy) = slot.take() else { return false };
+            let refused = matches!(copy.read(0, &mut [0]), Err(Error::OtherProcess));
+            // Other memory gets the address in the child, and stays.
+            let at = NonZeroUsize::new(copy.as_ptr().addr());
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+            let length = NonZeroUsize::new(4096).unwrap();
+            // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+            let other = unsafe { mmap_anonymous(at, length, ProtFlags::PROT_READ, flags) };
+            let before = mappings();
+            drop(copy);
+            refused && other.is_ok() && mappings() == before
+        });
+        assert!(passed);
+        slot.unwrap().write(0, &[1]).unwrap();
+    }
 }

@@ -3,11 +3,13 @@
 //! `unsafe` is here for memory that the library does not own.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dmabuf_rdma::HostBuffer;
 use dmabuf_rdma::exporter::PageKind;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::buffers::memfd;
 use super::pattern;
@@ -82,25 +84,37 @@ impl Drop for Arena {
 pub struct HostKind {
     pub name: &'static str,
     pub allocate: fn(u64) -> HostBuffer,
-    _setting: Option<Setting>,
+    /// A setting that must hold while such memory exists.
+    _setting: Option<Rc<Setting>>,
+}
+
+/// A part of a hugetlb memfd that begins inside a huge page.
+fn huge_memfd(size: u64) -> HostBuffer {
+    const HUGE: u64 = 2 << 20;
+    let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB | MFdFlags::MFD_CLOEXEC;
+    let memfd = memfd_create(c"test", flags).expect("memfd");
+    nix::unistd::ftruncate(&memfd, (size.next_multiple_of(HUGE) + HUGE) as i64).expect("ftruncate");
+    HostBuffer::map_file(memfd, 4096..4096 + size).expect("a hugetlb memfd")
 }
 
 /// All kinds of host memory. Some begin inside a page.
 pub fn host_kinds() -> Vec<HostKind> {
     let kind = |name, allocate| HostKind { name, allocate, _setting: None };
     let enabled = Setting::new("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+    let pool = Rc::new(huge_pages(16));
     vec![
         kind("base pages", host),
         HostKind {
             name: "transparent huge pages",
             allocate: |size| HostBuffer::allocate(size, PageKind::Transparent).expect("host memory"),
-            _setting: Some(enabled),
+            _setting: Some(Rc::new(enabled)),
         },
         HostKind {
             name: "2 MiB huge pages",
             allocate: |size| HostBuffer::allocate(size, PageKind::HUGE_2M).expect("host memory"),
-            _setting: Some(huge_pages(16)),
+            _setting: Some(pool.clone()),
         },
+        HostKind { name: "a part of a memfd of huge pages", allocate: huge_memfd, _setting: Some(pool) },
         kind("a memfd", |size| HostBuffer::map_file(memfd(size), ..).expect("a memfd")),
         kind("a part of a memfd", |size| {
             HostBuffer::map_file(memfd(size + 8192), 4200..4200 + size).expect("a memfd")

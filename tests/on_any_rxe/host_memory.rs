@@ -85,6 +85,7 @@ fn every_byte_of_every_kind() {
             };
             let seen = (number(&theirs, 8), number(&theirs, 0), number(&ours, 0));
             assert_eq!(seen, (41, 42, 7), "{}", kind.name);
+            local.self_check().unwrap();
         }
     }
     census.assert_unchanged();
