@@ -1,7 +1,7 @@
 //! One error type for programs that use `?` across several steps.
 
 use crate::kind::{ErrorKind, readable_error};
-use crate::{cm, dmabuf, exporter, mr, transfer, verbs};
+use crate::{cm, dmabuf, exporter, host, mr, transfer, verbs};
 
 /// The result of a program that uses several parts of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -23,6 +23,9 @@ pub enum Error {
     /// An exporter, a GPU runtime or a pointer.
     #[error(transparent)]
     Exporter(#[from] exporter::Error),
+    /// Host memory.
+    #[error(transparent)]
+    Host(#[from] host::Error),
     /// A device, a queue pair or a work request.
     #[error(transparent)]
     Verbs(#[from] verbs::Error),
@@ -64,6 +67,7 @@ impl Error {
             Self::DmaBuf(error) => error.kind(),
             Self::DeviceView(error) => kind_of_view(error),
             Self::Exporter(error) => error.kind(),
+            Self::Host(error) => error.kind(),
             Self::Verbs(error) => error.kind(),
             Self::Register(error) => error.kind(),
             Self::Set(error) => error.kind(),
@@ -180,6 +184,7 @@ mod tests {
             ("dmabuf::Error", include_str!("dmabuf/error.rs")),
             ("device_view::Error", include_str!("../dma-sg/src/device_view/error.rs")),
             ("exporter::Error", include_str!("exporter/error.rs")),
+            ("host::Error", include_str!("host/error.rs")),
             ("verbs::Error", include_str!("verbs/error.rs")),
             ("mr::…", include_str!("mr/error.rs")),
             ("transfer::Error", include_str!("transfer/error.rs")),

@@ -11,12 +11,14 @@
 //!  exporter ──fd──▶ DmaBuf ──range──▶ MemoryRegion ──slice──▶ Connection ──▶ the wire
 //!  GPU, heap,       identity,         lkey, rkey, iova        WRITE, READ, SEND,
 //!  udmabuf, DRM     size, CPU access  (RegionSet, RegionCache) atomics, any length
+//!  host memory ───▶ HostBuffer ─────▶ the same
 //! ```
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`exporter`] | allocators of dma-bufs, and GPU runtimes that turn a pointer into one |
 //! | [`dmabuf`] | a dma-buf: identity, size, CPU access, fences |
+//! | [`host`] | host memory as an end of a transfer |
 //! | [`verbs`] | devices, protection domains, completion queues, queue pairs |
 //! | [`mr`] | registration: regions, sets of regions, the cache, and descriptions for a peer |
 //! | [`transfer`] | connections that transfer ranges of any length and tables of blocks |
@@ -96,8 +98,9 @@
 //!   [`MemoryRegion::deregister`] reports it.
 //! - In a child of `fork`, drop leaves the objects of the kernel and of GPU runtimes alone: they belong to the
 //!   parent. The child must neither register nor transfer with them; it may open the device anew.
-//! - A device may write a buffer at any time, so the crate lends no `&[u8]` into one. [`dmabuf::Mapping`] copies
-//!   bytes in and out.
+//! - A region of host memory holds its [`HostBuffer`], so the memory stays until the region is deregistered.
+//! - A device may write a buffer at any time, so the crate lends no `&[u8]` into one. [`dmabuf::Mapping`] and
+//!   [`HostBuffer`] copy bytes in and out.
 //!
 //! # Errors
 //!
@@ -126,6 +129,7 @@ pub mod cm;
 pub mod dmabuf;
 mod error;
 pub mod exporter;
+pub mod host;
 mod kind;
 pub mod mr;
 pub mod observe;
@@ -135,6 +139,7 @@ pub mod verbs;
 pub use dma_sg::{self, DmaSg, DmaSgList, Iova};
 pub use dmabuf::DmaBuf;
 pub use error::{Error, Result};
+pub use host::HostBuffer;
 pub use kind::ErrorKind;
 pub use mr::{
     Access, Blocks, MemoryRegion, RegionCache, RegionSet, RegionSlice, RemoteRegion, RemoteSlice, Umem,

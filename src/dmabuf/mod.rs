@@ -1,5 +1,6 @@
 //! A dma-buf: its identity, size, exporter and fences, and CPU access to its bytes.
 
+pub(crate) mod copy;
 mod error;
 mod fence;
 mod mapping;
@@ -8,7 +9,9 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -46,7 +49,8 @@ pub struct DmaBuf {
 ///
 /// It is the inode in the kernel's dma-buf file system, which is unique while any reference to the buffer lives.
 /// Keep a reference (a `DmaBuf`, a region) while you compare identities. Two dma-bufs of the same memory, such as
-/// those of V4L2's EXPBUF, have two identities.
+/// those of V4L2's EXPBUF, have two identities. Each [`HostBuffer`](crate::HostBuffer) has one of its own, which no
+/// later buffer gets, whatever its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferId {
@@ -55,8 +59,20 @@ pub struct BufferId {
 }
 
 impl BufferId {
-    /// Stands for no dma-buf, as in the description of a peer that registered other memory.
+    /// Stands for no buffer, as in the description of a peer that registered other memory.
     pub const UNKNOWN: Self = Self { device: 0, inode: 0 };
+
+    /// The identity of new host memory. No file system has the first number, and the second differs from that of any
+    /// earlier process with the same pid.
+    pub(crate) fn of_host_memory() -> Self {
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            AtomicU64::new(since.as_nanos() as u64)
+        });
+        // The kernel's device numbers have 32 bits.
+        let device = u64::from(u32::from_be_bytes(*b"HOST")) << 32 | u64::from(std::process::id());
+        Self { device, inode: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
 
     /// File system and inode, to send to a peer.
     pub(crate) fn parts(self) -> (u64, u64) {
@@ -224,7 +240,7 @@ fn field<'t>(fdinfo: &'t str, key: &str) -> Option<&'t str> {
 }
 
 /// What a descriptor refers to, in words, for the error message.
-fn describe(fd: &OwnedFd) -> String {
+pub(crate) fn describe(fd: &OwnedFd) -> String {
     let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let target = link.map(|path| path.display().to_string()).unwrap_or_default();
     let kind = match fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())) {
@@ -272,6 +288,15 @@ mod tests {
         // closes nothing.
         let fd = unsafe { OwnedFd::from_raw_fd(1_000_000) };
         assert!(matches!(DmaBuf::from_fd(fd), Err(Error::BadFd { fd: 1_000_000 })));
+    }
+
+    #[test]
+    fn host_memory_has_an_identity_that_no_file_has() {
+        let (one, other) = (BufferId::of_host_memory(), BufferId::of_host_memory());
+        assert_ne!(one, other);
+        assert_ne!(one, BufferId::UNKNOWN);
+        // The kernel's device numbers have 32 bits.
+        assert!(one.device > u64::from(u32::MAX), "{one:?}");
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl HostPages {
 }
 
 /// Bytes of a transparent huge page; 1 on a kernel without them.
-fn transparent_page_size() -> usize {
+pub(crate) fn transparent_page_size() -> usize {
     let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
     text.ok()
         .and_then(|text| text.trim().parse().ok())

@@ -9,7 +9,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Refuses more memory than the machine or, for memory that the kernel charges to it, this process's cgroup
 /// can give. The exporters' allocators take all there is, and then the kernel kills processes.
-pub(super) fn check(exporter: impl FnOnce() -> String, size: u64, charged: bool) -> Result<()> {
+pub(crate) fn check(exporter: impl FnOnce() -> String, size: u64, charged: bool) -> Result<()> {
     let read = |path: &str| fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| available(&text)).map(|bytes| (bytes, None));
     let cgroup = || least_room(&read("/proc/self/cgroup")?, Path::new(CGROUPS), size);

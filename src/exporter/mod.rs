@@ -35,7 +35,7 @@ pub mod hsa;
 pub mod level_zero;
 #[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero", feature = "vulkan"))]
 mod library;
-mod memory;
+pub(crate) mod memory;
 #[cfg(all(test, feature = "cuda", feature = "hsa", feature = "level-zero", feature = "vulkan"))]
 mod own_world;
 pub mod runtime;
@@ -73,6 +73,8 @@ pub use v4l2::CaptureDevice;
 pub use vfio::VfioDevice;
 #[cfg(feature = "vulkan")]
 pub use vulkan::{Vulkan, VulkanBuffer};
+
+pub(crate) use backing::transparent_page_size;
 
 use crate::dmabuf::DmaBuf;
 
@@ -138,7 +140,7 @@ fn nodes(folder: &str, prefix: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// Rounds `size` up to whole pages of `page` bytes; refuses 0 and sizes beyond 2^63 - 1.
-fn whole_pages(size: u64, page: u64) -> Result<u64> {
+pub(crate) fn whole_pages(size: u64, page: u64) -> Result<u64> {
     if size == 0 {
         return Err(RangeError::Empty { offset: 0 }.into());
     }

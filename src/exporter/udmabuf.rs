@@ -27,15 +27,15 @@ const MISSING: &str = "load the module udmabuf, or use a kernel with CONFIG_UDMA
 const FORBIDDEN: &str = "run as root, or join the group that owns it (kvm under Debian's udev)";
 const MIB: u64 = 1 << 20;
 
-/// The kind of pages behind a udmabuf.
+/// The kind of pages of a udmabuf or of a [`HostBuffer`](crate::HostBuffer).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PageKind {
     /// The kernel's base pages.
     #[default]
     Base,
-    /// Transparent huge pages, as far as the kernel has free ones
-    /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled` must be `advise` or `always`).
+    /// Transparent huge pages, as far as the kernel has free ones. In `/sys/kernel/mm/transparent_hugepage` the file
+    /// `shmem_enabled` must be `advise` or `always` for a udmabuf, and `enabled` `madvise` or `always` for host memory.
     Transparent,
     /// Huge pages from the reserved pool of their size.
     Huge {
@@ -50,7 +50,7 @@ impl PageKind {
     /// Huge pages of 1 GiB.
     pub const HUGE_1G: Self = Self::Huge { size: 1 << 30 };
 
-    fn size(self) -> u64 {
+    pub(crate) fn size(self) -> u64 {
         match self {
             Self::Base | Self::Transparent => page_size(),
             Self::Huge { size } => size,

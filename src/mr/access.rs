@@ -1,13 +1,12 @@
 //! Access flags of a region.
 
-use super::RegisterError;
-use crate::dmabuf::DmaBuf;
+use super::{Buffer, RegisterError};
 
 type Result<T, E = RegisterError> = std::result::Result<T, E>;
 
 bitflags::bitflags! {
-    /// Access flags of a memory region. The constants are the flags that the kernel permits for a dma-buf;
-    /// the device may always read.
+    /// Access flags of a memory region. The constants are the flags that the kernel permits for a dma-buf, and this
+    /// library for host memory; the device may always read.
     ///
     /// Source: `UVERBS_METHOD_REG_DMABUF_MR` in `drivers/infiniband/core/uverbs_std_types_mr.c`. The values are
     /// those of `ibv_access_flags`.
@@ -38,8 +37,8 @@ impl Access {
 
     const WRITES: Self = Self::LOCAL_WRITE.union(Self::REMOTE_WRITE).union(Self::REMOTE_ATOMIC);
 
-    /// Checks the flags, and that the buffer's descriptor permits them, which the kernel does not check.
-    pub(super) fn check(self, buffer: &DmaBuf) -> Result<()> {
+    /// Checks the flags, and that the buffer permits them, which the kernel does not check for a dma-buf.
+    pub(super) fn check(self, buffer: Buffer<'_>) -> Result<()> {
         self.check_flags()?;
         if self.intersects(Self::WRITES) && !buffer.is_writable() {
             return Err(RegisterError::ReadOnlyBuffer { access: self.intersection(Self::WRITES) });

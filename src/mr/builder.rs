@@ -9,12 +9,13 @@ use dma_sg::{Iova, page_size};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rdma_sys_ext::symbols;
 
-use super::path::{self, IMPORT, NEWER, Path, Registered, Request};
+use super::path::{self, DEFAULT, IMPORT, NEWER, Path, Registered, Request};
 use super::probe::{self, Cause};
 use super::region::Kept;
-use super::{Access, MemoryRegion, Refusal, RegisterError, Umem};
+use super::{Access, Buffer, MemoryRegion, Refusal, RegisterError, Umem};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
+use crate::host::{self, HostBuffer};
 use crate::observe;
 use crate::verbs::{self, DmaHandle, ProtectionDomain};
 
@@ -25,7 +26,7 @@ type Result<T, E = RegisterError> = std::result::Result<T, E>;
 #[must_use = "nothing is registered until `register` is called"]
 pub struct MemoryRegionBuilder<'a> {
     domain: &'a ProtectionDomain,
-    buffer: &'a DmaBuf,
+    buffer: Buffer<'a>,
     range: (Bound<u64>, Bound<u64>),
     iova: Option<Iova>,
     default_iova: Option<Iova>,
@@ -36,7 +37,7 @@ pub struct MemoryRegionBuilder<'a> {
 }
 
 impl<'a> MemoryRegionBuilder<'a> {
-    pub(super) fn new(domain: &'a ProtectionDomain, buffer: &'a DmaBuf) -> Self {
+    pub(super) fn new(domain: &'a ProtectionDomain, buffer: Buffer<'a>) -> Self {
         Self {
             domain,
             buffer,
@@ -44,7 +45,7 @@ impl<'a> MemoryRegionBuilder<'a> {
             iova: None,
             default_iova: None,
             access: Access::empty(),
-            paths: IMPORT,
+            paths: DEFAULT,
             backing: None,
             handle: None,
         }
@@ -56,7 +57,8 @@ impl<'a> MemoryRegionBuilder<'a> {
     }
 
     /// The address of the range's first byte in work requests. It must equal the range's offset modulo the page
-    /// size. Default: the offset.
+    /// size. Default: the offset. In host memory that does not begin at a page, both count from that page. On iWARP the
+    /// address of host memory cannot be chosen: it is that of its pages.
     pub fn iova(self, iova: Iova) -> Self {
         Self { iova: Some(iova), ..self }
     }
@@ -71,8 +73,8 @@ impl<'a> MemoryRegionBuilder<'a> {
         Self { access, ..self }
     }
 
-    /// Tries only these import paths (`&[]` for none), in the order of the variants of [`Path`]. Default:
-    /// [`Path::Verbs`] and [`Path::Uverbs`].
+    /// Tries only these paths (`&[]` for none), in the order of the variants of [`Path`]. Default: [`Path::Verbs`] and
+    /// [`Path::Uverbs`] for a dma-buf, [`Path::HostMemory`] for host memory.
     ///
     /// Use it to test one path, to refuse a fallback, or to choose [`Path::VerbsEx`] or [`Path::DataDirect`], which
     /// are never tried by default. It cancels [`dma_handle`](Self::dma_handle) and
@@ -107,7 +109,8 @@ impl<'a> MemoryRegionBuilder<'a> {
     ///   or the iova is invalid, as in [`Umem::new`].
     /// - [`RegisterError::AccessNotPermitted`], [`RegisterError::LocalWriteMissing`],
     ///   [`RegisterError::ReadOnlyBuffer`]: the access flags are invalid, or the buffer's descriptor forbids them.
-    /// - [`RegisterError::ForeignBacking`]: the host pages belong to another buffer.
+    /// - [`RegisterError::Host`]: host pages of another buffer, or host memory that is gone, as
+    ///   [`HostBuffer::read`] says.
     /// - [`RegisterError::NoPath`]: no path is allowed.
     /// - [`RegisterError::Verbs`] with [`verbs::Error::ContextMismatch`]: the DMA handle belongs to another context.
     ///
@@ -115,14 +118,15 @@ impl<'a> MemoryRegionBuilder<'a> {
     /// - [`RegisterError::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): the device imports no dma-bufs.
     /// - [`RegisterError::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device imports dma-bufs, but not of this
     ///   memory.
-    /// - [`RegisterError::MemlockLimit`] (`ENOMEM`): HostMapping exceeds RLIMIT_MEMLOCK.
+    /// - [`RegisterError::MemlockLimit`] (`ENOMEM`): HostMapping or HostMemory exceeds RLIMIT_MEMLOCK.
     /// - [`RegisterError::Verbs`] with [`verbs::Error::Unavailable`]: the only allowed path is VerbsEx or DataDirect,
-    ///   and this system lacks it; or HostMapping on iWARP with an [`iova`](Self::iova).
+    ///   and this system lacks it; or host pages on iWARP with an [`iova`](Self::iova).
     /// - [`RegisterError::AccessNotPermitted`] (`EOPNOTSUPP`): the device imports dma-bufs, but does not support these
     ///   flags.
     /// - [`RegisterError::Probe`]: every path returned "not supported", and a probe without the buffer could not tell
     ///   why.
-    /// - [`RegisterError::Refused`]: the kernel or the provider returned any other errno.
+    /// - [`RegisterError::Refused`]: the kernel or the provider returned any other errno. `EFAULT`: the pages of a file
+    ///   cannot be pinned for writing, see [`HostBuffer::map_file`].
     pub fn register(self) -> Result<MemoryRegion> {
         let umem = self.umem();
         if !observe::listening() {
@@ -135,32 +139,37 @@ impl<'a> MemoryRegionBuilder<'a> {
         observe::span(true, fields, |span| {
             let region = self.carry_out(umem?)?;
             span.record("path", tracing::field::display(region.path())).record("lkey", region.lkey().0);
-            tracing::debug!(iova = region.iova().0, "registered a dma-buf");
+            tracing::debug!(iova = region.iova().0, "registered");
             Ok(region)
         })
     }
 
     fn umem(&self) -> Result<Umem> {
         let range = dma_sg::resolve_range(self.range, self.buffer.size())?;
-        let iova = self.iova.or(self.default_iova).unwrap_or(Iova(range.start));
+        let iova = self.iova.or(self.default_iova).unwrap_or(Iova(self.buffer.page_offset() + range.start));
         Umem::new(self.buffer, range, iova)
     }
 
     fn carry_out(self, umem: Umem) -> Result<MemoryRegion> {
         self.access.check(self.buffer)?;
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
-            return Err(RegisterError::ForeignBacking);
+            return Err(host::Error::ForeignBacking.into());
         }
         let (offset, length, iova) = (umem.offset(), umem.len(), umem.iova());
+        self.buffer.check_present(offset + length)?;
         let request = Request { offset, length, iova, access: self.access };
-        let (registered, path, iova) = match self.try_kernel(&request) {
-            Some(registered) => (registered, Path::Uverbs, iova),
-            None => self.try_each(request)?,
+        let (registered, path, iova) = match self.buffer {
+            Buffer::Host(host) => self.try_host(host, request)?,
+            Buffer::DmaBuf(dmabuf) => match self.try_kernel(dmabuf, &request) {
+                Some(registered) => (registered, Path::Uverbs, iova),
+                None => self.try_each(dmabuf, request)?,
+            },
         };
         let umem = umem.at(iova);
-        let kept = match path {
-            Path::HostMapping => self.backing.cloned().map_or(Kept::Nothing, Kept::Backing),
-            Path::VerbsEx => self.handle.cloned().map_or(Kept::Nothing, Kept::Handle),
+        let kept = match (path, self.buffer) {
+            (Path::HostMemory, Buffer::Host(host)) => Kept::Host(host.clone()),
+            (Path::HostMapping, _) => self.backing.cloned().map_or(Kept::Nothing, Kept::Backing),
+            (Path::VerbsEx, _) => self.handle.cloned().map_or(Kept::Nothing, Kept::Handle),
             _ => Kept::Nothing,
         };
         Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), kept))
@@ -168,23 +177,34 @@ impl<'a> MemoryRegionBuilder<'a> {
 
     /// Registers with the kernel's command directly if the provider imports no dma-bufs, the usual case.
     /// After any failure [`try_each`](Self::try_each) finds out the reason.
-    fn try_kernel(self, request: &Request) -> Option<Registered> {
+    fn try_kernel(self, dmabuf: &DmaBuf, request: &Request) -> Option<Registered> {
         let domain = self.domain;
         let probe = move || probe::provider_imports(domain);
         if domain.context().provider_imports(probe) || !self.paths.contains(&Path::Uverbs) {
             return None;
         }
-        path::register_uverbs(domain, self.buffer.as_fd().as_raw_fd(), request).ok()
+        path::register_uverbs(domain, dmabuf.as_fd().as_raw_fd(), request).ok()
+    }
+
+    fn try_host(self, host: &HostBuffer, request: Request) -> Result<(Registered, Path, Iova)> {
+        let path = Path::HostMemory;
+        if !self.paths.contains(&path) {
+            return Err(RegisterError::NoPath);
+        }
+        let request = self.host_request(host.as_ptr(), request)?;
+        path::register_host(self.domain, host, &request)
+            .map(|registered| (registered, path, request.iova))
+            .map_err(|source| self.refused(path, &request, source))
     }
 
     /// Tries the paths in order, and goes on to the next one only after "not supported".
-    fn try_each(self, request: Request) -> Result<(Registered, Path, Iova)> {
+    fn try_each(self, dmabuf: &DmaBuf, request: Request) -> Result<(Registered, Path, Iova)> {
         let mut refusals = Vec::new();
         if let Some(handle) = self.handle {
             handle.check(self.domain.context())?;
         }
         for &path in IMPORT.iter().chain(NEWER).filter(|path| self.paths.contains(path)) {
-            match self.import(path, &request) {
+            match self.import(dmabuf, path, &request) {
                 Ok(Ok(registered)) => return Ok((registered, path, request.iova)),
                 Ok(Err(refusal)) => refusals.push(refusal),
                 Err(source) => return Err(self.refused(path, &request, source)),
@@ -192,21 +212,21 @@ impl<'a> MemoryRegionBuilder<'a> {
         }
         if let Some(backing) = self.backing {
             let path = Path::HostMapping;
-            let request = self.host_request(backing, request)?;
-            return path::register_host(self.domain, backing, &request)
+            let request = self.host_request(backing.as_ptr(), request)?;
+            return path::register_host_pages(self.domain, backing, &request)
                 .map(|registered| (registered, path, request.iova))
                 .map_err(|source| self.refused(path, &request, source));
         }
         Err(self.unsupported(refusals))
     }
 
-    /// The request for HostMapping. siw takes no iova: a region is at the address of its pages (`siw_reg_user_mr`), which
-    /// every iWARP device permits.
-    fn host_request(&self, backing: &Backing, request: Request) -> Result<Request> {
+    /// The request for pages of this process that begin at `start`. siw takes no iova: a region is at the address of its
+    /// pages (`siw_reg_user_mr`), which every iWARP device permits.
+    fn host_request(&self, start: *mut u8, request: Request) -> Result<Request> {
         if !self.domain.context().is_iwarp() {
             return Ok(request);
         }
-        let iova = Iova(backing.as_ptr().addr() as u64 + request.offset);
+        let iova = Iova(start.addr() as u64 + request.offset);
         if self.iova.is_some_and(|chosen| chosen != iova) {
             return Err(RegisterError::Verbs(verbs::Error::Unavailable {
                 device: self.device().into(),
@@ -218,8 +238,13 @@ impl<'a> MemoryRegionBuilder<'a> {
         Ok(Request { iova, ..request })
     }
 
-    fn import(&self, path: Path, request: &Request) -> io::Result<Result<Registered, Refusal>> {
-        let fd = self.buffer.as_fd().as_raw_fd();
+    fn import(
+        &self,
+        dmabuf: &DmaBuf,
+        path: Path,
+        request: &Request,
+    ) -> io::Result<Result<Registered, Refusal>> {
+        let fd = dmabuf.as_fd().as_raw_fd();
         let missing = |symbol| Refusal::missing(path, symbol).map(Err);
         let answer = match path {
             Path::Verbs => match symbols::ibv_reg_dmabuf_mr() {
@@ -237,7 +262,9 @@ impl<'a> MemoryRegionBuilder<'a> {
                 Ok(call) => path::register_data_direct(call, self.domain, fd, request),
                 Err(symbol) => return missing(symbol),
             },
-            Path::Uverbs | Path::HostMapping => path::register_uverbs(self.domain, fd, request),
+            Path::Uverbs | Path::HostMapping | Path::HostMemory => {
+                path::register_uverbs(self.domain, fd, request)
+            }
         };
         match answer {
             Ok(registered) => Ok(Ok(registered)),
@@ -280,52 +307,54 @@ impl<'a> MemoryRegionBuilder<'a> {
             (Path::Verbs | Path::Uverbs | Path::VerbsEx | Path::DataDirect, Some(libc::ENOSYS)) => {
                 return self.without_pages(source);
             }
-            (Path::HostMapping, Some(libc::ENOMEM)) => {
+            (Path::HostMapping | Path::HostMemory, Some(libc::ENOMEM)) => {
                 // The kernel charges whole pages.
                 let page_size = page_size();
-                let needed = (offset % page_size + length).next_multiple_of(page_size);
-                if let Some(limit) = memlock_exceeded(needed) {
-                    return RegisterError::MemlockLimit { limit, needed, source };
+                let skipped = (self.buffer.page_offset() + offset) % page_size;
+                let needed = (skipped + length).next_multiple_of(page_size);
+                if let Some((limit, pinned)) = memlock_exceeded(needed) {
+                    return RegisterError::MemlockLimit { path, limit, pinned, needed, source };
                 }
             }
             _ => {}
         }
-        let (device, exporter) = (self.device().into(), self.exporter());
-        RegisterError::Refused { device, path, exporter, offset, length, source }
+        let (device, memory) = (self.device().into(), self.buffer.describe());
+        RegisterError::Refused { device, path, memory, offset, length, source }
     }
 
     fn without_pages(&self, source: io::Error) -> RegisterError {
-        RegisterError::MemoryWithoutPages { device: self.device().into(), exporter: self.exporter(), source }
+        let exporter = match self.buffer {
+            Buffer::DmaBuf(dmabuf) => dmabuf.exporter_name().unwrap_or_default(),
+            Buffer::Host(_) => String::new(),
+        };
+        RegisterError::MemoryWithoutPages { device: self.device().into(), exporter, source }
     }
 
     fn device(&self) -> &str {
         self.domain.context().device_name()
     }
-
-    fn exporter(&self) -> String {
-        self.buffer.exporter_name().unwrap_or_default()
-    }
 }
 
-/// The soft RLIMIT_MEMLOCK in bytes, if pinning `needed` more bytes would exceed it.
+/// The soft RLIMIT_MEMLOCK and the bytes already pinned, if pinning `needed` more bytes would exceed the limit.
 ///
 /// Like `ib_umem_get` in `drivers/infiniband/core/umem.c`, this compares VmPin of the thread's /proc status, and
 /// exempts a thread with CAP_IPC_LOCK.
-fn memlock_exceeded(needed: u64) -> Option<u64> {
+fn memlock_exceeded(needed: u64) -> Option<(u64, u64)> {
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     if limit == RLIM_INFINITY {
         return None;
     }
-    exceeds(&fs::read_to_string("/proc/thread-self/status").ok()?, needed, limit).then_some(limit)
+    let pinned = pinned_if_charged(&fs::read_to_string("/proc/thread-self/status").ok()?);
+    pinned.filter(|pinned| pinned.saturating_add(needed) > limit).map(|pinned| (limit, pinned))
 }
 
-fn exceeds(status: &str, needed: u64, limit: u64) -> bool {
+/// The bytes that a process has pinned; `None` for one that the limit does not bind.
+fn pinned_if_charged(status: &str) -> Option<u64> {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let pinned_kib = field("VmPin:").and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
     let capabilities = field("CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
-    let pinned = pinned_kib.unwrap_or(0) * 1024;
-    capabilities.unwrap_or(0) & CAP_IPC_LOCK == 0 && pinned.saturating_add(needed) > limit
+    (capabilities.unwrap_or(0) & CAP_IPC_LOCK == 0).then(|| pinned_kib.unwrap_or(0) * 1024)
 }
 
 #[cfg(test)]
@@ -335,10 +364,8 @@ mod tests {
     #[test]
     fn memlock_counts_what_is_pinned_and_spares_the_privileged() {
         let status = |capabilities: &str| format!("Name:\tx\nVmPin:\t    1024 kB\nCapEff:\t{capabilities}\n");
-        let user = status("0000000000000000");
-        assert!(exceeds(&user, (1 << 20) + 1, 2 << 20));
-        assert!(!exceeds(&user, 1 << 20, 2 << 20));
-        assert!(exceeds(&user, u64::MAX, 2 << 20));
-        assert!(!exceeds(&status("000001ffffffffff"), 1 << 40, 2 << 20));
+        assert_eq!(pinned_if_charged(&status("0000000000000000")), Some(1 << 20));
+        assert_eq!(pinned_if_charged(&status("000001ffffffffff")), None);
+        assert_eq!(pinned_if_charged("CapEff:\t0000000000000000\n"), Some(0), "a kernel without VmPin");
     }
 }

@@ -5,11 +5,11 @@ use std::io;
 use dma_sg::{Iova, RangeError};
 
 use super::{Access, MemoryRegion, Path, Refusal, RegionSet};
-use crate::dmabuf;
 use crate::kind::{ENOTSUPP, ErrorKind, readable_error};
 use crate::verbs;
+use crate::{dmabuf, host};
 
-/// Why a range of a dma-buf could not be registered, or its description is invalid.
+/// Why a range of a buffer could not be registered, or its description is invalid.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -29,17 +29,19 @@ pub enum RegisterError {
     IovaNotCongruent {
         /// The chosen iova.
         iova: Iova,
-        /// Offset of the range in the buffer, in bytes.
+        /// Offset of the range in the buffer, in bytes. In host memory that does not begin at a page it counts from
+        /// that page.
         offset: u64,
         /// The page size in bytes.
         page_size: u64,
     },
-    /// Access flags that the kernel permits for no dma-buf, or that the device does not support.
+    /// Access flags that the kernel permits for no dma-buf and this library for no host memory, or that the device does
+    /// not support.
     #[error("{}", not_permitted(*.flags, .device.as_deref()))]
     AccessNotPermitted {
         /// The flags that are not permitted.
         flags: Access,
-        /// The device that does not support them; `None` for flags that the kernel permits on no device.
+        /// The device that does not support them; `None` for flags that are permitted on no device.
         device: Option<String>,
         /// The errno of the kernel or the provider, if the device was asked.
         source: Option<io::Error>,
@@ -50,20 +52,23 @@ pub enum RegisterError {
         /// The requested flags.
         flags: Access,
     },
-    /// Write access to a dma-buf with a read-only descriptor. The kernel does not check this.
+    /// Write access to a dma-buf with a read-only descriptor, which the kernel does not check, or to a file that is open
+    /// for reading only.
     #[error(
-        "{access:?} needs a writable dma-buf and this fd is read-only: export it read-write (DRM: DRM_RDWR at the first export; GBM: PRIME before gbm_bo_get_fd)"
+        "{access:?} needs a writable buffer and this fd is read-only: export the dma-buf read-write (DRM: DRM_RDWR at the first export; GBM: PRIME before gbm_bo_get_fd), or open the file for reading and writing"
     )]
     ReadOnlyBuffer {
         /// The requested write flags.
         access: Access,
     },
-    /// The caller allowed no registration path.
-    #[error("no registration path is allowed: allow Verbs, Uverbs, or HostMapping with its backing")]
+    /// The caller allowed no registration path for this kind of memory.
+    #[error(
+        "no registration path is allowed: allow Verbs, Uverbs, or HostMapping with its backing for a dma-buf, HostMemory for host memory"
+    )]
     NoPath,
-    /// The host pages for HostMapping belong to another buffer.
-    #[error("these host pages belong to another dma-buf: pass the backing of the same allocation")]
-    ForeignBacking,
+    /// Host memory that this process does not have, or host pages of another buffer.
+    #[error(transparent)]
+    Host(#[from] host::Error),
     /// The device imports no dma-bufs through the allowed paths.
     #[error("device {device} cannot import a dma-buf ({}): use a NIC, driver and kernel that can (docs/kernel-support.md), or opt in to HostMapping for a buffer whose host pages you own", list(.refusals))]
     ImportUnsupported {
@@ -84,11 +89,15 @@ pub enum RegisterError {
         /// The errno of the kernel.
         source: io::Error,
     },
-    /// A HostMapping registration would exceed RLIMIT_MEMLOCK.
+    /// A registration of host memory would exceed RLIMIT_MEMLOCK.
     #[error(
-        "HostMapping pins {needed} bytes in addition to the memory already pinned, and RLIMIT_MEMLOCK is {limit} bytes: raise it (ulimit -l, LimitMEMLOCK=), or import the dma-buf, which is not charged"
+        "{path} pins {needed} bytes in addition to the {pinned} bytes already pinned, and RLIMIT_MEMLOCK is {limit} bytes: raise it (ulimit -l, LimitMEMLOCK=), or import a dma-buf, which is not charged"
     )]
     MemlockLimit {
+        /// `HostMapping` or `HostMemory`.
+        path: Path,
+        /// Bytes that this process has pinned already: `VmPin` in /proc/self/status.
+        pinned: u64,
         /// The soft limit in bytes.
         limit: u64,
         /// Bytes that this registration pins.
@@ -97,14 +106,14 @@ pub enum RegisterError {
         source: io::Error,
     },
     /// The kernel or the provider refused the registration.
-    #[error("{device} refused to register {length} bytes at offset {offset} of a {exporter:?} dma-buf through {path}{}", refused_hint(.source))]
+    #[error("{device} refused to register {length} bytes at offset {offset} of {memory} through {path}{}", refused_hint(.source))]
     Refused {
         /// Name of the device.
         device: String,
         /// The path that refused.
         path: Path,
-        /// The exporter's name.
-        exporter: String,
+        /// What it refused: `a "udmabuf" dma-buf`, `host memory`.
+        memory: String,
         /// Offset of the range in the buffer, in bytes.
         offset: u64,
         /// Length of the range in bytes.
@@ -396,7 +405,6 @@ impl RegisterError {
             | Self::IovaNotCongruent { .. }
             | Self::AccessNotPermitted { device: None, .. }
             | Self::LocalWriteMissing { .. }
-            | Self::ForeignBacking
             | Self::NoPath => ErrorKind::Misuse,
             Self::ReadOnlyBuffer { .. } => ErrorKind::Permission,
             Self::AccessNotPermitted { .. }
@@ -404,6 +412,7 @@ impl RegisterError {
             | Self::MemoryWithoutPages { .. } => ErrorKind::Unsupported,
             Self::MemlockLimit { .. } | Self::CacheFull { .. } => ErrorKind::Limit,
             Self::Refused { source, .. } | Self::Probe { source, .. } => ErrorKind::of(source),
+            Self::Host(error) => error.kind(),
             Self::Verbs(error) => error.kind(),
         }
     }
@@ -465,7 +474,7 @@ impl SliceError {
 fn not_permitted(flags: Access, device: Option<&str>) -> String {
     match device {
         None => format!(
-            "the kernel does not permit the access flags {flags:?} for a dma-buf: use only LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ, REMOTE_ATOMIC and RELAXED_ORDERING"
+            "the access flags {flags:?} are not permitted: use only LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ, REMOTE_ATOMIC and RELAXED_ORDERING"
         ),
         Some(device) => format!(
             "device {device} imports dma-bufs, but does not support the access flags {flags:?}: register without them, or use a NIC that supports them"
@@ -485,6 +494,9 @@ fn refused_hint(source: &io::Error) -> &'static str {
             " (a limit of the device: compare length and page size with max_mr_size and page_size_cap)"
         }
         Some(libc::EOPNOTSUPP) => " (the device does not support one of the access flags)",
+        Some(libc::EFAULT) => {
+            " (the kernel cannot pin these pages: a file of a file system with write-back, such as ext4, is registered for reading only, since Linux 6.5; memory of a device or a dma-buf's mapping is not registered by address)"
+        }
         Some(libc::EIO | libc::ENODEV) => " (the device was removed or reset)",
         _ => "",
     }

@@ -1,8 +1,9 @@
 //! Registration: memory regions, sets of regions, the cache, and descriptions for a peer.
 //!
-//! - [`MemoryRegion::builder`] checks its arguments and registers a range of a dma-buf. It tries [`Path::Verbs`],
-//!   then [`Path::Uverbs`], then [`Path::HostMapping`] if the caller permits it; [`MemoryRegion::path`] is the one
-//!   that succeeded. [`probe`] tells in advance which path a device has.
+//! - [`MemoryRegion::builder`] checks its arguments and registers a range of a [`Buffer`]. For a dma-buf it tries
+//!   [`Path::Verbs`], then [`Path::Uverbs`], then [`Path::HostMapping`] if the caller permits it;
+//!   [`MemoryRegion::path`] is the one that succeeded. [`probe`] tells in advance which path a device has. Host memory
+//!   has one path, [`Path::HostMemory`].
 //! - [`RegionSet`] registers a range of any length as one region or as chunks, in parallel, on one device or on
 //!   several.
 //! - [`RegionCache`] keeps registrations for later requests.
@@ -12,6 +13,7 @@
 
 mod access;
 mod blocks;
+mod buffer;
 mod builder;
 mod cache;
 mod error;
@@ -27,6 +29,7 @@ mod umem;
 
 pub use access::Access;
 pub use blocks::Blocks;
+pub use buffer::Buffer;
 pub use builder::MemoryRegionBuilder;
 pub use cache::{CacheOptions, Growth, RegionCache};
 pub use error::{DeregisterError, RegisterError, SelfCheckError, SetError, SliceError};

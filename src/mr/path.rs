@@ -16,6 +16,7 @@ use dma_sg::Iova;
 
 use super::Access;
 use crate::exporter::Backing;
+use crate::host::HostBuffer;
 use crate::observe::{self, RegionCounter};
 use crate::verbs::{Lkey, ProtectionDomain, Rkey};
 
@@ -34,7 +35,12 @@ pub enum Path {
     VerbsEx,
     /// `mlx5dv_reg_dmabuf_mr` for the device's data-direct function. Only if the caller chooses it.
     DataDirect,
+    /// `ibv_reg_mr_iova2` on a [`HostBuffer`], the only path for one. The kernel charges the pages to RLIMIT_MEMLOCK.
+    HostMemory,
 }
+
+/// The paths that are allowed by default.
+pub(super) const DEFAULT: &[Path] = &[Path::Verbs, Path::Uverbs, Path::HostMemory];
 
 /// The import paths that are tried by default, in order.
 pub(super) const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
@@ -51,6 +57,7 @@ impl Path {
             Self::HostMapping => &observe::HOST_MAPPING,
             Self::VerbsEx => &observe::VERBS_EX,
             Self::DataDirect => &observe::DATA_DIRECT,
+            Self::HostMemory => &observe::HOST_MEMORY,
         }
     }
 
@@ -78,6 +85,7 @@ impl fmt::Display for Path {
             Self::HostMapping => "HostMapping",
             Self::VerbsEx => "VerbsEx",
             Self::DataDirect => "DataDirect",
+            Self::HostMemory => "HostMemory",
         })
     }
 }
@@ -246,15 +254,38 @@ pub(super) fn register_data_direct(
 }
 
 /// Registers the host pages behind a buffer.
-pub(super) fn register_host(
+pub(super) fn register_host_pages(
     domain: &ProtectionDomain,
     backing: &Backing,
     request: &Request,
 ) -> io::Result<Registered> {
+    // SAFETY: the range lies in the buffer, all of which is mapped, and no reference to these bytes exists: see
+    // `Backing`.
+    unsafe { register_memory(domain, backing.as_ptr(), request) }
+}
+
+/// Registers host memory.
+pub(super) fn register_host(
+    domain: &ProtectionDomain,
+    host: &HostBuffer,
+    request: &Request,
+) -> io::Result<Registered> {
+    // SAFETY: the range lies in the buffer, which is mapped in this process, and no reference to these bytes exists: see
+    // `HostBuffer`.
+    unsafe { register_memory(domain, host.as_ptr(), request) }
+}
+
+/// # Safety
+/// The request's range of the memory from `start` on is mapped, and no reference to it is used while a device may write
+/// it.
+unsafe fn register_memory(
+    domain: &ProtectionDomain,
+    start: *mut u8,
+    request: &Request,
+) -> io::Result<Registered> {
     let Request { offset, length, iova, access } = *request;
-    let start = backing.as_ptr().wrapping_add(offset as usize).cast();
-    // SAFETY: the domain is live. The range lies in the buffer, all of which is mapped, and no reference to
-    // these bytes exists: see `Backing`.
+    let start = start.wrapping_add(offset as usize).cast();
+    // SAFETY: the domain is live; the caller vouches for the memory.
     let mr = unsafe {
         ffi::ibv_reg_mr_iova2(domain.as_raw().as_ptr(), start, length as usize, iova.0, access.bits())
     };

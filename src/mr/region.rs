@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
@@ -9,21 +10,22 @@ use dma_sg::{Iova, RangeError};
 
 use super::path::{Path, Registered};
 use super::{
-    Access, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem, self_check,
+    Access, Buffer, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem,
+    self_check,
 };
-use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
+use crate::host::HostBuffer;
 use crate::observe::{self, Process};
 use crate::verbs::{self, DmaHandle, Lkey, ProtectionDomain, Rkey, Sge};
 
-/// A registered range of a dma-buf. The device accesses its memory as the [`access`](Self::access) flags permit.
+/// A registered range of a dma-buf or of host memory. The device accesses its memory as the [`access`](Self::access) flags permit.
 ///
 /// A `MemoryRegion` is a handle. Clones and [slices](Self::slice) share one registration, and dropping the last
 /// of them deregisters it; a failure is logged. [`deregister`](Self::deregister) reports the failure instead. A
 /// transfer in flight holds a handle too, so no order of drops frees memory that a device uses.
 ///
-/// The registration holds its protection domain, and the kernel holds the buffer's memory for it. It needs no
-/// descriptor: the [`DmaBuf`] may be dropped. In a child of `fork` dropping the last handle does nothing, because
+/// The registration holds its protection domain, and the kernel holds the memory of a dma-buf for it. It needs no
+/// descriptor: the [`DmaBuf`](crate::DmaBuf) may be dropped. A region of host memory holds its [`HostBuffer`]. In a child of `fork` dropping the last handle does nothing, because
 /// the registration belongs to the parent.
 #[derive(Clone)]
 #[doc(alias = "ibv_mr")]
@@ -41,7 +43,7 @@ struct Registration {
     creator: Process,
     // The last two fields, so that they are dropped after `drop` deregistered the region.
     domain: ProtectionDomain,
-    _kept: Kept,
+    kept: Kept,
 }
 
 /// What must live as long as the registration.
@@ -52,14 +54,19 @@ pub(super) enum Kept {
     Backing(#[allow(dead_code)] Backing),
     /// The DMA handle: the kernel refuses to free it before the region.
     Handle(#[allow(dead_code)] DmaHandle),
+    /// The registered host memory.
+    Host(#[allow(dead_code)] HostBuffer),
 }
 
 impl MemoryRegion {
-    /// Starts the registration of a dma-buf in a protection domain. The defaults are the whole buffer, an iova
-    /// that equals the offset, and no access flags: the device may read.
-    #[doc(alias("ibv_reg_dmabuf_mr", "UVERBS_METHOD_REG_DMABUF_MR"))]
-    pub fn builder<'a>(domain: &'a ProtectionDomain, buffer: &'a DmaBuf) -> MemoryRegionBuilder<'a> {
-        MemoryRegionBuilder::new(domain, buffer)
+    /// Starts the registration of a [`DmaBuf`](crate::DmaBuf) or a [`HostBuffer`] in a protection domain. The defaults
+    /// are the whole buffer, an iova that equals the offset, and no access flags: the device may read.
+    #[doc(alias("ibv_reg_dmabuf_mr", "UVERBS_METHOD_REG_DMABUF_MR", "ibv_reg_mr", "ibv_reg_mr_iova2"))]
+    pub fn builder<'a>(
+        domain: &'a ProtectionDomain,
+        buffer: impl Into<Buffer<'a>>,
+    ) -> MemoryRegionBuilder<'a> {
+        MemoryRegionBuilder::new(domain, buffer.into())
     }
 
     pub(super) fn new(
@@ -72,7 +79,7 @@ impl MemoryRegion {
     ) -> Self {
         path.counter().add(umem.len());
         let creator = Process::current();
-        let inner = Registration { registered, live: true, path, access, umem, creator, domain, _kept: kept };
+        let inner = Registration { registered, live: true, path, access, umem, creator, domain, kept };
         Self { inner: Arc::new(inner) }
     }
 
@@ -107,7 +114,7 @@ impl MemoryRegion {
         self.inner.access
     }
 
-    /// The range of the dma-buf and its iova.
+    /// The range of the buffer and its iova.
     pub fn umem(&self) -> &Umem {
         &self.inner.umem
     }
@@ -255,6 +262,8 @@ impl Drop for Registration {
         if let Err(error) = self.release() {
             let (device, lkey) = (self.domain.context().device_name(), self.registered.lkey.0);
             tracing::warn!(device, lkey, %error, errno = error.raw_os_error(), "a region stays registered");
+            // The device still reaches the memory, so it is never freed.
+            mem::forget(mem::replace(&mut self.kept, Kept::Nothing));
         }
     }
 }

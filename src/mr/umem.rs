@@ -1,14 +1,14 @@
-//! A checked range of a dma-buf with its iova.
+//! A checked range of a buffer with its iova.
 
 use std::fmt;
 use std::ops::RangeBounds;
 
 use dma_sg::{DmaSg, Iova, Size, page_size, resolve_range};
 
-use super::RegisterError;
-use crate::dmabuf::{BufferId, DmaBuf};
+use super::{Buffer, RegisterError};
+use crate::dmabuf::BufferId;
 
-/// A byte range of a [`DmaBuf`] with the [`Iova`] of its first byte, checked when it is created.
+/// A byte range of a [`Buffer`] with the [`Iova`] of its first byte, checked when it is created.
 ///
 /// It is only a description: it holds neither a descriptor nor memory.
 /// [`MemoryRegion`](super::MemoryRegion) holds both.
@@ -28,16 +28,22 @@ impl Umem {
     /// - [`RegisterError::Range`]: the range is empty, inverted, or not inside the buffer.
     /// - [`RegisterError::IovaOverflow`]: `iova` plus the length does not fit in 64 bits.
     /// - [`RegisterError::IovaNotCongruent`]: `iova` and the offset differ modulo the page size, which uverbs
-    ///   refuses (`drivers/infiniband/core/uverbs_std_types_mr.c`).
-    pub fn new(buffer: &DmaBuf, range: impl RangeBounds<u64>, iova: Iova) -> Result<Self, RegisterError> {
+    ///   refuses (`drivers/infiniband/core/uverbs_std_types_mr.c`). In host memory that does not begin at a page, the
+    ///   offset counts from that page.
+    pub fn new<'a>(
+        buffer: impl Into<Buffer<'a>>,
+        range: impl RangeBounds<u64>,
+        iova: Iova,
+    ) -> Result<Self, RegisterError> {
+        let buffer = buffer.into();
         let range = resolve_range(range, buffer.size())?;
         let (offset, length) = (range.start, range.end - range.start);
         if iova.0.checked_add(length).is_none() {
             return Err(RegisterError::IovaOverflow { iova, length });
         }
-        let page_size = page_size();
-        if (iova.0 ^ offset) & (page_size - 1) != 0 {
-            return Err(RegisterError::IovaNotCongruent { iova, offset, page_size });
+        let (page_size, from_page) = (page_size(), buffer.page_offset() + offset);
+        if (iova.0 ^ from_page) & (page_size - 1) != 0 {
+            return Err(RegisterError::IovaNotCongruent { iova, offset: from_page, page_size });
         }
         Ok(Self { buffer: buffer.id(), offset, length, iova })
     }

@@ -20,6 +20,8 @@ pub struct Gauges {
     pub verbs_ex: RegionGauges,
     /// Regions registered with `mlx5dv_reg_dmabuf_mr`.
     pub data_direct: RegionGauges,
+    /// Regions registered with `ibv_reg_mr_iova2` on host memory.
+    pub host_memory: RegionGauges,
     /// Open dma-buf descriptors: those of `DmaBuf`s, mappings and sets.
     pub fds: u64,
     /// The sum over all caches of the process.
@@ -57,13 +59,14 @@ pub struct CacheGauges {
 impl Gauges {
     /// The name of each path with its figures.
     pub fn by_path(&self) -> impl Iterator<Item = (&'static str, RegionGauges)> + use<> {
-        let Self { verbs, uverbs, host_mapping, verbs_ex, data_direct, .. } = *self;
+        let Self { verbs, uverbs, host_mapping, verbs_ex, data_direct, host_memory, .. } = *self;
         [
             ("Verbs", verbs),
             ("Uverbs", uverbs),
             ("HostMapping", host_mapping),
             ("VerbsEx", verbs_ex),
             ("DataDirect", data_direct),
+            ("HostMemory", host_memory),
         ]
         .into_iter()
     }
@@ -110,6 +113,7 @@ pub(crate) static UVERBS: RegionCounter = RegionCounter::new();
 pub(crate) static HOST_MAPPING: RegionCounter = RegionCounter::new();
 pub(crate) static VERBS_EX: RegionCounter = RegionCounter::new();
 pub(crate) static DATA_DIRECT: RegionCounter = RegionCounter::new();
+pub(crate) static HOST_MEMORY: RegionCounter = RegionCounter::new();
 
 /// A cache that [`gauges`] includes.
 pub(crate) trait CountedCache: Send + Sync {
@@ -166,6 +170,7 @@ pub fn gauges() -> Gauges {
         host_mapping: HOST_MAPPING.read(),
         verbs_ex: VERBS_EX.read(),
         data_direct: DATA_DIRECT.read(),
+        host_memory: HOST_MEMORY.read(),
         fds: FDS.load(Ordering::Relaxed),
         cache: all_caches(),
     }

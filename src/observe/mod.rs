@@ -12,7 +12,7 @@
 //! | `register` | device, buffer, offset, length, path, lkey, duration, error |
 //! | `deregister` | device, buffer, offset, length, path, lkey, duration, error |
 //!
-//! `buffer` is the inode of the dma-buf. Without a subscriber a span costs one load. A subscriber that logs closed
+//! `buffer` is the inode of the dma-buf, or the number of the host memory. Without a subscriber a span costs one load. A subscriber that logs closed
 //! spans (`FmtSpan::CLOSE`) prints one line per span.
 
 mod fork;
@@ -29,7 +29,7 @@ pub(crate) use fork::Process;
 #[cfg(test)]
 pub(crate) use fork::tests::in_a_child;
 pub(crate) use gauges::{
-    CountedCache, DATA_DIRECT, HOST_MAPPING, HeldFd, RegionCounter, UVERBS, VERBS, VERBS_EX, count_cache,
-    remember_cache,
+    CountedCache, DATA_DIRECT, HOST_MAPPING, HOST_MEMORY, HeldFd, RegionCounter, UVERBS, VERBS, VERBS_EX,
+    count_cache, remember_cache,
 };
 pub(crate) use span::{SpanFields, exporting, listening, span};

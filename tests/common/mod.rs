@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod drm;
 pub mod faults;
 pub mod gpu;
+pub mod host;
 pub mod kcore;
 pub mod leaks;
 pub mod link;

@@ -7,6 +7,8 @@ mod exporters;
 mod fences;
 mod foreign;
 mod gids;
+mod host_files;
+mod host_memory;
 mod memory_limits;
 mod pagemap;
 mod registration_checks;

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use dma_sg::RangeError;
 use dmabuf_rdma::exporter::PageKind;
 use dmabuf_rdma::mr::{Access, MemoryRegion, RegisterError};
-use dmabuf_rdma::{Iova, Umem};
+use dmabuf_rdma::{Iova, Umem, host};
 
 use super::dmabuf::read_only;
 use crate::assert_refused;
@@ -82,7 +82,10 @@ fn host_pages_of_another_buffer_and_no_path() {
     let (domain, ours, other) = (domain(), udmabuf(PageKind::Base, 4096), udmabuf(PageKind::Base, 4096));
     let builder = || MemoryRegion::builder(&domain, &ours.dmabuf);
     let backing = other.backing.as_ref().unwrap();
-    assert_refused!(builder().host_mapping(backing).register(), RegisterError::ForeignBacking);
+    assert_refused!(
+        builder().host_mapping(backing).register(),
+        RegisterError::Host(host::Error::ForeignBacking)
+    );
     assert_refused!(builder().paths(&[]).register(), RegisterError::NoPath);
 }
 

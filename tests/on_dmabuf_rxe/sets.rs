@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use dma_sg::RangeError;
 use dmabuf_rdma::exporter::PageKind;
-use dmabuf_rdma::mr::{Access, DeregisterError, RegionSlice, RegisterError, SetError};
+use dmabuf_rdma::mr::{Access, Buffer, DeregisterError, RegionSlice, RegisterError, SetError};
 use dmabuf_rdma::verbs::{Device, Operation, ProtectionDomain};
 use dmabuf_rdma::{DmaBuf, Iova, RegionSet, dmabuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -140,31 +140,31 @@ fn invalid_sets_are_refused() {
         let message = assert_refused!(refused, SetError::ChunkSize { page_size: 4096, .. });
         assert!(message.contains("choose a multiple of the page size of 4096"), "{message}");
     }
-    let no_buffer = RegionSet::of_buffers(&[]).register(&domain);
+    let no_buffer = RegionSet::of_buffers([] as [Buffer<'_>; 0]).register(&domain);
     assert_refused!(no_buffer, SetError::NothingToRegister { what: "buffer" });
     let no_domain = RegionSet::builder(&buffer).register_on(&[]);
     assert_refused!(no_domain, SetError::NothingToRegister { what: "protection domain" });
-    let builder = RegionSet::builder(&buffer);
+    let builder = || RegionSet::builder(&buffer);
     for range in [1..(1 << 20) + 1, 1 << 20..(1 << 20) + 1] {
         assert_refused!(
-            builder.range(range).register(&domain),
+            builder().range(range).register(&domain),
             SetError::Register(RegisterError::Range(RangeError::OutOfRange { .. }))
         );
     }
     assert_refused!(
-        builder.range(5..5).register(&domain),
+        builder().range(5..5).register(&domain),
         SetError::Register(RegisterError::Range(RangeError::Empty { offset: 5 }))
     );
     assert_refused!(
-        builder.iova(Iova(!0xfff)).register(&domain),
+        builder().iova(Iova(!0xfff)).register(&domain),
         SetError::Register(RegisterError::IovaOverflow { .. })
     );
     assert_refused!(
-        builder.iova(Iova(1)).register(&domain),
+        builder().iova(Iova(1)).register(&domain),
         SetError::Register(RegisterError::IovaNotCongruent { .. })
     );
     assert_refused!(
-        builder.access(Access::REMOTE_WRITE).register(&domain),
+        builder().access(Access::REMOTE_WRITE).register(&domain),
         SetError::Register(RegisterError::LocalWriteMissing { .. })
     );
 }
@@ -221,11 +221,11 @@ fn chunks_have_their_own_descriptors_only_on_request() {
     {
         let (domain, buffer) = (domain(), heap(1 << 20));
         let before = (fds(), dma_bufs());
-        let builder = RegionSet::builder(&buffer).chunk_size(CHUNK);
-        let shared = builder.register(&domain).unwrap();
+        let builder = || RegionSet::builder(&buffer).chunk_size(CHUNK);
+        let shared = builder().register(&domain).unwrap();
         assert_eq!((fds(), dma_bufs()), before);
         assert!(shared.descriptor(0).is_none());
-        let own = builder.own_descriptors().register(&domain).unwrap();
+        let own = builder().own_descriptors().register(&domain).unwrap();
         assert_eq!((fds(), dma_bufs()), (before.0 + 4, before.1));
         for chunk in 0..4 {
             let descriptor = own.descriptor(chunk).unwrap().try_clone_to_owned().unwrap();
@@ -259,13 +259,13 @@ impl Drop for Descriptors {
 fn at_the_descriptor_limit_a_shared_one_works_and_own_ones_are_refused() {
     let (domain, buffer) = (domain(), heap(2 << 20));
     let census = Census::take();
-    let builder = RegionSet::builder(&buffer).chunk_size(CHUNK).threads(1);
+    let builder = || RegionSet::builder(&buffer).chunk_size(CHUNK).threads(1);
     let (refused, shared) = {
         // The limit bounds the numbers, and the lowest free ones come first. The count includes the listing.
         let _limit = Descriptors::limited_to(fds() - 1 + 3);
-        let refused = builder.own_descriptors().register(&domain);
+        let refused = builder().own_descriptors().register(&domain);
         let _all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-        (refused, builder.register(&domain))
+        (refused, builder().register(&domain))
     };
     assert_refused!(
         refused,
@@ -302,8 +302,8 @@ fn several_devices_at_once() {
         let ours = || ProtectionDomain::new(&Device::by_name("rxe0").unwrap().open().unwrap()).unwrap();
         let domains = [ours(), link.domain(), ours()];
         let before = regions();
-        let builder = RegionSet::builder(&buffer).access(Access::REMOTE).chunk_size(CHUNK);
-        let sets = builder.register_on(&domains).unwrap();
+        let builder = || RegionSet::builder(&buffer).access(Access::REMOTE).chunk_size(CHUNK);
+        let sets = builder().register_on(&domains).unwrap();
         assert_eq!(regions(), before + 12);
         for (set, domain) in sets.iter().zip(&domains) {
             assert_eq!(set.domain().as_raw(), domain.as_raw());
@@ -315,7 +315,7 @@ fn several_devices_at_once() {
         // A refusal on one device leaves nothing on the others.
         for kth in [0, 5, 11] {
             let _fault = Fault::at(Command::Register, kth, libc::ENOSPC);
-            let refused = builder.threads(1).register_on(&domains);
+            let refused = builder().threads(1).register_on(&domains);
             let device = ["rxe0", "going", "rxe0"][kth / 4];
             assert_refused!(
                 refused,

@@ -14,6 +14,7 @@ use dmabuf_rdma::{ErrorKind, Iova, RegionSet};
 use crate::assert_refused;
 use crate::common::buffers::{udmabuf, udmabuf_kinds};
 use crate::common::census::Census;
+use crate::common::host::{host, host_contents, host_kinds};
 use crate::common::{assert_same, contents, pattern};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -250,6 +251,47 @@ fn a_wrong_key_and_a_peer_that_disconnects_end_the_connection() {
             near.recv(&region).and_then(|transfer| transfer.wait()),
             Error::PeerDisconnected { done: 0, .. }
         );
+    }
+    census.assert_unchanged();
+}
+
+#[test]
+fn host_memory_moves() {
+    const SIZE: u64 = 2 << 20;
+    // librdmacm keeps both devices open from the first use on.
+    drop(connected(ConnectionOptions::default()));
+    let census = Census::take();
+    {
+        let [(near, near_domain), (far, far_domain)] = connected(ConnectionOptions::default());
+        for kind in host_kinds() {
+            let (ours, theirs) = ((kind.allocate)(SIZE), host(SIZE));
+            ours.write(0, &pattern(SIZE as usize, 1)).unwrap();
+            let register = |domain, buffer| {
+                let region = MemoryRegion::builder(domain, buffer).access(READ_AND_WRITE).register().unwrap();
+                assert_eq!(region.path(), Path::HostMemory);
+                region
+            };
+            let (source, target) = (register(&near_domain, &ours), register(&far_domain, &theirs));
+            assert_eq!(source.iova(), Iova(ours.as_ptr() as u64), "{}", kind.name);
+            near.write(&source, target.remote()).unwrap().wait().unwrap();
+            assert_same(&host_contents(&theirs), &pattern(SIZE as usize, 1), kind.name);
+            theirs.write(0, &pattern(SIZE as usize, 2)).unwrap();
+            near.read(&source, target.remote()).unwrap().wait().unwrap();
+            assert_same(&host_contents(&ours), &pattern(SIZE as usize, 2), kind.name);
+            theirs.write(0, &pattern(SIZE as usize, 3)).unwrap();
+            let receiving = near.recv(&source).unwrap();
+            far.send(&target).unwrap().wait().unwrap();
+            receiving.wait().unwrap();
+            assert_same(&host_contents(&ours), &pattern(SIZE as usize, 3), kind.name);
+            let inside = Iova(source.iova().0 % 4096);
+            assert_refused!(
+                MemoryRegion::builder(&near_domain, &ours).iova(inside).register(),
+                RegisterError::Verbs(verbs::Error::Unavailable {
+                    operation: "choice of the iova for host pages",
+                    ..
+                })
+            );
+        }
     }
     census.assert_unchanged();
 }

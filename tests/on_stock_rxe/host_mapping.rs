@@ -66,8 +66,16 @@ fn the_memlock_limit_is_reported_with_the_bytes_needed() {
             .register()
             .map(drop)
     });
-    let message =
-        assert_refused!(refused, RegisterError::MemlockLimit { limit: 0x10_0000, needed: 0x40_0000, .. });
+    let message = assert_refused!(
+        refused,
+        RegisterError::MemlockLimit {
+            path: Path::HostMapping,
+            limit: 0x10_0000,
+            pinned: 0,
+            needed: 0x40_0000,
+            ..
+        }
+    );
     assert!(
         message.contains("HostMapping pins 4194304 bytes")
             && message.contains("RLIMIT_MEMLOCK is 1048576 bytes"),

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustc_hash::FxHashMap;
 
 use super::{CacheOptions, Growth};
-use crate::dmabuf::{BufferId, DmaBuf};
-use crate::mr::{Access, MemoryRegion, RegionSlice, RegisterError};
+use crate::dmabuf::BufferId;
+use crate::mr::{Access, Buffer, MemoryRegion, RegionSlice, RegisterError};
 use crate::verbs::ProtectionDomain;
 
 /// The key of an entry.
@@ -30,7 +30,7 @@ impl Hash for Key {
 }
 
 impl Key {
-    pub(super) fn new(domain: &ProtectionDomain, buffer: &DmaBuf, access: Access) -> Self {
+    pub(super) fn new(domain: &ProtectionDomain, buffer: Buffer<'_>, access: Access) -> Self {
         Self { buffer: buffer.id(), domain: Self::domain_of(domain), access, writable: buffer.is_writable() }
     }
 

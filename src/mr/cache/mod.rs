@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use dma_sg::resolve_range;
 
 use self::entries::{Entries, Key, Pending, covers, touches};
-use super::path::IMPORT;
-use super::{Access, MemoryRegion, Path, RegionSlice, RegisterError};
-use crate::dmabuf::{BufferId, DmaBuf};
+use super::path::DEFAULT;
+use super::{Access, Buffer, MemoryRegion, Path, RegionSlice, RegisterError};
+use crate::dmabuf::BufferId;
 use crate::observe::{self, CacheGauges, CountedCache, Process};
 use crate::verbs::ProtectionDomain;
 
@@ -34,14 +34,14 @@ pub struct CacheOptions {
     pub max_entries: usize,
     /// What a miss registers. Default [`Growth::Adjoining`].
     pub growth: Growth,
-    /// Import paths to try, as in [`MemoryRegionBuilder::paths`](super::MemoryRegionBuilder::paths). Default:
-    /// [`Path::Verbs`] and [`Path::Uverbs`].
+    /// The allowed paths, as in [`MemoryRegionBuilder::paths`](super::MemoryRegionBuilder::paths). Default:
+    /// [`Path::Verbs`] and [`Path::Uverbs`] for dma-bufs, [`Path::HostMemory`] for host memory.
     pub paths: &'static [Path],
 }
 
 impl Default for CacheOptions {
     fn default() -> Self {
-        Self { max_bytes: u64::MAX, max_entries: 1024, growth: Growth::default(), paths: IMPORT }
+        Self { max_bytes: u64::MAX, max_entries: 1024, growth: Growth::default(), paths: DEFAULT }
     }
 }
 
@@ -63,10 +63,11 @@ pub enum Growth {
 
 /// A cache of registrations, keyed by buffer, protection domain and access flags. Clones share one cache.
 ///
-/// The cache identifies a buffer by its inode, never by a descriptor or an address. An entry's region holds the
-/// buffer in the kernel, so no other buffer can get that inode: closing descriptors, freeing the buffer and
-/// allocating another never leads to a wrong key. It also means that an entry keeps the memory of a freed buffer
-/// allocated. Call [`invalidate`](Self::invalidate) when you free a buffer, or let newer entries evict it.
+/// The cache identifies a dma-buf by its inode, never by a descriptor or an address. An entry's region holds the
+/// buffer in the kernel, so no other buffer can get that inode. [Host memory](crate::HostBuffer) has an identity that no
+/// later buffer gets. So closing descriptors, freeing a buffer and allocating another, even at the same address, never
+/// leads to a wrong key. It also means that an entry keeps the memory of a freed buffer allocated. Call
+/// [`invalidate`](Self::invalidate) when you free a buffer, or let newer entries evict it.
 ///
 /// An entry is in use while a [`RegionSlice`] of it lives, and the cache never evicts it then. Two dma-bufs that
 /// share memory, such as those of V4L2's EXPBUF, count as two buffers.
@@ -151,13 +152,14 @@ impl RegionCache {
     /// - [`RegisterError::Range`]: the range is empty, inverted, or not inside the buffer.
     /// - [`RegisterError::CacheFull`]: the entries in use leave no room within the limits.
     /// - On a miss, as [`MemoryRegionBuilder::register`](super::MemoryRegionBuilder::register).
-    pub fn get(
+    pub fn get<'b>(
         &self,
         domain: &ProtectionDomain,
-        buffer: &DmaBuf,
+        buffer: impl Into<Buffer<'b>>,
         range: impl RangeBounds<u64>,
         access: Access,
     ) -> Result<RegionSlice, RegisterError> {
+        let buffer = buffer.into();
         let wanted = Wanted {
             key: Key::new(domain, buffer, access),
             range: resolve_range(range, buffer.size())?,
@@ -175,7 +177,13 @@ impl RegionCache {
 
     /// Inserts a unit test's region of a whole buffer.
     #[cfg(test)]
-    pub(super) fn insert_for_test(&self, domain: &ProtectionDomain, buffer: &DmaBuf, region: MemoryRegion) {
+    pub(super) fn insert_for_test<'b>(
+        &self,
+        domain: &ProtectionDomain,
+        buffer: impl Into<Buffer<'b>>,
+        region: MemoryRegion,
+    ) {
+        let buffer = buffer.into();
         let (key, range) = (Key::new(domain, buffer, region.access()), 0..buffer.size());
         self.inner.write().insert(key, range, Growth::Exact, region, &mut Vec::new());
     }

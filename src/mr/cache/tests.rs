@@ -197,7 +197,7 @@ fn a_range_that_is_too_long_for_the_device_is_registered_exactly() {
         length => Err(RegisterError::Refused {
             device: "stub0".into(),
             path: Path::Verbs,
-            exporter: "system".into(),
+            memory: "a \"system\" dma-buf".into(),
             offset: 0,
             length,
             source: std::io::Error::from_raw_os_error(libc::EINVAL),

@@ -9,8 +9,8 @@ use super::chunks::{Chunk, plan};
 use super::{RegionSet, deregister};
 use crate::dmabuf::DmaBuf;
 use crate::exporter::Backing;
-use crate::mr::path::IMPORT;
-use crate::mr::{Access, MemoryRegion, Path, RegisterError, SetError, Umem, parallel};
+use crate::mr::path::DEFAULT;
+use crate::mr::{Access, Buffer, MemoryRegion, Path, RegisterError, SetError, Umem, parallel};
 use crate::verbs::ProtectionDomain;
 
 type Result<T, E = SetError> = std::result::Result<T, E>;
@@ -20,10 +20,10 @@ type Result<T, E = SetError> = std::result::Result<T, E>;
 const SMALLER: u64 = 1 << 30;
 
 /// Options of the registration of a set; see [`RegionSet::builder`].
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 #[must_use = "nothing is registered until `register` is called"]
 pub struct RegionSetBuilder<'a> {
-    buffers: &'a [DmaBuf],
+    buffers: Vec<Buffer<'a>>,
     range: (Bound<u64>, Bound<u64>),
     iova: Option<Iova>,
     access: Access,
@@ -78,7 +78,7 @@ struct Refused {
 }
 
 impl<'a> RegionSetBuilder<'a> {
-    pub(super) fn new(buffers: &'a [DmaBuf]) -> Self {
+    pub(super) fn new(buffers: Vec<Buffer<'a>>) -> Self {
         Self {
             buffers,
             range: (Bound::Unbounded, Bound::Unbounded),
@@ -87,7 +87,7 @@ impl<'a> RegionSetBuilder<'a> {
             chunk_size: None,
             threads: None,
             own_descriptors: false,
-            paths: IMPORT,
+            paths: DEFAULT,
             backings: &[],
             progress: None,
         }
@@ -122,7 +122,7 @@ impl<'a> RegionSetBuilder<'a> {
         Self { threads: Some(threads.max(1)), ..self }
     }
 
-    /// Registers each chunk through a duplicate of the buffer's descriptor, which the set holds
+    /// Registers each chunk of a dma-buf through a duplicate of the buffer's descriptor, which the set holds
     /// ([`RegionSet::descriptor`]), to pass chunks on to another process or library. The descriptors count against
     /// RLIMIT_NOFILE. Default: all chunks share the buffer's descriptor, and the set holds none, because a region
     /// needs no descriptor.
@@ -130,7 +130,7 @@ impl<'a> RegionSetBuilder<'a> {
         Self { own_descriptors: true, ..self }
     }
 
-    /// Tries only these import paths, as in
+    /// Tries only these paths, as in
     /// [`MemoryRegionBuilder::paths`](crate::mr::MemoryRegionBuilder::paths).
     pub fn paths(self, paths: &'a [Path]) -> Self {
         Self { paths, ..self }
@@ -181,13 +181,13 @@ impl<'a> RegionSetBuilder<'a> {
             return nothing("protection domain");
         }
         let (offset, length) = self.checked_range()?;
-        let sizes: Vec<u64> = self.buffers.iter().map(DmaBuf::size).collect();
+        let sizes: Vec<u64> = self.buffers.iter().map(|buffer| buffer.size()).collect();
         let share = |domain| -> Result<Share<'_>> {
             let limit = self.limit(domain)?;
             Ok(Share { domain, limit, chunks: plan(&sizes, offset, length, limit, page_size()) })
         };
         let mut shares = domains.iter().map(share).collect::<Result<Vec<_>>>()?;
-        self.check_first(&shares[0].chunks[0], length)?;
+        self.check_iovas(&shares[0].chunks, length)?;
         loop {
             let refused = match self.attempt(&shares) {
                 Ok(sets) => return Ok(sets),
@@ -227,23 +227,26 @@ impl<'a> RegionSetBuilder<'a> {
             total.checked_add(buffer.size()).ok_or_else(|| overflow(total, buffer.size()))
         })?;
         let range = resolve_range(self.range, size).map_err(RegisterError::from)?;
-        self.buffers.iter().try_for_each(|buffer| self.access.check(buffer))?;
+        self.buffers.iter().try_for_each(|buffer| self.access.check(*buffer))?;
         Ok((range.start, range.end - range.start))
     }
 
-    /// Checks the iova of the first chunk, from which the addresses of all others follow.
-    fn check_first(&self, first: &Chunk, length: u64) -> Result<()> {
-        let iova = self.first_iova(first);
+    /// Checks the iovas, each of which follows from the first. They are congruent to the offsets unless host memory
+    /// begins or ends inside a page.
+    fn check_iovas(&self, chunks: &[Chunk], length: u64) -> Result<()> {
+        let iova = self.first_iova(&chunks[0]);
         if iova.0.checked_add(length).is_none() {
             return Err(RegisterError::IovaOverflow { iova, length }.into());
         }
-        Umem::new(&self.buffers[first.buffer], first.range(), iova)?;
+        for chunk in chunks {
+            Umem::new(self.buffers[chunk.buffer], chunk.range(), Iova(iova.0 + chunk.start))?;
+        }
         Ok(())
     }
 
     fn first_iova(&self, first: &Chunk) -> Iova {
-        let before: u64 = self.buffers[..first.buffer].iter().map(DmaBuf::size).sum();
-        self.iova.unwrap_or(Iova(before + first.offset))
+        let before: u64 = self.buffers[..first.buffer].iter().map(|buffer| buffer.size()).sum();
+        self.iova.unwrap_or(Iova(before + self.buffers[first.buffer].page_offset() + first.offset))
     }
 
     /// Longest chunk on this device, in bytes.
@@ -307,11 +310,15 @@ impl<'a> RegionSetBuilder<'a> {
         first: &Chunk,
         chunk: &Chunk,
     ) -> Result<Registered, Refusal> {
-        let buffer = &self.buffers[chunk.buffer];
-        let own = self.own_descriptors.then(|| buffer.try_clone().map_err(Refusal::Descriptor));
-        let descriptor = own.transpose()?;
+        let buffer = self.buffers[chunk.buffer];
+        let descriptor = match buffer {
+            Buffer::DmaBuf(dmabuf) if self.own_descriptors => {
+                Some(dmabuf.try_clone().map_err(Refusal::Descriptor)?)
+            }
+            _ => None,
+        };
         let iova = Iova(self.first_iova(first).0 + chunk.start);
-        let builder = MemoryRegion::builder(domain, descriptor.as_ref().unwrap_or(buffer))
+        let builder = MemoryRegion::builder(domain, descriptor.as_ref().map_or(buffer, Buffer::from))
             .range(chunk.range())
             .default_iova(iova)
             .access(self.access)
@@ -332,7 +339,6 @@ impl Share<'_> {
         debug_assert_eq!(registered.len(), self.chunks.len());
         let (chunks, descriptors): (Vec<_>, Vec<_>) =
             registered.into_iter().map(|each| (each.region, each.descriptor)).unzip();
-        let descriptors = descriptors.into_iter().flatten().collect();
         RegionSet::new(chunks, descriptors, threads)
     }
 }

@@ -14,13 +14,13 @@ pub use builder::RegionSetBuilder;
 use dma_sg::{Iova, RangeError};
 
 use super::{
-    Access, DeregisterError, MemoryRegion, Path, RegionSlice, RemoteRegion, SelfCheckError, parallel,
+    Access, Buffer, DeregisterError, MemoryRegion, Path, RegionSlice, RemoteRegion, SelfCheckError, parallel,
     self_check,
 };
 use crate::dmabuf::{BufferId, DmaBuf};
 use crate::verbs::ProtectionDomain;
 
-/// A registered range of any length, of one dma-buf or of several in a row, on one device: one region if the
+/// A registered range of any length, of one buffer or of several in a row, on one device: one region if the
 /// device permits it, otherwise chunks.
 ///
 /// Its chunks have consecutive addresses without a gap. Like a [`MemoryRegion`] it is a handle: clones and
@@ -36,8 +36,8 @@ struct Inner {
     chunks: Vec<MemoryRegion>,
     /// Offset of each chunk in the set.
     starts: Vec<u64>,
-    /// A descriptor for each chunk with [`own_descriptors`](RegionSetBuilder::own_descriptors), else none.
-    descriptors: Vec<DmaBuf>,
+    /// For each chunk its descriptor with [`own_descriptors`](RegionSetBuilder::own_descriptors), else `None`.
+    descriptors: Vec<Option<DmaBuf>>,
     length: u64,
     threads: usize,
 }
@@ -46,17 +46,18 @@ impl RegionSet {
     /// Starts the registration of a buffer. The defaults are the whole buffer and no access flags: the device may
     /// read. The protection domain comes last, with [`register`](RegionSetBuilder::register), or several with
     /// [`register_on`](RegionSetBuilder::register_on).
-    pub fn builder(buffer: &DmaBuf) -> RegionSetBuilder<'_> {
-        RegionSetBuilder::new(std::slice::from_ref(buffer))
+    pub fn builder<'a>(buffer: impl Into<Buffer<'a>>) -> RegionSetBuilder<'a> {
+        RegionSetBuilder::new(vec![buffer.into()])
     }
 
-    /// Starts the registration of several buffers in a row, in this order.
-    pub fn of_buffers(buffers: &[DmaBuf]) -> RegionSetBuilder<'_> {
-        RegionSetBuilder::new(buffers)
+    /// Starts the registration of several buffers in a row, in this order: dma-bufs, host memory, or both. Each buffer
+    /// but the first must begin at a page, and each but the last end at one, which only host memory may not.
+    pub fn of_buffers<'a>(buffers: impl IntoIterator<Item = impl Into<Buffer<'a>>>) -> RegionSetBuilder<'a> {
+        RegionSetBuilder::new(buffers.into_iter().map(Into::into).collect())
     }
 
     /// `chunks` is not empty, and the addresses of the chunks are consecutive.
-    fn new(chunks: Vec<MemoryRegion>, descriptors: Vec<DmaBuf>, threads: usize) -> Self {
+    fn new(chunks: Vec<MemoryRegion>, descriptors: Vec<Option<DmaBuf>>, threads: usize) -> Self {
         let (mut starts, mut length) = (Vec::with_capacity(chunks.len()), 0);
         for chunk in &chunks {
             starts.push(length);
@@ -101,10 +102,10 @@ impl RegionSet {
         &self.inner.chunks
     }
 
-    /// The descriptor of a chunk; `None` without [`own_descriptors`](RegionSetBuilder::own_descriptors), or if there
-    /// is no such chunk.
+    /// The descriptor of a chunk; `None` without [`own_descriptors`](RegionSetBuilder::own_descriptors), for host
+    /// memory, or if there is no such chunk.
     pub fn descriptor(&self, chunk: usize) -> Option<BorrowedFd<'_>> {
-        self.inner.descriptors.get(chunk).map(DmaBuf::as_fd)
+        self.inner.descriptors.get(chunk)?.as_ref().map(DmaBuf::as_fd)
     }
 
     /// A byte range of the set, for a transfer, a work request or a peer. The slice is a handle: it keeps the set
