@@ -8,8 +8,8 @@
 //!
 //! 1. The sender's connection request has the number of bytes.
 //! 2. The receiver allocates a buffer of that size and replies with its description.
-//! 3. The sender writes all bytes with one call, then their digest with immediate data.
-//! 4. The receiver gets the immediate data and compares the digest with that of its buffer.
+//! 3. The sender writes all bytes with one call, then notifies the receiver, with their digest.
+//! 4. The receiver compares the digest with that of its buffer.
 
 #[path = "../demo/digest.rs"]
 mod digest;
@@ -39,10 +39,6 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout for a sender to connect.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// The digest follows the bytes, at the next page.
-const PAGE: u64 = 4096;
-const DIGEST: u64 = 8;
 
 #[derive(Parser)]
 #[command(about = "Sends a file or a buffer of any size over RDMA, from dma-buf to dma-buf")]
@@ -111,17 +107,16 @@ fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
     let length = length.filter(|length| *length > 0).ok_or("the sender's request has no number of bytes")?;
 
     let domain = ProtectionDomain::new(&Device::by_name(&incoming.device_name())?.open()?)?;
-    let allocation = exporter::by_name(&options.exporter)?.allocate(buffer_size(length)?)?;
+    let allocation = exporter::by_name(&options.exporter)?.allocate(length)?;
     let region = register::register(&domain, &allocation)?;
-    let mut connection = Connection::new(&domain, ConnectionOptions::default())?;
+    let mut connection = Connection::new(&domain, ConnectionOptions::default().notifications(1))?;
     incoming.accept(&mut connection, &region.remote().to_bytes(), TIMEOUT)?;
 
-    // The immediate data arrives after all bytes, however long these take. If the sender disconnects, the receive
-    // fails at once.
-    connection.recv_imm()?.wait()?;
+    // The notification arrives after all bytes, however long these take. If the sender disconnects, the wait fails at
+    // once.
+    let sent = connection.notifications().take(Duration::MAX)?.payload;
+    let sent = sent.try_into().map_err(|_| "the sender's notification has no digest")?;
     let mapping = allocation.dmabuf.map()?;
-    let mut sent = [0; DIGEST as usize];
-    mapping.read(digest_offset(length), &mut sent)?;
     let received = digest::digest(&mapping, length)?;
     ui::compared(length, received, u64::from_le_bytes(sent))?;
     if let Some(path) = to {
@@ -137,7 +132,7 @@ fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>)
     };
     let outgoing = Outgoing::resolve(address(host, options.port)?, None, TIMEOUT)?;
     let domain = ProtectionDomain::new(&Device::by_name(&outgoing.device_name())?.open()?)?;
-    let allocation = exporter::by_name(&options.exporter)?.allocate(buffer_size(length)?)?;
+    let allocation = exporter::by_name(&options.exporter)?.allocate(length)?;
     let mapping = allocation.dmabuf.map()?;
     let digest = match &path {
         Some(path) => {
@@ -146,7 +141,6 @@ fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>)
         }
         None => digest::fill(&mapping, length, 1, |_| {})?,
     };
-    mapping.write(digest_offset(length), &digest.to_le_bytes())?;
 
     let region = register::register(&domain, &allocation)?;
     let mut connection = Connection::new(&domain, Default::default())?;
@@ -158,22 +152,10 @@ fn send(options: &Options, host: &str, path: Option<PathBuf>, size: Option<u64>)
     let bytes = connection.write(region.slice(..length)?, remote.slice(..length)?)?;
     bytes.wait_with_progress(|done| bar.set(done))?;
     let took = start.elapsed();
-    let digest = digest_offset(length)..digest_offset(length) + DIGEST;
-    connection.write_with_imm(region.slice(digest.clone())?, remote.slice(digest)?, 1)?.wait()?;
+    connection.notify(0, &digest.to_le_bytes())?.wait()?;
     bar.finish();
     ui::sent(length, took);
     Ok(())
-}
-
-/// Where the digest of so many bytes is.
-fn digest_offset(length: u64) -> u64 {
-    length.next_multiple_of(PAGE)
-}
-
-/// Size of a buffer for so many bytes and their digest.
-fn buffer_size(length: u64) -> Result<u64> {
-    let size = length.checked_next_multiple_of(PAGE).and_then(|pages| pages.checked_add(PAGE));
-    size.ok_or_else(|| format!("{length} bytes are too many for a buffer").into())
 }
 
 fn address(host: &str, port: u16) -> Result<SocketAddr> {

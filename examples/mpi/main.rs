@@ -4,7 +4,7 @@
 //! mpirun -n 2 target/release/examples/mpi
 //! ```
 //!
-//! MPI carries 92 bytes from each rank to the other: the endpoint of its queue pair and the description of
+//! MPI carries 96 bytes from each rank to the other: the endpoint of its queue pair and the description of
 //! its memory. The data goes from dma-buf to dma-buf.
 
 #[path = "../common/exporter.rs"]
@@ -13,6 +13,9 @@ mod mpi;
 #[path = "../common/register.rs"]
 mod register;
 
+use std::time::Duration;
+
+use dmabuf_rdma::transfer::ConnectionOptions;
 use dmabuf_rdma::verbs::{Endpoint, ProtectionDomain, devices};
 use dmabuf_rdma::{Connection, RemoteRegion};
 
@@ -22,6 +25,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Bytes that each rank sends. Its buffer has them first, and behind them as many from the peer.
 const SIZE: u64 = 16 << 20;
+
+/// The notification that a rank's bytes have arrived.
+const SWAPPED: u32 = 1;
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a rank's message: an endpoint, and a description of one region.
 const MESSAGE: usize = Endpoint::BYTES + 52;
@@ -39,7 +46,7 @@ fn main() -> Result<()> {
     let domain = ProtectionDomain::new(&device.open()?)?;
     let allocation = exporter::by_name("heap")?.allocate(2 * SIZE)?;
     let region = register::register(&domain, &allocation)?;
-    let connection = Connection::new(&domain, Default::default())?;
+    let connection = Connection::new(&domain, ConnectionOptions::default().notifications(1))?;
 
     // Exchange what the two sides of the connection must know of each other.
     let mut message = connection.endpoint().to_bytes().to_vec();
@@ -48,16 +55,16 @@ fn main() -> Result<()> {
     let (endpoint, description) = messages[peer * MESSAGE..][..MESSAGE].split_at(Endpoint::BYTES);
     connection.connect(&Endpoint::from_bytes(endpoint)?)?;
     let remote = RemoteRegion::from_bytes(description)?;
-    let arrival = connection.recv_imm()?;
-    // Neither rank may write before both have connected and posted their receive.
+    // Neither rank may write before both have connected.
     mpi.barrier()?;
 
-    // Both ranks write at once, each into the second half of the other's buffer. The peer's immediate data
-    // arrives after its bytes.
+    // Both ranks write at once, each into the second half of the other's buffer. The peer's notification arrives after
+    // its bytes.
     let mapping = allocation.dmabuf.map()?;
     mapping.write(0, &pattern(rank))?;
-    connection.write_with_imm(region.slice(..SIZE)?, remote.slice(SIZE..)?, 1)?.wait()?;
-    arrival.wait()?;
+    let writing = connection.write_notify(region.slice(..SIZE)?, remote.slice(SIZE..)?, SWAPPED)?;
+    connection.notifications().wait(SWAPPED, 1, TIMEOUT)?;
+    writing.wait()?;
 
     let mut received = vec![0; SIZE as usize];
     mapping.read(SIZE, &mut received)?;

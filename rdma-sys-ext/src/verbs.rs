@@ -11,7 +11,7 @@
 
 use ibverbs_sys::{
     _compat_ibv_port_attr, _ibv_query_gid_ex, _ibv_query_gid_table, ibv_context, ibv_cq, ibv_gid_entry,
-    ibv_port_attr, ibv_qp, ibv_query_port, ibv_recv_wr, ibv_send_wr, ibv_wc,
+    ibv_port_attr, ibv_qp, ibv_query_port, ibv_recv_wr, ibv_send_wr, ibv_srq, ibv_wc,
 };
 use std::ffi::{c_int, c_void};
 
@@ -49,6 +49,24 @@ pub unsafe fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut
     unsafe {
         match (*(*qp).context).ops.post_recv {
             Some(post_recv) => post_recv(qp, wr, bad_wr),
+            None => libc::EOPNOTSUPP,
+        }
+    }
+}
+
+/// Posts a chain of work requests to a shared receive queue.
+///
+/// The result is 0 or an errno; after an error `*bad_wr` is the first request that was not posted.
+///
+/// # Safety
+/// As [`post_recv`], for a live shared receive queue.
+#[doc(alias = "ibv_post_srq_recv")]
+#[inline]
+pub unsafe fn post_srq_recv(srq: *mut ibv_srq, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
+    // SAFETY: a live queue has a live context; the caller vouches for the rest.
+    unsafe {
+        match (*(*srq).context).ops.post_srq_recv {
+            Some(post_srq_recv) => post_srq_recv(srq, wr, bad_wr),
             None => libc::EOPNOTSUPP,
         }
     }

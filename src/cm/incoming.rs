@@ -7,8 +7,9 @@ use rdma_sys_ext::rdma_cm::event as kind;
 
 use super::error::{Error, Result};
 use super::raw::{CmLink, Event, Id};
-use super::{ANSWER, ANSWER_DATA, REJECT_DATA, REQUEST};
-use super::{check_data, check_device, mtu, no_manager, port_mtu, refused, start, wait};
+use super::statement::Statement;
+use super::{ANSWER, REJECT_DATA, REQUEST};
+use super::{check_data, check_device, no_manager, own_statement, refused, start, wait};
 use crate::transfer::Connection;
 use crate::verbs::{Depth, absence};
 
@@ -33,8 +34,8 @@ pub struct Incoming {
     id: Option<Id>,
     address: SocketAddr,
     request: Event,
-    /// The MTU of the peer's port in bytes, if the peer states it.
-    peer_mtu: Option<u32>,
+    /// What the peer states, if it uses this library.
+    peer: Option<Statement>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -85,8 +86,8 @@ impl Listener {
                 Some(raw) => {
                     let id = Id::of_request(raw).map_err(failed)?;
                     let address = id.peer_address().unwrap_or(self.address);
-                    let peer_mtu = mtu::take(&mut event.private_data, REQUEST);
-                    return Ok(Incoming { id: Some(id), address, request: event, peer_mtu });
+                    let peer = Statement::take(&mut event.private_data, REQUEST);
+                    return Ok(Incoming { id: Some(id), address, request: event, peer });
                 }
                 None if event.kind == kind::DEVICE_REMOVAL => {
                     return Err(refused(event, self.address, step));
@@ -122,12 +123,12 @@ impl Incoming {
         &self.request.private_data
     }
 
-    /// Accepts the request with up to 192 bytes of private data, and connects `connection`. Receives may be posted
+    /// Accepts the request with up to 192 bytes of private data, 188 with notifications, and connects `connection`. Receives may be posted
     /// before. After an error the request is rejected.
     ///
     /// # Errors
     /// - [`Error::OtherDevice`]: the connection is on another device or port than the request.
-    /// - [`Error::PrivateDataTooLong`]: more than 192 bytes.
+    /// - [`Error::PrivateDataTooLong`]: more bytes.
     /// - [`Error::MtuMismatch`]: the peer uses another library, and a larger MTU than this side's port carries.
     /// - [`Error::Verbs`]: the queue pair cannot be brought to INIT, RTR or RTS: `EINVAL` if it is connected already.
     /// - [`Error::Timeout`]: the peer did not confirm within `timeout`.
@@ -136,10 +137,10 @@ impl Incoming {
     pub fn accept(mut self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<()> {
         let until = (Instant::now(), timeout);
         let address = self.address;
-        check_data(data, ANSWER_DATA)?;
         check_device(self.id(), address, connection)?;
-        let own_mtu = port_mtu(connection)?;
-        start(self.id(), address, connection, (own_mtu, self.peer_mtu))?;
+        let own = own_statement(connection)?;
+        check_data(data, ANSWER - own.size())?;
+        start(self.id(), address, connection, (own, self.peer))?;
         let Some(id) = self.id.take() else { unreachable!("only accept and reject take the id") };
         let ours = connection.depth();
         // The request states what this side is to serve, and what the peer serves.
@@ -149,7 +150,7 @@ impl Incoming {
         };
         let step = "accept the connection";
         let failed = |source| Error::Failed { step, address, source };
-        let data = mtu::state(data, ANSWER, own_mtu);
+        let data = own.append(data, ANSWER);
         id.accept(connection.queue_pair().number(), depth, &data).map_err(failed)?;
         let step = "establish the connection";
         let event = wait(&id, address, step, until)?;

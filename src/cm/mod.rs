@@ -4,10 +4,11 @@
 //!    address to an [`Outgoing`].
 //! 2. Each side then knows the device and port of the route. It creates a [`Connection`] there, with its own
 //!    protection domain and regions, and passes it to [`Incoming::accept`] or [`Outgoing::connect`].
-//! 3. A request carries up to 52 bytes of private data and a reply up to 192. A
-//!    [`RemoteRegion`](crate::RemoteRegion) of one run fits into either.
+//! 3. A request carries up to 52 bytes of private data and a reply up to 192, and 4 less on a
+//!    [`Worker`](crate::transfer::Worker) with notifications. A [`RemoteRegion`](crate::RemoteRegion) of one run has
+//!    52 bytes.
 //!
-//! The private data also carries the MTU of each side's port, in 4 bytes at its end, and the connection uses the
+//! The private data also carries the MTU of each side's port at its end, and the connection uses the
 //! smallest. Programs of other libraries use the MTU of the active side's network interface: give both interfaces
 //! the same.
 //!
@@ -19,9 +20,9 @@
 
 mod error;
 mod incoming;
-mod mtu;
 mod outgoing;
 mod raw;
+mod statement;
 
 pub use error::Error;
 pub use incoming::{Incoming, Listener};
@@ -36,18 +37,15 @@ use ibverbs_sys::{ibv_qp_attr_mask as Mask, ibv_qp_state as State};
 
 use self::error::Result;
 use self::raw::{Event, Id};
+use self::statement::Statement;
 use crate::transfer::Connection;
 use crate::verbs::absence::{self, System};
-use crate::verbs::{Depth, QueuePairOptions};
+use crate::verbs::{Depth, QueuePair, QueuePairOptions};
 
 /// Length of the private data in a request, of which the user has all but the last bytes.
 const REQUEST: usize = 56;
 /// Length of the private data in a reply, as above.
 const ANSWER: usize = 196;
-/// Maximum number of bytes of the user's private data in a request.
-const REQUEST_DATA: usize = REQUEST - mtu::STATEMENT;
-/// Maximum number of bytes of the user's private data in a reply.
-const ANSWER_DATA: usize = ANSWER - mtu::STATEMENT;
 /// Maximum number of bytes of private data in a rejection.
 const REJECT_DATA: usize = 148;
 
@@ -118,19 +116,30 @@ fn check_device(id: &Id, address: SocketAddr, connection: &Connection) -> Result
     Err(Error::OtherDevice { address, route, made })
 }
 
-/// The MTU in bytes of the connection's port.
-fn port_mtu(connection: &Connection) -> Result<u32> {
-    Ok(connection.domain().context().port(connection.options().port)?.mtu)
+/// What this side states.
+fn own_statement(connection: &Connection) -> Result<Statement> {
+    let mtu = connection.domain().context().port(connection.options().port)?.mtu;
+    let message_qp_num = connection.message_queue_pair().map_or(0, QueuePair::number);
+    Ok(Statement { mtu, message_qp_num })
 }
 
-/// Brings the queue pair to INIT, RTR and RTS, with the smallest MTU of the route, this side's port and the peer's.
+/// Brings the queue pair to INIT, RTR and RTS, with the smallest MTU of the route, this side's port and the peer's; and
+/// the one for messages, if both sides have it, to the same but for its peer.
 fn start(
     id: &Id,
     address: SocketAddr,
     connection: &Connection,
-    (own_mtu, peer_mtu): (u32, Option<u32>),
+    (own, peer): (Statement, Option<Statement>),
 ) -> Result<()> {
+    let (own_mtu, peer_mtu) = (own.mtu, peer.map(|peer| peer.mtu));
     let pair = connection.queue_pair();
+    let messages = connection.message_queue_pair().zip(peer.filter(|peer| peer.message_qp_num != 0));
+    if let Some(peer) = peer {
+        connection.set_peer_notified(peer.message_qp_num != 0);
+    } else if connection.message_queue_pair().is_some() {
+        // It may receive notifications in its own way.
+        tracing::debug!("the peer uses another library, and has no queue pair for messages");
+    }
     let own = Own { options: connection.options(), depth: connection.depth(), access: pair.remote_access() };
     bring_up(
         |state| {
@@ -144,9 +153,14 @@ fn start(
         |mut attr, mask, transition| {
             // iWARP has no path MTU.
             if mask.0 & Mask::IBV_QP_PATH_MTU.0 != 0 {
-                let route = mtu::bytes(attr.path_mtu);
+                let route = statement::bytes(attr.path_mtu);
                 let refused = || Error::MtuMismatch { address, route, port: own_mtu };
-                attr.path_mtu = mtu::number(mtu::agree(route, own_mtu, peer_mtu).ok_or_else(refused)?).into();
+                let mtu = statement::agree(route, own_mtu, peer_mtu).ok_or_else(refused)?;
+                attr.path_mtu = statement::number(mtu).into();
+            }
+            if let Some((messages, peer)) = messages {
+                let attr = ffi::ibv_qp_attr { dest_qp_num: peer.message_qp_num, ..attr };
+                messages.modify(attr, mask, transition)?;
             }
             Ok(pair.modify(attr, mask, transition)?)
         },

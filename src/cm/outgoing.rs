@@ -7,8 +7,9 @@ use rdma_sys_ext::rdma_cm::event as kind;
 
 use super::error::{Error, Result};
 use super::raw::{CmLink, Id};
-use super::{ANSWER, REQUEST, REQUEST_DATA};
-use super::{check_data, check_device, mtu, no_manager, port_mtu, refused, start, wait};
+use super::statement::Statement;
+use super::{ANSWER, REQUEST};
+use super::{check_data, check_device, no_manager, own_statement, refused, start, wait};
 use crate::transfer::Connection;
 
 /// A resolved route to a peer, which names the device and port to create a [`Connection`] on.
@@ -69,12 +70,12 @@ impl Outgoing {
         self.id.local_address()
     }
 
-    /// Requests the connection with up to 52 bytes of private data, and connects `connection`. Returns the private
+    /// Requests the connection with up to 52 bytes of private data, 48 with notifications, and connects `connection`. Returns the private
     /// data of the peer's reply, padded with zeros. Receives may be posted before.
     ///
     /// # Errors
     /// - [`Error::OtherDevice`]: the connection is on another device or port than the route.
-    /// - [`Error::PrivateDataTooLong`]: more than 52 bytes.
+    /// - [`Error::PrivateDataTooLong`]: more bytes.
     /// - [`Error::MtuMismatch`]: the peer uses another library, and a larger MTU than this side's port carries.
     /// - [`Error::Verbs`]: the queue pair cannot be brought to INIT, RTR or RTS: `EINVAL` if it is connected already.
     /// - [`Error::Rejected`]: the peer rejected the request.
@@ -85,19 +86,19 @@ impl Outgoing {
     pub fn connect(self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<Vec<u8>> {
         let Self { id, address } = self;
         let until = (Instant::now(), timeout);
-        check_data(data, REQUEST_DATA)?;
         check_device(&id, address, connection)?;
+        let own = own_statement(connection)?;
+        check_data(data, REQUEST - own.size())?;
         let failed = |step| move |source| Error::Failed { step, address, source };
         let (qp_num, depth) = (connection.queue_pair().number(), connection.depth());
-        let own_mtu = port_mtu(connection)?;
-        let data = mtu::state(data, REQUEST, own_mtu);
+        let data = own.append(data, REQUEST);
         id.connect(qp_num, depth, &data).map_err(failed("request the connection"))?;
         let step = "receive a reply";
         let mut event = wait(&id, address, step, until)?;
-        let peer_mtu = mtu::take(&mut event.private_data, ANSWER);
+        let peer = Statement::take(&mut event.private_data, ANSWER);
         match event.kind {
             kind::CONNECT_RESPONSE => {
-                start(&id, address, connection, (own_mtu, peer_mtu))?;
+                start(&id, address, connection, (own, peer))?;
                 id.establish().map_err(failed("establish the connection"))?;
             }
             // The kernel's iWARP connection manager has brought the queue pair up by itself.

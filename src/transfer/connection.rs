@@ -9,7 +9,7 @@ use super::options::max_message_size;
 use super::pair::Pair;
 use super::request::Request;
 use super::shared::{Link, Shared};
-use super::{ConnectionOptions, Transfer, Worker, WorkerOptions};
+use super::{ConnectionOptions, Notifications, RequestError, Transfer, Worker, WorkerOptions};
 use crate::mr::{Blocks, RegionSlice, RemoteSlice};
 use crate::verbs::{Depth, Endpoint, Operation, ProtectionDomain, QueuePair, QueuePairOptions};
 
@@ -31,12 +31,16 @@ pub struct Connection {
 /// The direction of a connection that writes, reads, sends and executes atomics; from [`Connection::split`].
 pub struct Sender {
     pair: Arc<Pair>,
+    /// For messages, if `pair` receives notifications.
+    messages: Option<Arc<Pair>>,
     options: ConnectionOptions,
 }
 
 /// The direction of a connection that receives; from [`Connection::split`].
 pub struct Receiver {
     pair: Arc<Pair>,
+    /// For messages, if `pair` receives notifications.
+    messages: Option<Arc<Pair>>,
     options: ConnectionOptions,
 }
 
@@ -52,23 +56,42 @@ impl Connection {
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
         let limits = domain.context().limits()?;
         // The completion queue has room for what is in flight in both directions, so it cannot overrun.
-        let options = options.within(limits.max_qp_wr.min(limits.max_cqe / 2), limits.max_sge);
-        let worker = Worker::new(domain, WorkerOptions::default().completions(2 * options.window))?;
-        worker.connection(options)
+        let (pairs, notifications) = if options.notifications > 0 { (2, options.notifications) } else { (1, 0) };
+        let most = limits.max_cqe.saturating_sub(notifications) / (2 * pairs);
+        let options = options.within(limits.max_qp_wr.min(most), limits.max_sge);
+        let completions = (2 * pairs * options.window).saturating_add(notifications);
+        let worker = WorkerOptions::default().completions(completions).notifications(notifications);
+        Worker::new(domain, worker)?.connection(options)
     }
 
-    /// Creates a queue pair on an engine.
+    /// Creates a queue pair on an engine. If it receives notifications, messages have another one, since the device gives
+    /// whatever arrives the receive that was posted first.
     pub(super) fn on(engine: &Arc<Engine>, options: ConnectionOptions) -> Result<Self> {
-        let (domain, completions) = (&engine.domain, &engine.completions);
+        let (domain, queue) = (&engine.domain, &engine.completions);
         let limits = domain.context().limits()?;
         let options = options.within(limits.max_qp_wr, limits.max_sge);
-        let pair = QueuePair::new(domain, completions, completions, options.queue_pair)?;
         let port = domain.context().port(options.queue_pair.port)?;
         let max_message_size = max_message_size(port.max_message_size);
-        let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
-        let pair = Arc::new(Pair::new(engine.clone(), shared, &options, 2 * options.window)?);
-        let sender = Sender { pair: pair.clone(), options };
-        Ok(Self { sender, receiver: Receiver { pair, options } })
+        let mut pair =
+            QueuePair::with_srq(domain, [queue, queue], engine.receives.as_ref(), options.queue_pair)?;
+        let messages = match engine.receives {
+            Some(_) => {
+                let mut messages = QueuePair::new(domain, queue, queue, options.queue_pair)?;
+                messages.set_second_of(&mut pair);
+                Some(messages)
+            }
+            None => None,
+        };
+        let add = |pair| {
+            let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+            Pair::new(engine.clone(), shared, &options, 2 * options.window).map(Arc::new)
+        };
+        let (pair, messages) = (add(pair)?, messages.map(add).transpose()?);
+        if let Some(messages) = &messages {
+            pair.join(messages);
+        }
+        let sender = Sender { pair: pair.clone(), messages: messages.clone(), options };
+        Ok(Self { sender, receiver: Receiver { pair, messages, options } })
     }
 
     /// The description that the peer needs to connect. Send it by any means.
@@ -81,7 +104,21 @@ impl Connection {
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::connect`].
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
-        Ok(self.queue_pair().connect(peer)?)
+        self.queue_pair().connect(peer)?;
+        self.set_peer_notified(peer.message_qp_num != 0);
+        match &self.sender.messages {
+            Some(messages) if peer.message_qp_num != 0 => {
+                let peer = Endpoint { qp_num: peer.message_qp_num, ..*peer };
+                Ok(messages.shared().pair.connect(&peer)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The notifications of the peer, which it receives if [`ConnectionOptions::notifications`] or
+    /// [`WorkerOptions::notifications`] is set.
+    pub fn notifications(&self) -> Notifications {
+        self.receiver.notifications()
     }
 
     /// The protection domain. Local memory must be registered in it.
@@ -145,19 +182,28 @@ impl Connection {
         self.sender.write(local, remote)
     }
 
-    /// Like [`write`](Self::write); the peer's next receive completes with the immediate data, after all bytes are
-    /// in its memory.
+    /// Like [`write`](Self::write), and notifies the peer: its [`Notifications`] count one of `id` after all bytes are in
+    /// its memory.
     ///
     /// # Errors
-    /// As [`Sender::write`].
+    /// As [`Sender::write_notify`].
     #[doc(alias = "IBV_WR_RDMA_WRITE_WITH_IMM")]
-    pub fn write_with_imm(
+    pub fn write_notify(
         &self,
         local: impl Into<Blocks<RegionSlice>>,
         remote: impl Into<Blocks<RemoteSlice>>,
-        imm: u32,
+        id: u32,
     ) -> Result<Transfer> {
-        self.sender.write_with_imm(local, remote, imm)
+        self.sender.write_notify(local, remote, id)
+    }
+
+    /// Notifies the peer, after everything that was written before, with a payload of up to
+    /// [`Notifications::MAX_PAYLOAD`] bytes, which may be empty.
+    ///
+    /// # Errors
+    /// As [`Sender::notify`].
+    pub fn notify(&self, id: u32, payload: &[u8]) -> Result<Transfer> {
+        self.sender.notify(id, payload)
     }
 
     /// Reads the peer's bytes into local memory.
@@ -189,15 +235,6 @@ impl Connection {
     #[doc(alias = "ibv_post_recv")]
     pub fn recv(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
         self.receiver.recv(local)
-    }
-
-    /// Waits for the immediate data of a peer's [`write_with_imm`](Self::write_with_imm), which
-    /// [`Transferred::imm`](super::Transferred::imm) returns.
-    ///
-    /// # Errors
-    /// As [`Receiver::recv`].
-    pub fn recv_imm(&self) -> Result<Transfer> {
-        self.receiver.recv_imm()
     }
 
     /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
@@ -243,6 +280,16 @@ impl Connection {
     /// READs and atomics at once, in each direction.
     pub(crate) fn depth(&self) -> Depth {
         self.queue_pair().depth().expect("a connection creates its queue pair")
+    }
+
+    /// The queue pair for messages, if it is another one.
+    pub(crate) fn message_queue_pair(&self) -> Option<&QueuePair> {
+        self.sender.messages.as_ref().map(|messages| &messages.shared().pair)
+    }
+
+    /// Keeps whether the peer receives notifications.
+    pub(crate) fn set_peer_notified(&self, notified: bool) {
+        let _ = self.sender.pair.shared().peer_notified.set(notified);
     }
 
     /// Holds the connection manager's side of the connection.
@@ -302,10 +349,18 @@ macro_rules! half {
                 self.pair.engine().process_events()
             }
 
-            fn start(&self, request: Request) -> Result<Transfer> {
+            fn start_on(&self, pair: &Arc<Pair>, request: Request) -> Result<Transfer> {
                 let (opcode, length) = (request.opcode(), request.len());
-                let id = self.pair.start(request, self.options.message_size)?;
-                Ok(Transfer::new(self.pair.clone(), id, opcode, length))
+                let id = pair.start(request, self.options.message_size)?;
+                Ok(Transfer::new(pair.clone(), id, opcode, length))
+            }
+
+            /// Starts a send or a receive, on the queue pair for messages.
+            fn start_message(&self, request: Request) -> Result<Transfer> {
+                match (&self.messages, self.pair.shared().peer_notified.get()) {
+                    (Some(_), Some(false)) | (None, Some(true)) => Err(RequestError::NoMessages.into()),
+                    (messages, _) => self.start_on(messages.as_ref().unwrap_or(&self.pair), request),
+                }
             }
         }
 
@@ -334,17 +389,21 @@ half!(Sender);
 half!(Receiver);
 
 impl Sender {
+    fn start(&self, request: Request) -> Result<Transfer> {
+        self.start_on(&self.pair, request)
+    }
+
     /// Writes local bytes into the peer's memory: a slice, or each block of a table into the peer's block with the
     /// same index. The transfer completes when the peer has acknowledged all of them.
     ///
     /// # Errors
     /// Nothing is posted after any of these:
-    /// - [`Error::LengthMismatch`], [`Error::CountMismatch`]: the local and the remote blocks differ.
-    /// - [`Error::RemoteAccessMissing`]: the peer's memory is not registered for the operation.
-    /// - [`Error::LocalAccessMissing`]: the operation writes local memory without LOCAL_WRITE, or it is a READ on iWARP
+    /// - [`RequestError::LengthMismatch`], [`RequestError::CountMismatch`]: the local and the remote blocks differ.
+    /// - [`RequestError::RemoteAccessMissing`]: the peer's memory is not registered for the operation.
+    /// - [`RequestError::LocalAccessMissing`]: the operation writes local memory without LOCAL_WRITE, or it is a READ on iWARP
     ///   into local memory without REMOTE_WRITE.
-    /// - [`Error::ForeignRegion`]: a local region is in another protection domain than the connection.
-    /// - [`Error::TooScattered`]: a message needs more elements than
+    /// - [`RequestError::ForeignRegion`]: a local region is in another protection domain than the connection.
+    /// - [`RequestError::TooScattered`]: a message needs more elements than
     ///   [`max_sge`](QueuePairOptions::max_sge).
     /// - [`Error::Verbs`] with [`verbs::Error::InvalidAtomic`]: an atomic on other than 8 bytes at a multiple of 8;
     ///   with [`verbs::Error::Unavailable`]: a READ or an atomic, and one side has
@@ -355,12 +414,12 @@ impl Sender {
     ///
     /// [`Error::Verbs`] with [`verbs::Error::Post`]: the provider refused a work request; the connection is unusable.
     ///
-    /// [`Error::LengthMismatch`]: super::Error::LengthMismatch
-    /// [`Error::CountMismatch`]: super::Error::CountMismatch
-    /// [`Error::RemoteAccessMissing`]: super::Error::RemoteAccessMissing
-    /// [`Error::LocalAccessMissing`]: super::Error::LocalAccessMissing
-    /// [`Error::ForeignRegion`]: super::Error::ForeignRegion
-    /// [`Error::TooScattered`]: super::Error::TooScattered
+    /// [`RequestError::LengthMismatch`]: super::RequestError::LengthMismatch
+    /// [`RequestError::CountMismatch`]: super::RequestError::CountMismatch
+    /// [`RequestError::RemoteAccessMissing`]: super::RequestError::RemoteAccessMissing
+    /// [`RequestError::LocalAccessMissing`]: super::RequestError::LocalAccessMissing
+    /// [`RequestError::ForeignRegion`]: super::RequestError::ForeignRegion
+    /// [`RequestError::TooScattered`]: super::RequestError::TooScattered
     /// [`Error::Unusable`]: super::Error::Unusable
     /// [`Error::PortDown`]: super::Error::PortDown
     /// [`Error::Verbs`]: super::Error::Verbs
@@ -375,18 +434,44 @@ impl Sender {
         self.start(Request::one_sided(local, remote, |remote| Operation::Write { remote }))
     }
 
-    /// Like [`write`](Self::write); the peer's next receive completes with the immediate data, after all bytes are
-    /// in its memory.
+    /// Like [`write`](Self::write), and notifies the peer: its [`Notifications`] count one of `id` after all bytes are in
+    /// its memory. On the wire `id` is the immediate data of the last message.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
-    pub fn write_with_imm(
+    /// As [`write`](Self::write), and [`RequestError::NoNotifications`](super::RequestError::NoNotifications): the peer
+    /// receives none.
+    pub fn write_notify(
         &self,
         local: impl Into<Blocks<RegionSlice>>,
         remote: impl Into<Blocks<RemoteSlice>>,
-        imm: u32,
+        id: u32,
     ) -> Result<Transfer> {
-        self.start(Request::one_sided(local, remote, |remote| Operation::WriteWithImm { remote, imm }))
+        self.check_notified()?;
+        self.start(Request::one_sided(local, remote, |remote| Operation::WriteWithImm { remote, imm: id }))
+    }
+
+    /// Notifies the peer, after everything that was written before, with a payload of up to
+    /// [`Notifications::MAX_PAYLOAD`] bytes, which may be empty. The payload is copied.
+    ///
+    /// # Errors
+    /// As [`write_notify`](Self::write_notify), and
+    /// [`RequestError::PayloadTooLong`](super::RequestError::PayloadTooLong).
+    pub fn notify(&self, id: u32, payload: &[u8]) -> Result<Transfer> {
+        let (length, limit) = (payload.len(), Notifications::MAX_PAYLOAD);
+        if length > limit {
+            return Err(RequestError::PayloadTooLong { length, limit }.into());
+        }
+        self.check_notified()?;
+        self.start(Request::notify(id, payload))
+    }
+
+    /// # Errors
+    /// The peer receives no notifications. One of another library may.
+    fn check_notified(&self) -> Result<()> {
+        match self.pair.shared().peer_notified.get() {
+            Some(false) => Err(RequestError::NoNotifications { side: "the peer" }.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Reads the peer's bytes into local memory: a slice, or each block of the peer's table into the local block with
@@ -407,7 +492,7 @@ impl Sender {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn send(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
-        self.start(Request::send(local))
+        self.start_message(Request::send(local))
     }
 
     /// Adds to a u64 of the peer at a multiple of 8, and returns its previous value in 8 local bytes.
@@ -457,15 +542,11 @@ impl Receiver {
     /// - As [`Sender::write`], without [`Error::PortDown`](super::Error::PortDown).
     /// - [`Error::ReceivePosted`](super::Error::ReceivePosted): another receive is still posted, as above.
     pub fn recv(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
-        self.start(Request::recv(local))
+        self.start_message(Request::recv(local))
     }
 
-    /// Receives the immediate data of a peer's [`write_with_imm`](Sender::write_with_imm), which
-    /// [`Transferred::imm`](super::Transferred::imm) returns.
-    ///
-    /// # Errors
-    /// As [`recv`](Self::recv).
-    pub fn recv_imm(&self) -> Result<Transfer> {
-        self.start(Request::recv_imm())
+    /// The notifications of the peer; see [`Connection::notifications`].
+    pub fn notifications(&self) -> Notifications {
+        Notifications::of(self.pair.engine(), Some(&self.pair))
     }
 }

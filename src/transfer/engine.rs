@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::events::{Events, Source};
+use super::pool::Pool;
 use super::queues::Queues;
 use super::state::{Locked, State};
-use crate::verbs::{self, CompletionQueue, ProtectionDomain};
+use crate::verbs::{self, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 const MAX_BATCHES: usize = 64;
@@ -21,20 +22,24 @@ pub(super) struct Engine {
     /// Notified when something has changed, and when nobody sleeps on the descriptors any more.
     changed: Condvar,
     pub events: Events,
+    /// Where notifications are received, if they are.
+    pub receives: Option<SharedReceiveQueue>,
     pub completions: CompletionQueue,
     pub domain: ProtectionDomain,
 }
 
 impl Engine {
-    /// For a completion queue with room for `room` completions.
+    /// For a completion queue with room for `room` completions besides those of the pool.
     pub(super) fn new(
         domain: ProtectionDomain,
         completions: CompletionQueue,
         room: u32,
         events: Events,
+        pool: Option<Pool>,
     ) -> Self {
-        let state = Mutex::new(State::new(room));
-        Self { state, changed: Condvar::new(), events, completions, domain }
+        let receives = pool.as_ref().map(|pool| pool.queue.clone());
+        let state = Mutex::new(State::new(room, pool));
+        Self { state, changed: Condvar::new(), events, receives, completions, domain }
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -105,7 +110,7 @@ impl Engine {
 
     /// Leaves the descriptors to others: what came is handed out, and the next completion raises an event.
     pub(super) fn leave(&self, state: &mut State, busy_poll: bool) -> Result<()> {
-        if state.has_jobs() {
+        if state.has_jobs() || state.is_watched_for_notifications() {
             if !busy_poll {
                 self.arm(state)?;
             }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use dma_sg::Iova;
 
 use crate::kind::{ErrorKind, readable_error};
-use crate::mr::Access;
+use crate::mr::RegisterError;
 use crate::verbs::{self, CompletionStatus, Opcode, Rkey, vendor};
 
+use super::RequestError;
 use super::shared::{NOT_CONNECTED, port_name};
 
 /// The result of the functions of this module.
@@ -17,79 +18,12 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A local and a remote block differ in length; a slice is one block.
-    #[error(
-        "{opcode:?}: block {block} has {local} bytes here but {remote} bytes at the peer: slice both to the same length"
-    )]
-    LengthMismatch {
-        /// The operation.
-        opcode: Opcode,
-        /// Index of the block, from 0.
-        block: usize,
-        /// Length of the local block in bytes.
-        local: u64,
-        /// Length of the remote block in bytes.
-        remote: u64,
-    },
-    /// The local and the remote table differ in their number of blocks.
-    #[error(
-        "{opcode:?} of {local} local blocks with {remote} blocks of the peer: select as many on both sides"
-    )]
-    CountMismatch {
-        /// The operation.
-        opcode: Opcode,
-        /// Number of local blocks.
-        local: usize,
-        /// Number of remote blocks.
-        remote: usize,
-    },
-    /// The peer's memory is not registered for this operation.
-    #[error(
-        "{opcode:?} needs {needed:?} but the peer registered its memory with {granted:?}: register it there with the missing flag"
-    )]
-    RemoteAccessMissing {
-        /// The operation.
-        opcode: Opcode,
-        /// The access flag that the operation needs.
-        needed: Access,
-        /// The access flags in the peer's description.
-        granted: Access,
-    },
-    /// The local memory is not registered for this operation. On iWARP the peer answers a READ by writing.
-    #[error(
-        "{opcode:?} needs {needed:?} on local memory but the region at byte {offset} of the local slice lacks it{}: register it with that flag",
-        on_iwarp(*.needed)
-    )]
-    LocalAccessMissing {
-        /// The operation.
-        opcode: Opcode,
-        /// The access flag that the operation needs.
-        needed: Access,
-        /// Offset in the local slice at which that region starts.
-        offset: u64,
-    },
-    /// A local region belongs to another protection domain than the connection.
-    #[error(
-        "the region at byte {offset} of the local slice is in another protection domain than the connection: register it in the connection's domain"
-    )]
-    ForeignRegion {
-        /// Offset in the local slice at which that region starts.
-        offset: u64,
-    },
-    /// A message needs more scatter/gather elements than a work request has.
-    #[error(
-        "the message of {length} bytes at offset {offset} of a {opcode:?} needs more than {max_sge} scatter/gather elements: choose a smaller message size on both sides, or a larger max_sge"
-    )]
-    TooScattered {
-        /// The operation.
-        opcode: Opcode,
-        /// Offset of the message in the slice, in bytes.
-        offset: u64,
-        /// Length of the message in bytes.
-        length: u64,
-        /// Elements of a work request of this connection; 1 for an atomic.
-        max_sge: u32,
-    },
+    /// The transfer was refused before anything was posted. The connection stays usable.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The memory for the payloads of notifications cannot be registered.
+    #[error(transparent)]
+    Memory(#[from] Box<RegisterError>),
     /// libibverbs failed, or the provider refused a work request.
     #[error(transparent)]
     Verbs(#[from] verbs::Error),
@@ -181,6 +115,32 @@ pub enum Error {
         /// Length of the transfer in bytes.
         length: u64,
     },
+    /// Fewer notifications than awaited came in time. The connection is usable.
+    #[error("{came} of {count} notifications{} came within {timeout:?}; none was taken", of_id(*.id))]
+    NotificationTimeout {
+        /// The id; `None` for any.
+        id: Option<u32>,
+        /// How many were awaited.
+        count: u64,
+        /// How many came.
+        came: u64,
+        /// The timeout.
+        timeout: Duration,
+    },
+    /// The connection ended before the notifications came.
+    #[error("{came} of {count} notifications{} came, and no more will: {reason}", of_id(*.id))]
+    NotificationsEnded {
+        /// The id; `None` for any.
+        id: Option<u32>,
+        /// How many were awaited.
+        count: u64,
+        /// How many came.
+        came: u64,
+        /// Why the connection is unusable.
+        reason: String,
+        /// Whether the peer disconnected.
+        peer_gone: bool,
+    },
     /// A message of another length than expected arrived. The connection is unusable.
     #[error(
         "a message of {received} bytes arrived at offset {offset} instead of {expected} bytes: send and receive the same lengths with the same message size. The connection is unusable"
@@ -210,27 +170,24 @@ impl Error {
     /// The kind of the error: what a program can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::LengthMismatch { .. }
-            | Self::CountMismatch { .. }
-            | Self::RemoteAccessMissing { .. }
-            | Self::LocalAccessMissing { .. }
-            | Self::ForeignRegion { .. }
-            | Self::TooScattered { .. }
-            | Self::ReceivePosted { .. }
-            | Self::UnexpectedMessage { .. } => ErrorKind::Misuse,
+            Self::Request(error) => error.kind(),
+            Self::ReceivePosted { .. } | Self::UnexpectedMessage { .. } => ErrorKind::Misuse,
             Self::PortDown { .. } => ErrorKind::NotFound,
             Self::Unusable { .. } => ErrorKind::Transport,
+            Self::Memory(error) => error.kind(),
             Self::Verbs(error) => error.kind(),
             Self::Failed { status, .. } => status.kind(),
-            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Timeout { .. } | Self::NotificationTimeout { .. } => ErrorKind::Timeout,
+            Self::NotificationsEnded { peer_gone: true, .. } => ErrorKind::PeerGone,
+            Self::NotificationsEnded { .. } => ErrorKind::Transport,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::PeerDisconnected { .. } => ErrorKind::PeerGone,
         }
     }
 }
 
-fn on_iwarp(needed: Access) -> &'static str {
-    if needed == Access::REMOTE_WRITE { ", and on iWARP the peer answers a READ by writing" } else { "" }
+fn of_id(id: Option<u32>) -> String {
+    id.map_or(String::new(), |id| format!(" of id {id}"))
 }
 
 fn after_colon(hint: &str) -> String {

@@ -156,7 +156,7 @@ impl Job {
 
     /// Takes the memory of a job that has ended.
     pub(super) fn take_request(&mut self) -> Request {
-        std::mem::replace(&mut self.request, Request::recv_imm())
+        std::mem::replace(&mut self.request, Request::empty())
     }
 
     /// Whether a work request is posted.
@@ -171,7 +171,7 @@ impl Job {
 
     /// Fills in the elements of the next message, and counts it as posted.
     pub(super) fn next_message(&mut self, elements: &mut [ffi::ibv_sge]) -> Message {
-        let Request { operation, local, remote } = &self.request;
+        let Request { operation, local, remote, payload } = &self.request;
         let cursor = &mut self.cursor;
         let start = cursor.remote.addr;
         let (mut sges, mut bytes) = (0, 0);
@@ -194,6 +194,11 @@ impl Job {
                     break;
                 }
             }
+        }
+        if let (false, Some(element)) = (payload.is_empty(), elements.first_mut()) {
+            // The provider copies them while it posts.
+            let (addr, length) = (payload.as_ptr().expose_provenance() as u64, payload.len());
+            (*element, sges) = (ffi::ibv_sge { addr, length: length as u32, lkey: 0 }, 1);
         }
         self.posted += bytes;
         self.empty_pending = false;
@@ -296,7 +301,7 @@ mod tests {
         assert!(job.is_posted() && job.is_whole());
         job.fail();
         assert!(!job.is_whole());
-        assert!(!Job::new(Request::recv_imm(), 100, 0).is_posted());
+        assert!(!Job::new(Request::empty(), 100, 0).is_posted());
     }
 
     #[test]
@@ -357,7 +362,7 @@ mod tests {
         #[test]
         fn messages_cover_the_request(message_size in prop_oneof![Just(1_u64), Just(u64::MAX), 1..200_u64]) {
             let region = fake::region(100, Access::REMOTE);
-            for request in [write(&region, region.remote()), Request::send(&region), Request::recv_imm()] {
+            for request in [write(&region, region.remote()), Request::send(&region), Request::empty()] {
                 let (mut job, mut elements) = (Job::new(request, message_size, 0), [ffi::ibv_sge::default()]);
                 let mut bytes = 0;
                 while !job.is_posted() {

@@ -4,16 +4,20 @@
 //! local pieces into one work request, and keeps a bounded window of messages in flight. Any number of [`Transfer`]s
 //! may be in flight; each owns handles of its memory. `docs/transfer.md` explains the rules.
 
+mod arrivals;
 mod connection;
 // Moves the jobs of all connections of a worker: a job is a transfer in its work queue.
 mod engine;
 mod error;
 mod events;
 mod job;
+mod notifications;
 mod options;
 mod pair;
+mod pool;
 mod queues;
 mod request;
+mod request_error;
 mod shared;
 mod state;
 #[allow(clippy::module_inception)] // the type's name
@@ -23,7 +27,9 @@ mod worker;
 
 pub use connection::{Connection, Receiver, Sender};
 pub use error::Error;
+pub use notifications::{Notification, Notifications};
 pub use options::{ConnectionOptions, WorkerOptions};
+pub use request_error::RequestError;
 pub use transfer::{Transfer, Transferred};
 pub use worker::Worker;
 

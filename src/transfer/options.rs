@@ -32,6 +32,9 @@ pub struct ConnectionOptions {
     /// Whether to poll for completions in a loop instead of sleeping on the completion channel: some microseconds
     /// faster, but it occupies a CPU. Default `false`.
     pub busy_poll: bool,
+    /// Number of receives that are posted ahead for the peer's notifications; 0 for none. A connection of a
+    /// [`Worker`](super::Worker) takes from the worker's, and this option does not count. Default 0.
+    pub notifications: u32,
     /// Longest time without a completed message before a transfer fails. It does not count while a receive waits
     /// for its first message. Default 30 s.
     pub stall_timeout: Duration,
@@ -45,6 +48,7 @@ impl Default for ConnectionOptions {
             window: 128,
             chain: 16,
             busy_poll: false,
+            notifications: 0,
             stall_timeout: Duration::from_secs(30),
         }
     }
@@ -56,6 +60,7 @@ setters!(ConnectionOptions {
     window: u32,
     chain: u32,
     busy_poll: bool,
+    notifications: u32,
     stall_timeout: Duration,
 });
 
@@ -88,15 +93,19 @@ pub struct WorkerOptions {
     /// Room in the completion queue. A connection takes twice its [`window`](ConnectionOptions::window), so the queue
     /// cannot overrun. At least 1, at most the device's [`max_cqe`](crate::verbs::Limits::max_cqe). Default 16384.
     pub completions: u32,
+    /// Number of receives that are posted ahead for notifications of all connections, which take from the completions
+    /// too. 0 for none; at most the device's `max_srq_wr`. A peer that is further ahead than this many waits until the
+    /// worker has made progress. Default 0.
+    pub notifications: u32,
 }
 
 impl Default for WorkerOptions {
     fn default() -> Self {
-        Self { completions: 16384 }
+        Self { completions: 16384, notifications: 0 }
     }
 }
 
-setters!(WorkerOptions { completions: u32 });
+setters!(WorkerOptions { completions: u32, notifications: u32 });
 
 #[cfg(test)]
 mod tests {

@@ -52,6 +52,21 @@ impl Pair {
         Ok(Self { engine, shared: Some(shared), key, busy_poll, stall_timeout })
     }
 
+    pub(super) fn key(&self) -> usize {
+        self.key
+    }
+
+    pub(super) fn busy_poll(&self) -> bool {
+        self.busy_poll
+    }
+
+    /// Makes this and another queue pair fail together.
+    pub(super) fn join(&self, other: &Self) {
+        let mut state = self.engine.lock();
+        state.pair(self.key).twin = Some(other.key);
+        state.pair(other.key).twin = Some(self.key);
+    }
+
     pub(super) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ConnectionOptions;
+use super::arrivals::Arrivals;
 use super::job::JobId;
 use super::shared::Shared;
 use super::state::Released;
@@ -17,6 +18,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Queues {
     pub shared: Arc<Shared>,
     queues: [WorkQueue; 2],
+    pub arrivals: Arrivals,
+    /// Key of the connection's other queue pair: if one of them fails, so does the other.
+    pub twin: Option<usize>,
     stall_timeout: Duration,
     /// Completions of the queue that are reserved for this queue pair.
     pub room: u32,
@@ -35,6 +39,8 @@ impl Queues {
         Self {
             shared,
             queues: [WorkQueue::new(Side::Send, options), WorkQueue::new(Side::Recv, options)],
+            arrivals: Arrivals::default(),
+            twin: None,
             stall_timeout: options.stall_timeout,
             room,
             touched: false,
@@ -93,7 +99,11 @@ impl Queues {
         let failed = shared.is_failed();
         // Until everything is flushed.
         self.touched = more || failed && !self.is_idle();
-        ended | (failed && !std::mem::replace(&mut self.failed, failed))
+        let fails = failed && !std::mem::replace(&mut self.failed, failed);
+        if fails {
+            released.wakers.append(&mut self.arrivals.wakers);
+        }
+        ended | fails
     }
 
     fn is_idle(&self) -> bool {

@@ -1,8 +1,9 @@
 //! A transfer as the caller requests it, and its checks.
 
-use super::error::{Error, Result};
+use super::RequestError;
+use super::error::Result;
 use crate::mr::{Access, Blocks, RegionSlice, RemoteCursor, RemoteSlice, SliceCursor};
-use crate::verbs::{self, Opcode, Operation, ProtectionDomain, RemoteAddr, ffi};
+use crate::verbs::{self, Opcode, Operation, ProtectionDomain, RemoteAddr, Rkey, ffi};
 
 /// An operation with its local memory and, for most operations, the peer's memory. It holds handles of the local
 /// memory until the device is done.
@@ -14,20 +15,32 @@ pub(super) struct Request {
     pub local: Option<Blocks<RegionSlice>>,
     /// As many blocks as `local` has, each of the same length.
     pub remote: Option<Blocks<RemoteSlice>>,
+    /// Bytes that go into the work request itself; empty for most operations.
+    pub payload: Box<[u8]>,
 }
 
 impl Request {
     pub(super) fn send(local: impl Into<RegionSlice>) -> Self {
-        Self { operation: Some(Operation::Send), local: Some(local.into().into()), remote: None }
+        Self { operation: Some(Operation::Send), local: Some(local.into().into()), ..Self::empty() }
     }
 
     pub(super) fn recv(local: impl Into<RegionSlice>) -> Self {
-        Self { operation: None, local: Some(local.into().into()), remote: None }
+        Self { local: Some(local.into().into()), ..Self::empty() }
     }
 
-    /// A receive of 0 bytes, for immediate data.
-    pub(super) fn recv_imm() -> Self {
-        Self { operation: None, local: None, remote: None }
+    /// A message of a few bytes that are copied, with immediate data. Without bytes it is a WRITE, which needs no
+    /// address (C9-88 of the InfiniBand specification).
+    pub(super) fn notify(imm: u32, payload: &[u8]) -> Self {
+        let operation = match payload {
+            [] => Operation::WriteWithImm { remote: RemoteAddr { addr: 0, rkey: Rkey(0) }, imm },
+            _ => Operation::SendWithImm { imm },
+        };
+        Self { operation: Some(operation), local: None, remote: None, payload: payload.into() }
+    }
+
+    /// What is left of a request whose memory was taken.
+    pub(super) fn empty() -> Self {
+        Self { operation: None, local: None, remote: None, payload: Box::default() }
     }
 
     pub(super) fn one_sided(
@@ -37,7 +50,12 @@ impl Request {
     ) -> Self {
         let remote = remote.into();
         let first = remote.memory().at(remote.block(0).0);
-        Self { operation: Some(operation(first)), local: Some(local.into()), remote: Some(remote) }
+        Self {
+            operation: Some(operation(first)),
+            local: Some(local.into()),
+            remote: Some(remote),
+            payload: Box::default(),
+        }
     }
 
     pub(super) fn opcode(&self) -> Opcode {
@@ -93,7 +111,7 @@ impl Request {
         check_lengths(local, remote, opcode)?;
         let granted = remote.memory().access();
         if !granted.contains(needed) {
-            return Err(Error::RemoteAccessMissing { opcode, needed, granted });
+            return Err(RequestError::RemoteAccessMissing { opcode, needed, granted }.into());
         }
         if let Opcode::FetchAdd | Opcode::CompareSwap = opcode {
             let at = RemoteCursor::new(remote.memory(), remote.block(0).0);
@@ -115,7 +133,9 @@ fn check_iwarp(local: &RegionSlice, opcode: Opcode) -> Result<()> {
     let mut offset = 0;
     for segment in local.segments().filter(|_| opcode == Opcode::Read) {
         if !segment.region.access().contains(Access::REMOTE_WRITE) {
-            return Err(Error::LocalAccessMissing { opcode, needed: Access::REMOTE_WRITE, offset });
+            return Err(
+                RequestError::LocalAccessMissing { opcode, needed: Access::REMOTE_WRITE, offset }.into()
+            );
         }
         offset += segment.length;
     }
@@ -125,7 +145,9 @@ fn check_iwarp(local: &RegionSlice, opcode: Opcode) -> Result<()> {
 /// Checks that both tables have as many blocks, and each block of one the length of the other's.
 fn check_lengths(local: &Blocks<RegionSlice>, remote: &Blocks<RemoteSlice>, opcode: Opcode) -> Result<()> {
     if local.count() != remote.count() {
-        return Err(Error::CountMismatch { opcode, local: local.count(), remote: remote.count() });
+        return Err(
+            RequestError::CountMismatch { opcode, local: local.count(), remote: remote.count() }.into()
+        );
     }
     // Tables of one length need one comparison.
     let count = match (local.uniform(), remote.uniform()) {
@@ -136,7 +158,7 @@ fn check_lengths(local: &Blocks<RegionSlice>, remote: &Blocks<RemoteSlice>, opco
     match (0..count).find(differ) {
         Some(block) => {
             let (local, remote) = (local.block(block).1, remote.block(block).1);
-            Err(Error::LengthMismatch { opcode, block, local, remote })
+            Err(RequestError::LengthMismatch { opcode, block, local, remote }.into())
         }
         None => Ok(()),
     }
@@ -147,10 +169,12 @@ fn check_local(local: &RegionSlice, opcode: Opcode, domain: &ProtectionDomain, w
     let mut offset = 0;
     for segment in local.segments() {
         if segment.region.domain().id() != domain.id() {
-            return Err(Error::ForeignRegion { offset });
+            return Err(RequestError::ForeignRegion { offset }.into());
         }
         if written && !segment.region.access().contains(Access::LOCAL_WRITE) {
-            return Err(Error::LocalAccessMissing { opcode, needed: Access::LOCAL_WRITE, offset });
+            return Err(
+                RequestError::LocalAccessMissing { opcode, needed: Access::LOCAL_WRITE, offset }.into()
+            );
         }
         offset += segment.length;
     }
@@ -169,7 +193,7 @@ fn check_messages(local: &RegionSlice, opcode: Opcode, message_size: u64, max_sg
     while offset < local.len() {
         let length = message_size.min(local.len() - offset);
         if cursor.gather(local, length, &mut elements, &mut 0) < length {
-            return Err(Error::TooScattered { opcode, offset, length, max_sge });
+            return Err(RequestError::TooScattered { opcode, offset, length, max_sge }.into());
         }
         offset += length;
     }
@@ -180,6 +204,7 @@ fn check_messages(local: &RegionSlice, opcode: Opcode, message_size: u64, max_sg
 mod tests {
     use super::*;
     use crate::mr::tests::fake;
+    use crate::transfer::Error;
 
     fn write(local: impl Into<Blocks<RegionSlice>>, remote: impl Into<Blocks<RemoteSlice>>) -> Request {
         Request::one_sided(local, remote, |remote| Operation::Write { remote })
@@ -193,7 +218,7 @@ mod tests {
             RegionSlice::concat(ranges.map(|(at, length)| region.slice(at..at + length).unwrap())).unwrap();
         check_messages(&slice, Opcode::Send, 50, 4).unwrap();
         match check_messages(&slice, Opcode::Send, 50, 3) {
-            Err(Error::TooScattered { offset: 0, length: 50, max_sge: 3, .. }) => {}
+            Err(Error::Request(RequestError::TooScattered { offset: 0, length: 50, max_sge: 3, .. })) => {}
             other => panic!("{other:?}"),
         }
         check_messages(&slice, Opcode::Send, 10, 1).unwrap();
@@ -203,7 +228,11 @@ mod tests {
     fn on_iwarp_a_read_needs_memory_that_the_peer_may_write() {
         let slice = |access| RegionSlice::from(fake::region(100, access));
         match check_iwarp(&slice(Access::LOCAL_WRITE), Opcode::Read) {
-            Err(Error::LocalAccessMissing { needed: Access::REMOTE_WRITE, offset: 0, .. }) => {}
+            Err(Error::Request(RequestError::LocalAccessMissing {
+                needed: Access::REMOTE_WRITE,
+                offset: 0,
+                ..
+            })) => {}
             other => panic!("{other:?}"),
         }
         check_iwarp(&slice(Access::REMOTE), Opcode::Read).unwrap();
@@ -214,10 +243,10 @@ mod tests {
     fn only_the_same_receive_is_taken_up_again() {
         let region = fake::region(100, Access::REMOTE);
         let part = |range: std::ops::Range<u64>| Request::recv(region.slice(range).unwrap());
-        let others = [part(10..61), part(9..59), Request::recv_imm(), Request::send(&region)];
+        let others = [part(10..61), part(9..59), Request::empty(), Request::send(&region)];
         assert!(part(10..60).is_same_recv(&part(10..60)));
         assert!(others.iter().all(|other| !part(10..60).is_same_recv(other)));
-        assert!(Request::recv_imm().is_same_recv(&Request::recv_imm()));
+        assert!(Request::empty().is_same_recv(&Request::empty()));
     }
 
     #[test]
@@ -228,16 +257,16 @@ mod tests {
         let ours = local.strided(10, 20, 5).unwrap();
         check(write(&ours, remote.blocks(10, [0, 1, 2, 3, 4]).unwrap())).unwrap();
         match check(write(&ours, remote.strided(10, 20, 4).unwrap())) {
-            Err(Error::CountMismatch { local: 5, remote: 4, .. }) => {}
+            Err(Error::Request(RequestError::CountMismatch { local: 5, remote: 4, .. })) => {}
             other => panic!("{other:?}"),
         }
         match check(write(&ours, remote.strided(11, 20, 5).unwrap())) {
-            Err(Error::LengthMismatch { block: 0, local: 10, remote: 11, .. }) => {}
+            Err(Error::Request(RequestError::LengthMismatch { block: 0, local: 10, remote: 11, .. })) => {}
             other => panic!("{other:?}"),
         }
         let ranges = remote.ranges([0..10, 0..10, 5..15, 7..16, 0..10]).unwrap();
         match check(write(&ours, &ranges)) {
-            Err(Error::LengthMismatch { block: 3, local: 10, remote: 9, .. }) => {}
+            Err(Error::Request(RequestError::LengthMismatch { block: 3, local: 10, remote: 9, .. })) => {}
             other => panic!("{other:?}"),
         }
         check(write(ours.select([1, 1]).unwrap(), ranges.select([4, 0]).unwrap())).unwrap();

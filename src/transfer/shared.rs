@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub domain: ProtectionDomain,
     pub options: QueuePairOptions,
     pub max_message_size: u64,
+    /// Whether the peer receives notifications, and so has a second queue pair. Empty while that is not known.
+    pub peer_notified: OnceLock<bool>,
     /// Why the connection is unusable; empty while it is usable.
     failed: OnceLock<String>,
     /// Whether the queue pair and its port were found ready for the first transfer.
@@ -52,6 +54,7 @@ impl Shared {
             domain,
             options,
             max_message_size,
+            peer_notified: OnceLock::new(),
             failed: OnceLock::new(),
             ready: AtomicBool::new(false),
         }

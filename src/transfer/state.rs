@@ -9,16 +9,26 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use super::job::{Job, JobId};
+use super::pool::Pool;
 use super::queues::Queues;
 use super::request::Request;
 use super::work_queue::WorkQueue;
-use crate::verbs::{CompletionQueue, ffi};
+use super::{Notification, RequestError};
+use crate::verbs::{Completion, CompletionQueue, CompletionStatus, ffi};
 
 /// Maximum number of completions that one poll returns.
 const POLL_BATCH: usize = 16;
 
 pub(super) struct State {
     pub pairs: Slab<Queues>,
+    /// The receives of notifications, if there are any.
+    pool: Option<Pool>,
+    /// Number of notifications that nobody has taken.
+    pending: usize,
+    /// Tasks that wait for a notification of any queue pair.
+    arrival_wakers: Vec<Waker>,
+    /// Key of the queue pair whose turn it is.
+    turn: usize,
     /// Keys by the numbers of the queue pairs.
     numbers: FxHashMap<u32, usize>,
     /// Keys of those that the next step is to look at.
@@ -62,10 +72,14 @@ impl Step {
 }
 
 impl State {
-    /// For a completion queue with room for `room` completions.
-    pub(super) fn new(room: u32) -> Self {
+    /// For a completion queue with room for `room` completions besides those of the pool.
+    pub(super) fn new(room: u32, pool: Option<Pool>) -> Self {
         Self {
             pairs: Slab::new(),
+            pool,
+            pending: 0,
+            arrival_wakers: Vec::new(),
+            turn: 0,
             numbers: FxHashMap::default(),
             touched: Vec::new(),
             polled: Box::new([ffi::ibv_wc::default(); POLL_BATCH]),
@@ -95,6 +109,7 @@ impl State {
         let queues = self.pairs.remove(key);
         self.numbers.remove(&queues.shared.pair.number());
         self.touched.retain(|&touched| touched != key);
+        self.pending -= queues.arrivals.len();
         queues
     }
 
@@ -102,6 +117,56 @@ impl State {
     /// were taken.
     pub(super) fn give_back(&mut self, room: u32) {
         self.room += room;
+    }
+
+    /// # Errors
+    /// There are no notifications.
+    pub(super) fn check_pool(&self) -> Result<(), RequestError> {
+        match self.pool {
+            Some(_) => Ok(()),
+            None => Err(RequestError::NoNotifications { side: "this side" }),
+        }
+    }
+
+    /// Takes the oldest notification of a queue pair.
+    pub(super) fn take_of(&mut self, key: usize) -> Option<Notification> {
+        let notification = self.pairs[key].arrivals.take()?;
+        self.taken(1);
+        Some(notification)
+    }
+
+    /// Takes the oldest notification of one of the queue pairs, which take turns.
+    pub(super) fn take_in_turn(&mut self) -> Option<Notification> {
+        let has = |(key, pair): (usize, &Queues)| (pair.arrivals.len() > 0).then_some(key);
+        let turn = self.turn;
+        let later = self.pairs.iter().filter(|(key, _)| *key >= turn).find_map(has);
+        let key = later.or_else(|| self.pairs.iter().find_map(has))?;
+        self.turn = key + 1;
+        self.take_of(key)
+    }
+
+    /// Counts notifications that were taken.
+    pub(super) fn taken(&mut self, count: usize) {
+        self.pending -= count;
+        self.refill();
+    }
+
+    fn refill(&mut self) {
+        let Some(pool) = &mut self.pool else { return };
+        if let Err(error) = pool.refill(self.pending) {
+            self.fail(&error.to_string());
+        }
+    }
+
+    /// Wakes a task at the next notification of a queue pair, or of any.
+    pub(super) fn wake_at_arrival(&mut self, key: Option<usize>, waker: &Waker) {
+        let wakers = match key {
+            Some(key) => &mut self.pairs[key].arrivals.wakers,
+            None => &mut self.arrival_wakers,
+        };
+        if !wakers.iter().any(|other| other.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
     }
 
     /// Has the next step look at a queue pair.
@@ -143,6 +208,11 @@ impl State {
         self.pairs.iter().any(|(_, pair)| pair.has_jobs())
     }
 
+    /// Whether event loops wait for notifications, which no job stands for.
+    pub(super) fn is_watched_for_notifications(&self) -> bool {
+        self.watched && self.pool.is_some()
+    }
+
     /// Gives up a job, and returns it if it has ended.
     pub(super) fn abandon(&mut self, id: JobId) -> Option<Job> {
         let Self { pairs, released, .. } = self;
@@ -181,24 +251,80 @@ impl State {
                 0
             }
         };
+        let (mut ended, mut received) = (false, false);
         for at in 0..taken {
-            let completion = &self.polled[at];
-            // Of a queue pair that was destroyed otherwise.
-            let Some(&key) = self.numbers.get(&completion.qp_num) else { continue };
-            self.pairs[key].complete(completion);
-            self.touch(key);
+            let completion = self.polled[at];
+            // `None` if it was destroyed, or dropped meanwhile.
+            let key = self.numbers.get(&completion.qp_num).copied();
+            match (Pool::slot(&completion), key) {
+                (Some(slot), key) => {
+                    ended |= self.receive(slot, &completion, key);
+                    received = true;
+                }
+                (None, Some(key)) => self.pairs[key].complete(&completion),
+                (None, None) => {}
+            }
+            key.into_iter().for_each(|key| self.touch(key));
         }
-        let (mut ended, Self { pairs, touched, released, .. }) = (false, self);
-        touched.retain(|&key| {
-            let Some(pair) = pairs.get_mut(key) else { return false };
-            ended |= pair.advance(taken == POLL_BATCH, released);
-            pair.touched
-        });
+        if received {
+            self.refill();
+        }
+        ended |= self.advance(taken == POLL_BATCH);
         Step { taken, ended }
+    }
+
+    /// Posts, and ends the jobs that are over. Returns whether there were any, or a queue pair has failed.
+    fn advance(&mut self, more: bool) -> bool {
+        let mut ended = false;
+        for key in std::mem::take(&mut self.touched) {
+            let Some(pair) = self.pairs.get_mut(key) else { continue };
+            ended |= pair.advance(more, &mut self.released);
+            if pair.touched {
+                self.touched.push(key);
+            }
+            let (twin, reason) = (pair.twin, pair.shared.reason().map(str::to_owned));
+            if let (Some(twin), Some(reason)) = (twin, reason)
+                && let Some(twin_pair) = self.pairs.get(twin)
+                && !twin_pair.shared.is_failed()
+            {
+                twin_pair.shared.fail(|| reason);
+                self.touch(twin);
+            }
+        }
+        ended
+    }
+
+    /// Takes a receive of the pool. Returns whether it has brought a notification.
+    fn receive(&mut self, slot: u32, completion: &ffi::ibv_wc, key: Option<usize>) -> bool {
+        let Some(pool) = &mut self.pool else { return false };
+        pool.free(slot);
+        let Some(pair) = key.map(|key| &mut self.pairs[key]) else { return false };
+        if completion.error().is_some() {
+            let Completion { status, .. } = Completion::from(*completion);
+            if status != CompletionStatus::WR_FLUSH_ERR {
+                pair.shared.fail(|| format!("a receive of a notification completed with {status}"));
+            }
+            return false;
+        }
+        let Some(imm) = completion.imm_data() else {
+            pair.shared
+                .fail(|| "the peer sent a message without immediate data, which is no notification".into());
+            return false;
+        };
+        // The length beside immediate data may be that of a WRITE, which fills no receive.
+        let written = completion.opcode() == ffi::ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
+        let length = if written { 0 } else { completion.len() as u64 };
+        let (id, payload) = (u32::from_be(imm), pool.payload(slot, length));
+        pair.arrivals.push(Notification { id, payload, qp_num: completion.qp_num });
+        self.pending += 1;
+        self.released.wakers.append(&mut pair.arrivals.wakers);
+        self.released.wakers.append(&mut self.arrival_wakers);
+        true
     }
 
     /// Fails all queue pairs, because the device or its descriptors failed.
     pub(super) fn fail(&mut self, reason: &str) {
+        self.released.wakers.append(&mut self.arrival_wakers);
         for (key, pair) in &mut self.pairs {
             pair.shared.fail(|| reason.to_owned());
             pair.discard();

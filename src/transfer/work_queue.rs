@@ -257,7 +257,10 @@ impl WorkQueue {
                     (wr.wr_id, wr.num_sge) = (self.side.wr_id(number), sges);
                     if job.is_posted() {
                         // Its end must not wait for the transfers behind it.
-                        wr.send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+                        wr.send_flags |= ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+                    }
+                    if !job.request.payload.is_empty() {
+                        wr.send_flags |= ffi::ibv_send_flags::IBV_SEND_INLINE.0;
                     }
                     batch.add();
                     bytes

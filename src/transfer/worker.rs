@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::engine::Engine;
 use super::error::Result;
 use super::events::Events;
-use super::options::WorkerOptions;
-use super::{Connection, ConnectionOptions};
+use super::pool::Pool;
+use super::{Connection, ConnectionOptions, Notifications, WorkerOptions};
 use crate::verbs::{CompletionQueue, ProtectionDomain};
 
 /// Connections that share a completion queue, a lock and a descriptor: whoever waits for a transfer of one makes
@@ -29,11 +29,17 @@ impl Worker {
     /// [`Error::Verbs`](super::Error::Verbs), as [`CompletionQueue::new`]; `EMFILE` if no descriptor is free.
     pub fn new(domain: &ProtectionDomain, options: WorkerOptions) -> Result<Self> {
         let context = domain.context();
-        let room = options.completions.min(context.limits()?.max_cqe).max(1);
+        let WorkerOptions { completions: room, notifications } = options;
+        let room = room.min(context.limits()?.max_cqe).max(1);
+        let pool = match notifications {
+            0 => None,
+            depth => Some(Pool::new(domain, depth)?),
+        };
         let completions = CompletionQueue::new(context, room)?;
         let channel = completions.channel().expect("a new completion queue has a channel");
         let events = Events::new(channel).map_err(context.failed("create the descriptors of a worker"))?;
-        Ok(Self { engine: Arc::new(Engine::new(domain.clone(), completions, room, events)) })
+        let left = room.saturating_sub(notifications);
+        Ok(Self { engine: Arc::new(Engine::new(domain.clone(), completions, left, events, pool)) })
     }
 
     /// Creates a queue pair on this worker.
@@ -44,6 +50,11 @@ impl Worker {
     /// [`WorkerOptions::completions`].
     pub fn connection(&self, options: ConnectionOptions) -> Result<Connection> {
         Connection::on(&self.engine, options)
+    }
+
+    /// The notifications of all its connections. It receives some if [`WorkerOptions::notifications`] is set.
+    pub fn notifications(&self) -> Notifications {
+        Notifications::of(&self.engine, None)
     }
 
     /// The protection domain of its connections.

@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 use ibverbs_sys as ffi;
 use rdma_sys_ext::verbs as inline;
 
-use super::{QueuePair, check};
+use super::{QueuePair, SharedReceiveQueue, check};
 
 /// A work request of the send queue or of the receive queue.
 pub(crate) trait WorkRequest: Default + Clone {
@@ -90,6 +90,13 @@ impl<W: WorkRequest> Batch<W> {
 
     /// Posts the chain, which is empty afterwards. On failure, also returns how many requests were posted.
     pub(crate) fn post(&mut self, pair: &QueuePair) -> Result<(), (usize, io::Error)> {
+        // SAFETY: the queue pair is live. The call reads requests and elements and keeps neither.
+        // The regions behind the elements limit which memory the device accesses.
+        self.post_by(|list, bad| unsafe { W::post(pair.as_raw().as_ptr(), list, bad) })
+    }
+
+    /// Posts the chain by a call that takes its first request, and sets the first one that was not posted.
+    fn post_by(&mut self, call: impl FnOnce(*mut W, &mut *mut W) -> c_int) -> Result<(), (usize, io::Error)> {
         let count = std::mem::take(&mut self.count);
         let Some(last) = count.checked_sub(1) else { return Ok(()) };
         let (list, elements) = (self.requests.as_mut_ptr(), self.elements.as_mut_ptr());
@@ -102,12 +109,20 @@ impl<W: WorkRequest> Batch<W> {
             link(last, null_mut());
         }
         let mut bad = null_mut();
-        // SAFETY: the queue pair is live. The call reads requests and elements and keeps neither.
-        // The regions behind the elements limit which memory the device accesses.
-        check(unsafe { W::post(pair.as_raw().as_ptr(), list, &mut bad) }).map_err(|source| {
+        check(call(list, &mut bad)).map_err(|source| {
             let posted = bad.addr().wrapping_sub(list.addr()) / size_of::<W>();
             (posted.min(count), source)
         })
+    }
+}
+
+impl RecvBatch {
+    /// Posts the chain to a shared receive queue. It is empty afterwards.
+    pub(crate) fn post_shared(&mut self, queue: &SharedReceiveQueue) -> io::Result<()> {
+        // SAFETY: as in `post`.
+        let posted =
+            self.post_by(|list, bad| unsafe { inline::post_srq_recv(queue.as_raw().as_ptr(), list, bad) });
+        posted.map_err(|(_, source)| source)
     }
 }
 
@@ -115,7 +130,7 @@ impl SendBatch {
     /// Requests a completion for the last request, which stands for the whole chain.
     pub(crate) fn signal_last(&mut self) {
         if let Some(last) = self.count.checked_sub(1) {
-            self.requests[last].send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+            self.requests[last].send_flags |= ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
         }
     }
 }

@@ -360,7 +360,16 @@ mod tests {
     }
 
     fn end(roce_version: u8, text: &str, lid: u16) -> Endpoint {
-        Endpoint { qp_num: 17, psn: 0, lid, gid: gid(text), mtu: 1024, rd_atomic: 1, roce_version }
+        Endpoint {
+            qp_num: 17,
+            psn: 0,
+            lid,
+            gid: gid(text),
+            mtu: 1024,
+            rd_atomic: 1,
+            roce_version,
+            message_qp_num: 0,
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod gid;
 mod pd;
 mod post;
 mod qp;
+mod srq;
 mod transition;
 mod work;
 
@@ -61,6 +62,7 @@ pub use gid::GidEntry;
 pub(crate) use pd::DomainId;
 pub use pd::ProtectionDomain;
 pub use qp::{QueuePair, QueuePairOptions};
+pub(crate) use srq::SharedReceiveQueue;
 pub(crate) use transition::Depth;
 pub use work::{Lkey, Opcode, Operation, RemoteAddr, Rkey, Sge};
 

@@ -4,14 +4,14 @@
 
 use std::fmt;
 use std::io;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use ibverbs_sys as ffi;
 
 use super::error::{Error, Result};
 use super::transition::{self, Depth};
-use super::{CompletionQueue, Context, DomainId, Endpoint, ProtectionDomain, check, gid};
+use super::{CompletionQueue, Context, DomainId, Endpoint, ProtectionDomain, SharedReceiveQueue, check, gid};
 use crate::observe::Process;
 
 /// Options of a queue pair. The defaults suit one stream of large messages.
@@ -101,6 +101,7 @@ struct Owned {
     gid_index: u8,
     endpoint: Endpoint,
     depth: Depth,
+    _srq: Option<SharedReceiveQueue>,
     _domain: ProtectionDomain,
     _queues: [CompletionQueue; 2],
 }
@@ -147,6 +148,16 @@ impl QueuePair {
         recv: &CompletionQueue,
         options: QueuePairOptions,
     ) -> Result<Self> {
+        Self::with_srq(domain, [send, recv], None, options)
+    }
+
+    /// Like [`new`](Self::new); it takes its receives from a shared queue of the same domain, if there is one.
+    pub(crate) fn with_srq(
+        domain: &ProtectionDomain,
+        [send, recv]: [&CompletionQueue; 2],
+        srq: Option<&SharedReceiveQueue>,
+        options: QueuePairOptions,
+    ) -> Result<Self> {
         let context = domain.context();
         for queue in [send, recv] {
             // The kernel would look up the queue's handle in the wrong context.
@@ -176,17 +187,18 @@ impl QueuePair {
         let mut init = ffi::ibv_qp_init_attr {
             send_cq: send.as_raw().as_ptr(),
             recv_cq: recv.as_raw().as_ptr(),
+            srq: srq.map_or(null_mut(), |srq| srq.as_raw().as_ptr()),
             qp_type: ffi::ibv_qp_type::IBV_QPT_RC,
             cap: ffi::ibv_qp_cap {
                 max_send_wr: options.send_depth,
                 max_recv_wr: options.recv_depth,
                 max_send_sge: options.max_sge,
                 max_recv_sge: options.max_sge,
-                max_inline_data: 0,
+                max_inline_data: if srq.is_some() { 64 } else { 0 },
             },
             ..Default::default()
         };
-        // SAFETY: the domain and the queues are live, and the new queue pair holds them.
+        // SAFETY: the domain and all queues are live, and the new queue pair holds them.
         let raw = unsafe { ffi::ibv_create_qp(domain.as_raw().as_ptr(), &mut init) };
         let Some(raw) = NonNull::new(raw) else {
             return Err(not_created(context, &options, io::Error::last_os_error()));
@@ -194,9 +206,11 @@ impl QueuePair {
         // SAFETY: the queue pair was just created.
         let qp_num = unsafe { (*raw.as_ptr()).qp_num };
         let (psn, lid, mtu) = (next_psn(), port.lid, port.mtu);
-        let endpoint = Endpoint { qp_num, psn, lid, gid, mtu, rd_atomic: depth.responder, roce_version };
+        let rd_atomic = depth.responder;
+        let endpoint = Endpoint { qp_num, psn, lid, gid, mtu, rd_atomic, roce_version, message_qp_num: 0 };
         let queues = [send.clone(), recv.clone()];
-        let owned = Owned { options, gid_index, endpoint, depth, _domain: domain.clone(), _queues: queues };
+        let (_srq, _domain) = (srq.cloned(), domain.clone());
+        let owned = Owned { options, gid_index, endpoint, depth, _srq, _domain, _queues: queues };
         let pair = Self {
             raw,
             domain: Some(domain.id()),
@@ -271,6 +285,14 @@ impl QueuePair {
     /// and no peer takes it.
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.owned.as_ref().map(|owned| owned.endpoint)
+    }
+
+    /// Makes this the second queue pair of a connection, with the sequence numbers of the first. Both are in INIT.
+    pub(crate) fn set_second_of(&mut self, first: &mut Self) {
+        if let (Some(first), Some(second)) = (&mut first.owned, &mut self.owned) {
+            second.endpoint.psn = first.endpoint.psn;
+            first.endpoint.message_qp_num = second.endpoint.qp_num;
+        }
     }
 
     /// The index of its GID; `None` for a foreign queue pair.

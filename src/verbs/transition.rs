@@ -175,7 +175,16 @@ mod tests {
     }
 
     fn endpoint() -> Endpoint {
-        Endpoint { qp_num: 17, psn: 1, lid: 0, gid: [1; 16], mtu: 4096, rd_atomic: 16, roce_version: 2 }
+        Endpoint {
+            qp_num: 17,
+            psn: 1,
+            lid: 0,
+            gid: [1; 16],
+            mtu: 4096,
+            rd_atomic: 16,
+            roce_version: 2,
+            message_qp_num: 0,
+        }
     }
 
     #[test]

@@ -281,7 +281,7 @@ fn a_peer_gets_only_the_range_of_a_slice() {
     // Nor does a longer local side reach further.
     assert_refused!(
         near.connection.read(source.slice(..8193).unwrap(), &part).and_then(|transfer| transfer.wait()),
-        transfer::Error::LengthMismatch { local: 8193, remote: 8192, .. }
+        transfer::Error::Request(transfer::RequestError::LengthMismatch { local: 8193, remote: 8192, .. })
     );
     assert!(near.connection.is_usable());
 }

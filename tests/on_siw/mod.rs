@@ -7,7 +7,7 @@ use std::time::Duration;
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::exporter::{Allocation, PageKind};
 use dmabuf_rdma::mr::{Access, MemoryRegion, Path, RegisterError, SelfCheckError, probe};
-use dmabuf_rdma::transfer::{Connection, ConnectionOptions, Error};
+use dmabuf_rdma::transfer::{Connection, ConnectionOptions, Error, RequestError};
 use dmabuf_rdma::verbs::{self, CompletionStatus, Device, Endpoint, ProtectionDomain};
 use dmabuf_rdma::{ErrorKind, Iova, RegionSet};
 
@@ -188,7 +188,7 @@ fn a_read_needs_memory_that_the_peer_may_write() {
     let target = mapped(&far_domain, &theirs, READ_AND_WRITE);
     let message = assert_refused!(
         near.read(&local, target.remote()).and_then(|transfer| transfer.wait()),
-        Error::LocalAccessMissing { offset: 0, .. }
+        Error::Request(RequestError::LocalAccessMissing { offset: 0, .. })
     );
     assert!(message.contains("on iWARP the peer answers a READ by writing"), "{message}");
     // Nothing was posted.
@@ -209,7 +209,7 @@ fn immediate_data_and_atomics_are_refused_by_name() {
             true => near
                 .fetch_add(source.slice(..8).unwrap(), remote.slice(..8).unwrap(), 1)
                 .and_then(|transfer| transfer.wait()),
-            false => near.write_with_imm(&source, &remote, 7).and_then(|transfer| transfer.wait()),
+            false => near.write_notify(&source, &remote, 7).and_then(|transfer| transfer.wait()),
         };
         let message = assert_refused!(
             refused,
@@ -231,7 +231,7 @@ fn a_wrong_key_and_a_peer_that_disconnects_end_the_connection() {
         // The peer's own check, since its description says that a WRITE is not permitted.
         assert_refused!(
             near.write(&source, read_only.remote()).and_then(|transfer| transfer.wait()),
-            Error::RemoteAccessMissing { .. }
+            Error::Request(RequestError::RemoteAccessMissing { .. })
         );
         let target = mapped(&far_domain, &theirs, READ_AND_WRITE);
         let gone = target.remote();

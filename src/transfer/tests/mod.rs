@@ -124,7 +124,7 @@ fn connection(domain: &ProtectionDomain, options: ConnectionOptions) -> (Arc<Pai
     let channel = EventFd::new().unwrap();
     let events = Events::new(channel.as_fd()).unwrap();
     let room = 2 * options.window;
-    let engine = Arc::new(Engine::new(domain.clone(), completions, room, events));
+    let engine = Arc::new(Engine::new(domain.clone(), completions, room, events, None));
     (Arc::new(Pair::new(engine, shared, &options, room).unwrap()), device)
 }
 

@@ -1,12 +1,13 @@
 //! Tables of blocks: thousands of scattered blocks in one transfer.
 
 use dmabuf_rdma::mr::{Blocks, MemoryRegion, RegionSlice, RemoteSlice, SliceError};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, RequestError};
 use dmabuf_rdma::{RegionSet, RemoteRegion};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
 use crate::common::census::Census;
+use crate::common::peers::TIMEOUT;
 use crate::common::wire::Wire;
 use crate::common::{assert_same, contents, pattern};
 
@@ -118,21 +119,20 @@ fn blocks_lie_across_the_regions_of_a_set() {
     assert_same(&contents(&ours), &moved(&pattern(SIZE as usize, 8), &before.0, 10_000, back), "read");
 }
 
-/// Neighbours at the peer are gathered, so fewer messages than blocks cross the wire, and immediate data comes last.
+/// Neighbours at the peer are gathered, so fewer messages than blocks cross the wire, and the notification comes last.
 #[test]
 fn neighbours_are_gathered() {
     const BLOCK: u64 = 64;
     const COUNT: usize = 4096;
     let size = COUNT as u64 * BLOCK;
-    let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
+    let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10).notifications(4));
     let ((ours, source), (theirs, target)) = (near.filled(size, 1), far.filled(size, 2));
     let order = shuffled(COUNT, 9);
     let local = RegionSlice::from(&source).blocks(BLOCK, offsets(&order, BLOCK)).unwrap();
     let remote = RemoteSlice::from(target.remote()).strided(BLOCK, BLOCK, COUNT).unwrap();
-    let arrival = far.connection.recv_imm().unwrap();
     let before = crate::common::wire::packets();
-    near.connection.write_with_imm(&local, &remote, 77).unwrap().wait().unwrap();
-    assert_eq!(arrival.wait().unwrap().imm, Some(77));
+    near.connection.write_notify(&local, &remote, 77).unwrap().wait().unwrap();
+    far.connection.notifications().wait(77, 1, TIMEOUT).unwrap();
     let expected: Vec<u8> =
         order.iter().flat_map(|at| contents(&ours)[at * 64..at * 64 + 64].to_vec()).collect();
     assert_same(&contents(&theirs), &expected, "gathered");
@@ -168,14 +168,18 @@ fn tables_that_do_not_fit_are_refused_before_anything_is_posted() {
     let write =
         |local: &Blocks<RegionSlice>, remote: Blocks<RemoteSlice>| near.connection.write(local, remote);
     let refused = write(&ours, remote.strided(4096, 4096, 101).unwrap());
-    let message = assert_refused!(refused, Error::CountMismatch { local: 100, remote: 101, .. });
+    let message =
+        assert_refused!(refused, Error::Request(RequestError::CountMismatch { local: 100, remote: 101, .. }));
     assert!(message.contains("select as many on both sides"), "{message}");
     let refused = write(&ours, remote.strided(4095, 4096, 100).unwrap());
-    assert_refused!(refused, Error::LengthMismatch { block: 0, local: 4096, remote: 4095, .. });
+    assert_refused!(
+        refused,
+        Error::Request(RequestError::LengthMismatch { block: 0, local: 4096, remote: 4095, .. })
+    );
     let elsewhere: MemoryRegion = far.register(&heap(1 << 20));
     let foreign = RegionSlice::from(&elsewhere).strided(4096, 8192, 100).unwrap();
     let refused = write(&foreign, remote.strided(4096, 4096, 100).unwrap());
-    assert_refused!(refused, Error::ForeignRegion { .. });
+    assert_refused!(refused, Error::Request(RequestError::ForeignRegion { .. }));
     // An atomic has one block.
     assert_same(&contents(&theirs), &pattern(1 << 20, 2), "untouched");
     assert!(near.connection.is_usable());

@@ -35,7 +35,8 @@ fn sends_go_to_and_from_a_dma_buf() {
     // SAFETY: any 16 bytes are valid for `raw`.
     let gid = unsafe { gid.raw };
     let (qp_num, lid) = (theirs.num, theirs.lid);
-    let peer = Endpoint { qp_num, psn: 0, lid, gid, mtu: 4096, rd_atomic: 1, roce_version: 0 };
+    let peer =
+        Endpoint { qp_num, psn: 0, lid, gid, mtu: 4096, rd_atomic: 1, roce_version: 0, message_qp_num: 0 };
     ours.connection.connect(&peer).unwrap();
     let endpoint = ibverbs::QueuePairEndpoint {
         num: endpoint.qp_num,

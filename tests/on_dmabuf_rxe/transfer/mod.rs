@@ -9,6 +9,7 @@ mod in_flight;
 mod limits;
 mod moving;
 mod mtu;
+mod notifications;
 mod programs;
 mod refusals;
 mod rping;

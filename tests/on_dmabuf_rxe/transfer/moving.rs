@@ -134,23 +134,6 @@ fn pieces_are_gathered() {
     }
 }
 
-#[test]
-fn immediate_data_arrive_after_all_bytes() {
-    let Wire { near, far } = Wire::with(small());
-    let (ours, source) = near.filled(SIZE, 1);
-    let (theirs, target) = far.filled(SIZE, 2);
-    std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            let received = far.connection.recv_imm().unwrap().wait().unwrap();
-            (received.imm, contents(&theirs))
-        });
-        near.connection.write_with_imm(&source, target.remote(), 0xdead_beef).unwrap().wait().unwrap();
-        let (imm, seen) = receiver.join().unwrap();
-        assert_eq!(imm, Some(0xdead_beef));
-        assert_same(&seen, &contents(&ours), "written before the immediate data");
-    });
-}
-
 /// The halves of both connections are moved into four threads, which borrow nothing.
 #[test]
 fn both_directions_at_once() {

@@ -2,7 +2,7 @@
 
 use dma_sg::RangeError;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, RequestError};
 use dmabuf_rdma::verbs;
 use dmabuf_rdma::{RegionSlice, RemoteRegion};
 
@@ -19,7 +19,7 @@ fn impossible_requests_are_refused_before_they_are_posted() {
     let short = source.slice(..4096).unwrap();
     let message = assert_refused!(
         connection.write(short, &remote).and_then(|transfer| transfer.wait()),
-        Error::LengthMismatch { local: 4096, remote: 0x10_0000, .. }
+        Error::Request(RequestError::LengthMismatch { local: 4096, remote: 0x10_0000, .. })
     );
     assert!(message.starts_with("Write: block 0 has 4096 bytes here"), "{message}");
     // Past the ends of both sides.
@@ -37,7 +37,7 @@ fn impossible_requests_are_refused_before_they_are_posted() {
     let readable = RemoteRegion::new(remote.runs().to_vec(), Access::REMOTE_READ, remote.buffer()).unwrap();
     let message = assert_refused!(
         connection.write(&source, &readable).and_then(|transfer| transfer.wait()),
-        Error::RemoteAccessMissing { .. }
+        Error::Request(RequestError::RemoteAccessMissing { .. })
     );
     assert!(message.contains("REMOTE_WRITE") && message.contains("REMOTE_READ"), "{message}");
     connection.read(&source, &readable).unwrap().wait().unwrap();
@@ -45,15 +45,15 @@ fn impossible_requests_are_refused_before_they_are_posted() {
     // Local memory that the device may not write, or in another protection domain.
     let read_only = MemoryRegion::builder(&near.domain, &ours).register().unwrap();
     let refused = connection.read(&read_only, &remote).and_then(|transfer| transfer.wait());
-    assert_refused!(refused, Error::LocalAccessMissing { offset: 0, .. });
+    assert_refused!(refused, Error::Request(RequestError::LocalAccessMissing { offset: 0, .. }));
     assert_refused!(
         connection.recv(&read_only).and_then(|transfer| transfer.wait()),
-        Error::LocalAccessMissing { .. }
+        Error::Request(RequestError::LocalAccessMissing { .. })
     );
     let mixed = RegionSlice::concat([&source, &target]).unwrap();
     assert_refused!(
         connection.send(mixed).and_then(|transfer| transfer.wait()),
-        Error::ForeignRegion { offset: 0x10_0000 }
+        Error::Request(RequestError::ForeignRegion { offset: 0x10_0000 })
     );
 
     // Atomics need an aligned u64.
@@ -79,7 +79,7 @@ fn a_scattered_message_is_refused_only_where_both_sides_must_cut_alike() {
     let rows = RegionSlice::concat(rows).unwrap();
     assert_refused!(
         near.connection.send(&rows).and_then(|transfer| transfer.wait()),
-        Error::TooScattered { offset: 0, length: 3000, max_sge: 2, .. }
+        Error::Request(RequestError::TooScattered { offset: 0, length: 3000, max_sge: 2, .. })
     );
     // The messages of a WRITE are cut on this side alone.
     near.connection.write(&rows, target.remote().slice(..3000).unwrap()).unwrap().wait().unwrap();

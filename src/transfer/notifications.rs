@@ -1,0 +1,204 @@
+//! What tells a receiver that bytes have arrived in its memory.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+
+use super::engine::Engine;
+use super::error::{Error, Result};
+use super::pair::Pair;
+use super::state::State;
+
+/// A notification of a peer: by [`write_notify`](super::Connection::write_notify), after all bytes of that write are in
+/// this side's memory, or by [`notify`](super::Connection::notify).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Notification {
+    /// What the peer chose, such as a layer or a request.
+    pub id: u32,
+    /// The payload of a [`notify`](super::Connection::notify); else empty.
+    pub payload: Vec<u8>,
+    /// Number of this side's queue pair that received it, as in
+    /// [`Connection::endpoint`](super::Connection::endpoint).
+    pub qp_num: u32,
+}
+
+/// The notifications that a connection, or any connection of a worker, receives.
+///
+/// They are received ahead of being asked for, and each is taken once. A notification is received after all bytes that
+/// its connection's peer wrote before it. Clones take from the same notifications.
+///
+/// As a stream it ends after the error with which the connection ends. A task makes no progress by itself; see
+/// [`Transfer`](super::Transfer).
+#[derive(Clone)]
+pub struct Notifications {
+    engine: Arc<Engine>,
+    /// `None` for all connections of the engine.
+    pair: Option<Arc<Pair>>,
+    /// Whether the stream has ended.
+    ended: bool,
+}
+
+impl Notifications {
+    /// Maximum number of bytes in the payload of a notification.
+    pub const MAX_PAYLOAD: usize = 64;
+
+    pub(super) fn of(engine: &Arc<Engine>, pair: Option<&Arc<Pair>>) -> Self {
+        Self { engine: engine.clone(), pair: pair.cloned(), ended: false }
+    }
+
+    /// Waits until `count` notifications of `id` have come since the last were taken, and takes them. On an error none is
+    /// taken. It sleeps, unless the connection's [`busy_poll`](super::ConnectionOptions::busy_poll) is set.
+    ///
+    /// # Errors
+    /// - [`Error::NotificationTimeout`]: not as many within `timeout`; the connection is usable.
+    /// - [`Error::NotificationsEnded`]: the connection has failed, and no more come. Of a worker's, only if its
+    ///   device failed.
+    /// - [`Error::Request`] with [`RequestError::NoNotifications`](super::RequestError::NoNotifications): the worker
+    ///   receives none.
+    /// - [`Error::Verbs`]: the device failed.
+    pub fn wait(&self, id: u32, count: u64, timeout: Duration) -> Result<()> {
+        self.wait_for(Some(id), count, timeout, |state| {
+            let came: u64 = self.pairs(state).map(|pair| pair.arrivals.count(id)).sum();
+            if came < count {
+                return Err(came);
+            }
+            let mut left = count;
+            for pair in self.pairs(state) {
+                left -= pair.arrivals.take_of(id, left);
+            }
+            state.taken(count as usize);
+            Ok(())
+        })
+    }
+
+    /// Waits for the next notification, whatever its id, and takes it.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn take(&self, timeout: Duration) -> Result<Notification> {
+        self.wait_for(None, 1, timeout, |state| self.take_any(state).ok_or(0))
+    }
+
+    /// The next notification if it has come, whatever its id. The descriptor of the connection or worker becomes readable
+    /// when the next one comes.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait), without the timeout.
+    pub fn try_take(&self) -> Result<Option<Notification>> {
+        let mut state = self.engine.lock();
+        state.check_pool()?;
+        self.engine.look(&mut state)?;
+        match self.take_any(&mut state) {
+            Some(notification) => Ok(Some(notification)),
+            None => self.check_open(None, 1, 0).map(|()| None),
+        }
+    }
+
+    fn pairs<'s>(&self, state: &'s mut State) -> impl Iterator<Item = &'s mut super::queues::Queues> {
+        let only = self.pair.as_ref().map(|pair| pair.key());
+        let all = state.pairs.iter_mut();
+        all.filter(move |(key, _)| only.is_none_or(|only| only == *key)).map(|(_, pair)| pair)
+    }
+
+    /// The oldest notification of the connection, or of a connection of the worker, in turn.
+    fn take_any(&self, state: &mut State) -> Option<Notification> {
+        let Some(pair) = &self.pair else { return state.take_in_turn() };
+        state.take_of(pair.key())
+    }
+
+    /// # Errors
+    /// Why no more come.
+    fn check_open(&self, id: Option<u32>, count: u64, came: u64) -> Result<()> {
+        let reason = match &self.pair {
+            Some(pair) => pair.shared().reason(),
+            None => None,
+        };
+        match reason {
+            None => Ok(()),
+            Some(reason) => {
+                let peer_gone = self.pair.as_ref().is_some_and(|pair| pair.shared().is_disconnected());
+                Err(Error::NotificationsEnded { id, count, came, reason: reason.into(), peer_gone })
+            }
+        }
+    }
+
+    /// Waits until `take` succeeds; it returns how many have come otherwise.
+    fn wait_for<T>(
+        &self,
+        id: Option<u32>,
+        count: u64,
+        timeout: Duration,
+        mut take: impl FnMut(&mut State) -> Result<T, u64>,
+    ) -> Result<T> {
+        let (end, engine) = (Instant::now().checked_add(timeout), &self.engine);
+        let busy_poll = self.pair.as_ref().is_some_and(|pair| pair.busy_poll());
+        let mut state = engine.lock();
+        state.check_pool()?;
+        loop {
+            let progress = engine.drive(&mut state);
+            let came = match take(&mut state) {
+                Ok(taken) => {
+                    engine.leave(&mut state, busy_poll)?;
+                    return Ok(taken);
+                }
+                Err(came) => came,
+            };
+            if progress || state.has_released() {
+                drop(state);
+                state = engine.lock();
+                continue;
+            }
+            if let Err(error) = self.check_open(id, count, came) {
+                // What came before the failure counts.
+                engine.drain(&mut state);
+                let taken = take(&mut state);
+                engine.leave(&mut state, busy_poll)?;
+                return taken.map_err(|_| error);
+            }
+            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                engine.leave(&mut state, busy_poll)?;
+                return Err(Error::NotificationTimeout { id, count, came, timeout });
+            }
+            if busy_poll {
+                drop(state);
+                std::hint::spin_loop();
+                state = engine.lock();
+            } else {
+                state = engine.sleep(state, left)?;
+            }
+        }
+    }
+}
+
+impl Stream for Notifications {
+    type Item = Result<Notification>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // First, so that no notification comes between the look and the wait.
+        self.engine.lock().wake_at_arrival(self.pair.as_ref().map(|pair| pair.key()), context.waker());
+        match self.try_take() {
+            Ok(None) => Poll::Pending,
+            Ok(Some(notification)) => Poll::Ready(Some(Ok(notification))),
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Notifications {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = self.pair.as_ref().map(|pair| &pair.shared().pair);
+        f.debug_struct("Notifications").field("of", &of).finish()
+    }
+}
