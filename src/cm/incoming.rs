@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::raw::{CmLink, Event, Id};
 use super::statement::Statement;
 use super::{ANSWER, REJECT_DATA, REQUEST};
-use super::{check_data, check_device, no_manager, own_statement, refused, start, wait};
+use super::{Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
 use crate::transfer::Connection;
 use crate::verbs::{Depth, absence};
 
@@ -75,13 +75,27 @@ impl Listener {
     /// - [`Error::Failed`]: the device was removed, or librdmacm failed; `EMFILE` if no descriptor is free. The
     ///   request then waits.
     pub fn accept_request(&self, timeout: Duration) -> Result<Incoming> {
+        block(self.accept_request_by(Wait::Block, timeout))
+    }
+
+    /// Like [`accept_request`](Self::accept_request), without blocking the thread of a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`accept_request`](Self::accept_request).
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    pub async fn accept_request_async(&self, timeout: Duration) -> Result<Incoming> {
+        self.accept_request_by(Wait::Tokio, timeout).await
+    }
+
+    async fn accept_request_by(&self, how: Wait, timeout: Duration) -> Result<Incoming> {
         let until = (Instant::now(), timeout);
         let step = "receive a request";
         let failed = |source| Error::Failed { step, address: self.address, source };
         loop {
             // librdmacm drops a request if it has no descriptor for it.
             absence::descriptors().map_err(failed)?;
-            let mut event = wait(&self.id, self.address, step, until)?;
+            let mut event = how.event(&self.id, self.address, step, until).await?;
             match event.request.take() {
                 Some(raw) => {
                     let id = Id::of_request(raw).map_err(failed)?;
@@ -134,7 +148,33 @@ impl Incoming {
     /// - [`Error::Timeout`]: the peer did not confirm within `timeout`.
     /// - [`Error::Rejected`], [`Error::Unreachable`], [`Error::Failed`]: the peer gave up, or the kernel failed.
     #[doc(alias = "rdma_accept")]
-    pub fn accept(mut self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<()> {
+    pub fn accept(self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<()> {
+        block(self.accept_by(Wait::Block, connection, data, timeout))
+    }
+
+    /// Like [`accept`](Self::accept), without blocking the thread of a tokio runtime. If the future is dropped before it
+    /// is done, the connection cannot be used any more.
+    ///
+    /// # Errors
+    /// As [`accept`](Self::accept).
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    pub async fn accept_async(
+        self,
+        connection: &mut Connection,
+        data: &[u8],
+        timeout: Duration,
+    ) -> Result<()> {
+        self.accept_by(Wait::Tokio, connection, data, timeout).await
+    }
+
+    async fn accept_by(
+        mut self,
+        how: Wait,
+        connection: &mut Connection,
+        data: &[u8],
+        timeout: Duration,
+    ) -> Result<()> {
         let until = (Instant::now(), timeout);
         let address = self.address;
         check_device(self.id(), address, connection)?;
@@ -153,10 +193,7 @@ impl Incoming {
         let data = own.append(data, ANSWER);
         id.accept(connection.queue_pair().number(), depth, &data).map_err(failed)?;
         let step = "establish the connection";
-        let event = wait(&id, address, step, until)?;
-        if event.kind != kind::ESTABLISHED {
-            return Err(refused(event, address, step));
-        }
+        how.expect(kind::ESTABLISHED, &id, address, step, until).await?;
         connection.set_link(Box::new(CmLink::new(id)));
         Ok(())
     }

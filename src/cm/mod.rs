@@ -30,6 +30,8 @@ pub use outgoing::Outgoing;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use ibverbs_sys as ffi;
@@ -56,17 +58,69 @@ fn check_data(data: &[u8], limit: usize) -> Result<()> {
     }
 }
 
-/// Waits for an event, until the timeout has passed since the start.
-fn wait(id: &Id, address: SocketAddr, step: &'static str, until: (Instant, Duration)) -> Result<Event> {
-    let (start, timeout) = until;
-    let left = || timeout.checked_sub(start.elapsed());
-    let failed = |source| Error::Failed { step, address, source };
-    while let Some(left) = left() {
-        if let Some(event) = id.next_event(left).map_err(failed)? {
-            return Ok(event);
+/// How a call waits for events. Each is written once, as a future, which is [run](block) where it may block.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    Block,
+    #[cfg(feature = "tokio")]
+    Tokio,
+}
+
+impl Wait {
+    /// Waits until the id may have an event, for at most `left`.
+    async fn readable(self, id: &Id, left: Duration) -> io::Result<()> {
+        match self {
+            Self::Block => id.readable(left),
+            #[cfg(feature = "tokio")]
+            Self::Tokio => {
+                let descriptor = crate::transfer::watch(id.fd())?;
+                // Looked at again in either case.
+                let _ = tokio::time::timeout(left, descriptor.readable()).await;
+                Ok(())
+            }
         }
     }
-    Err(Error::Timeout { step, address, timeout })
+
+    /// Waits for an event, until the timeout has passed since the start.
+    async fn event(
+        self,
+        id: &Id,
+        address: SocketAddr,
+        step: &'static str,
+        until: (Instant, Duration),
+    ) -> Result<Event> {
+        let (start, timeout) = until;
+        let failed = |source| Error::Failed { step, address, source };
+        loop {
+            if let Some(event) = id.next_event().map_err(failed)? {
+                return Ok(event);
+            }
+            let left = timeout.checked_sub(start.elapsed());
+            let left = left.ok_or(Error::Timeout { step, address, timeout })?;
+            self.readable(id, left).await.map_err(failed)?;
+        }
+    }
+
+    /// Waits for an event of this kind.
+    async fn expect(
+        self,
+        kind: u32,
+        id: &Id,
+        address: SocketAddr,
+        step: &'static str,
+        until: (Instant, Duration),
+    ) -> Result<()> {
+        let event = self.event(id, address, step, until).await?;
+        if event.kind == kind { Ok(()) } else { Err(refused(event, address, step)) }
+    }
+}
+
+/// Runs a future that waits by [blocking](Wait::Block).
+fn block<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("it blocks instead"),
+    }
 }
 
 /// The error of the first step: a new event channel or id.

@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::raw::{CmLink, Id};
 use super::statement::Statement;
 use super::{ANSWER, REQUEST};
-use super::{check_data, check_device, no_manager, own_statement, refused, start, wait};
+use super::{Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
 use crate::transfer::Connection;
 
 /// A resolved route to a peer, which names the device and port to create a [`Connection`] on.
@@ -38,20 +38,35 @@ impl Outgoing {
     /// - [`Error::Failed`]: the device was removed, or librdmacm failed.
     #[doc(alias("rdma_resolve_addr", "rdma_resolve_route"))]
     pub fn resolve(address: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> Result<Self> {
+        block(Self::resolve_by(Wait::Block, address, source, timeout))
+    }
+
+    /// Like [`resolve`](Self::resolve), without blocking the thread of a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    pub async fn resolve_async(
+        address: SocketAddr,
+        source: Option<SocketAddr>,
+        timeout: Duration,
+    ) -> Result<Self> {
+        Self::resolve_by(Wait::Tokio, address, source, timeout).await
+    }
+
+    async fn resolve_by(
+        how: Wait,
+        address: SocketAddr,
+        source: Option<SocketAddr>,
+        timeout: Duration,
+    ) -> Result<Self> {
         let until = (Instant::now(), timeout);
         let id = Id::new().map_err(no_manager)?;
         id.resolve_address(source, address, timeout).map_err(|source| Error::Address { address, source })?;
-        let step = "resolve the address";
-        let event = wait(&id, address, step, until)?;
-        if event.kind != kind::ADDR_RESOLVED {
-            return Err(refused(event, address, step));
-        }
+        how.expect(kind::ADDR_RESOLVED, &id, address, "resolve the address", until).await?;
         id.resolve_route(timeout).map_err(|source| Error::Route { address, source })?;
-        let step = "resolve the route";
-        let event = wait(&id, address, step, until)?;
-        if event.kind != kind::ROUTE_RESOLVED {
-            return Err(refused(event, address, step));
-        }
+        how.expect(kind::ROUTE_RESOLVED, &id, address, "resolve the route", until).await?;
         Ok(Self { id, address })
     }
 
@@ -84,6 +99,32 @@ impl Outgoing {
     /// - [`Error::Failed`]: the kernel failed.
     #[doc(alias("rdma_connect", "rdma_establish"))]
     pub fn connect(self, connection: &mut Connection, data: &[u8], timeout: Duration) -> Result<Vec<u8>> {
+        block(self.connect_by(Wait::Block, connection, data, timeout))
+    }
+
+    /// Like [`connect`](Self::connect), without blocking the thread of a tokio runtime. If the future is dropped before
+    /// it is done, the connection cannot be used any more.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    pub async fn connect_async(
+        self,
+        connection: &mut Connection,
+        data: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<u8>> {
+        self.connect_by(Wait::Tokio, connection, data, timeout).await
+    }
+
+    async fn connect_by(
+        self,
+        how: Wait,
+        connection: &mut Connection,
+        data: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<u8>> {
         let Self { id, address } = self;
         let until = (Instant::now(), timeout);
         check_device(&id, address, connection)?;
@@ -94,7 +135,7 @@ impl Outgoing {
         let data = own.append(data, REQUEST);
         id.connect(qp_num, depth, &data).map_err(failed("request the connection"))?;
         let step = "receive a reply";
-        let mut event = wait(&id, address, step, until)?;
+        let mut event = how.event(&id, address, step, until).await?;
         let peer = Statement::take(&mut event.private_data, ANSWER);
         match event.kind {
             kind::CONNECT_RESPONSE => {

@@ -217,13 +217,23 @@ impl Id {
         Ok((attr, mask as u32))
     }
 
-    /// Waits for an event, for at most `timeout`.
-    pub(super) fn next_event(&self, timeout: Duration) -> io::Result<Option<Event>> {
-        let timeout = PollTimeout::try_from(timeout.as_millis()).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.channel.fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(None),
-            answer => answer?,
-        };
+    /// Readable when there may be an event.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.fd()
+    }
+
+    /// Sleeps until there may be an event, for at most `timeout`. A signal counts as one.
+    pub(super) fn readable(&self, timeout: Duration) -> io::Result<()> {
+        let timeout =
+            PollTimeout::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.fd(), PollFlags::POLLIN)], timeout) {
+            Err(nix::errno::Errno::EINTR) => Ok(()),
+            answer => Ok(answer.map(drop)?),
+        }
+    }
+
+    /// The next event, if there is one.
+    pub(super) fn next_event(&self) -> io::Result<Option<Event>> {
         let (get, ack) = (resolved(cm::rdma_get_cm_event())?, resolved(cm::rdma_ack_cm_event())?);
         let mut event = null_mut();
         // SAFETY: the channel is open, and `event` is a local variable.
@@ -327,7 +337,7 @@ impl Link for CmLink {
     /// Whether the peer has disconnected, or the device is being removed.
     fn peer_disconnected(&self) -> bool {
         loop {
-            match self.id.next_event(Duration::ZERO) {
+            match self.id.next_event() {
                 Ok(None) => break,
                 Ok(Some(event)) => {
                     if matches!(event.kind, kind::DISCONNECTED | kind::DEVICE_REMOVAL | kind::TIMEWAIT_EXIT) {
@@ -345,7 +355,7 @@ impl Link for CmLink {
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.id.channel.fd()
+        self.id.fd()
     }
 
     /// Disconnects. An error only means that the peer disconnected first.

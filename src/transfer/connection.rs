@@ -56,7 +56,8 @@ impl Connection {
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
         let limits = domain.context().limits()?;
         // The completion queue has room for what is in flight in both directions, so it cannot overrun.
-        let (pairs, notifications) = if options.notifications > 0 { (2, options.notifications) } else { (1, 0) };
+        let (pairs, notifications) =
+            if options.notifications > 0 { (2, options.notifications) } else { (1, 0) };
         let most = limits.max_cqe.saturating_sub(notifications) / (2 * pairs);
         let options = options.within(limits.max_qp_wr.min(most), limits.max_sge);
         let completions = (2 * pairs * options.window).saturating_add(notifications);
@@ -346,7 +347,7 @@ macro_rules! half {
             /// # Errors
             /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
             pub fn process_events(&self) -> Result<()> {
-                self.pair.engine().process_events()
+                self.pair.engine().process_events().map(drop)
             }
 
             fn start_on(&self, pair: &Arc<Pair>, request: Request) -> Result<Transfer> {

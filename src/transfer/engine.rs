@@ -4,8 +4,11 @@
 //! a condition variable. Whoever takes completions gives each job its outcome and tells those who wait: the thread that
 //! sleeps, its followers, the tasks, and the event loops.
 
+#[cfg(feature = "tokio")]
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::{Error, Result};
 use super::events::{Events, Source};
@@ -26,6 +29,11 @@ pub(super) struct Engine {
     pub receives: Option<SharedReceiveQueue>,
     pub completions: CompletionQueue,
     pub domain: ProtectionDomain,
+    /// Whether a task of a runtime makes progress.
+    pub driven: AtomicBool,
+    /// Tells that task that the engine is gone.
+    #[cfg(feature = "tokio")]
+    pub gone: Arc<tokio::sync::Notify>,
 }
 
 impl Engine {
@@ -39,7 +47,17 @@ impl Engine {
     ) -> Self {
         let receives = pool.as_ref().map(|pool| pool.queue.clone());
         let state = Mutex::new(State::new(room, pool));
-        Self { state, changed: Condvar::new(), events, receives, completions, domain }
+        Self {
+            state,
+            changed: Condvar::new(),
+            events,
+            receives,
+            completions,
+            domain,
+            driven: AtomicBool::new(false),
+            #[cfg(feature = "tokio")]
+            gone: Arc::default(),
+        }
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -201,12 +219,38 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose time is up.
-    pub(super) fn process_events(&self) -> Result<()> {
+    /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose time is up. Returns when
+    /// the next timeout expires.
+    pub(super) fn process_events(&self) -> Result<Option<Instant>> {
         let mut state = self.lock();
         self.look(&mut state)?;
-        state.wake_overdue();
-        Ok(())
+        state.timer = state.wake_overdue();
+        Ok(state.timer)
+    }
+
+    /// Has the task of a runtime look again by then at the latest.
+    pub(super) fn schedule(&self, state: &mut State, end: Option<Instant>) {
+        if let Some(end) = end
+            && self.driven.load(Ordering::Relaxed)
+            && state.timer.is_none_or(|timer| end < timer)
+        {
+            state.timer = Some(end);
+            self.events.notify();
+        }
+    }
+
+    /// Fails all connections.
+    #[cfg(feature = "tokio")]
+    pub(super) fn fail(&self, reason: &str) {
+        let mut state = self.lock();
+        state.fail(reason);
+        self.drain(&mut state);
+    }
+
+    /// Wakes all tasks, which poll again.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_all(&self) {
+        self.lock().wake_all();
     }
 
     /// Looks whether the peer of a queue pair has disconnected. What came before that counts.
@@ -218,5 +262,12 @@ impl Engine {
             state.touch(key);
         }
         self.drain(state);
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.gone.notify_one();
     }
 }

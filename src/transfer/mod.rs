@@ -6,6 +6,8 @@
 
 mod arrivals;
 mod connection;
+#[cfg(feature = "tokio")]
+mod driver;
 // Moves the jobs of all connections of a worker: a job is a transfer in its work queue.
 mod engine;
 mod error;
@@ -33,6 +35,8 @@ pub use request_error::RequestError;
 pub use transfer::{Transfer, Transferred};
 pub use worker::Worker;
 
+#[cfg(feature = "tokio")]
+pub(crate) use driver::watch;
 pub(crate) use shared::Link;
 
 #[cfg(test)]

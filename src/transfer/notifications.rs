@@ -183,6 +183,8 @@ impl Stream for Notifications {
         if self.ended {
             return Poll::Ready(None);
         }
+        #[cfg(feature = "tokio")]
+        super::driver::ensure(&self.engine);
         // First, so that no notification comes between the look and the wait.
         self.engine.lock().wake_at_arrival(self.pair.as_ref().map(|pair| pair.key()), context.waker());
         match self.try_take() {

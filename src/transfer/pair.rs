@@ -1,6 +1,7 @@
 //! A queue pair of an engine, and the jobs that its connection starts.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,9 @@ impl Pair {
             self.drain(&mut state);
             return Err(error);
         }
+        if self.engine.driven.load(Ordering::Relaxed) {
+            self.engine.schedule(&mut state, Instant::now().checked_add(self.stall_timeout));
+        }
         Ok(id)
     }
 
@@ -209,7 +213,12 @@ impl Pair {
     /// The outcome of a job if it has ended. If not, the descriptor becomes readable when it may have.
     pub(super) fn try_wait(&self, id: JobId) -> Result<Option<Transferred>> {
         let mut state = self.engine.lock();
-        self.engine.look(&mut state)?;
+        if self.engine.driven.load(Ordering::Relaxed) && state.armed {
+            // The task of the runtime looks.
+            self.drive(&mut state);
+        } else {
+            self.engine.look(&mut state)?;
+        }
         loop {
             if state.job(id).over {
                 return self.take(state, id).map(Some);
@@ -224,6 +233,8 @@ impl Pair {
 
     /// Like `try_wait`, for a future.
     pub(super) fn poll(&self, id: JobId, context: &mut Context<'_>) -> Poll<Result<Transferred>> {
+        #[cfg(feature = "tokio")]
+        super::driver::ensure(&self.engine);
         if let Some(ended) = self.try_wait(id).transpose() {
             return Poll::Ready(ended);
         }
@@ -323,10 +334,10 @@ impl Pair {
 
     /// Limits the time for a job, from now.
     pub(super) fn set_timeout(&self, id: JobId, timeout: Duration) {
-        let deadline = Instant::now().checked_add(timeout).map(|end| (timeout, end));
-        if let Some(job) = self.engine.lock().find(id) {
-            job.deadline = deadline;
-        }
+        let Some(end) = Instant::now().checked_add(timeout) else { return };
+        let mut state = self.engine.lock();
+        state.queue(id).set_deadline(id, (timeout, end));
+        self.engine.schedule(&mut state, Some(end));
     }
 
     /// Bytes of a job that are transferred for certain; `None` if its outcome was taken.

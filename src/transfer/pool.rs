@@ -3,7 +3,7 @@
 use super::Notifications;
 use super::error::Result;
 use crate::exporter::udmabuf::PageKind;
-use crate::host::HostBuffer;
+use crate::host::{self, HostBuffer};
 use crate::mr::{Access, MemoryRegion, RegionSlice, RegisterError, SliceCursor};
 use crate::verbs::{self, Context, ProtectionDomain, RecvBatch, SharedReceiveQueue, ffi};
 
@@ -59,12 +59,12 @@ impl Pool {
     }
 
     /// The payload that a receive has got.
-    pub(super) fn payload(&self, slot: u32, length: u64) -> Vec<u8> {
+    pub(super) fn payload(&self, slot: u32, length: u64) -> Result<Vec<u8>, host::Error> {
         let mut payload = vec![0; length.min(SLOT) as usize];
-        if let Err(error) = self.buffer.read(u64::from(slot) * SLOT, &mut payload) {
-            unreachable!("the receive lies in the buffer: {error}");
+        if !payload.is_empty() {
+            self.buffer.read(u64::from(slot) * SLOT, &mut payload)?;
         }
-        payload
+        Ok(payload)
     }
 
     /// Has a receive posted again by the next `refill`.

@@ -69,9 +69,18 @@ impl Queues {
         self.queues.iter().any(WorkQueue::has_jobs)
     }
 
-    /// Wakes the tasks whose time is up.
-    pub(super) fn wake_overdue(&mut self, now: Instant, released: &mut Released) {
-        self.queues.iter_mut().for_each(|queue| queue.wake_overdue(now, self.stall_timeout, released));
+    /// Wakes the tasks whose time is up. Returns when it is to be called again.
+    pub(super) fn wake_overdue(&mut self, now: Instant, released: &mut Released) -> Option<Instant> {
+        let queues = self.queues.iter_mut();
+        let next = queues.filter_map(|queue| queue.wake_overdue(now, self.stall_timeout, released)).min();
+        [next, self.flush_until].into_iter().flatten().min()
+    }
+
+    /// Wakes all tasks.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_all(&mut self, released: &mut Released) {
+        released.wakers.append(&mut self.arrivals.wakers);
+        self.queues.iter_mut().for_each(|queue| queue.wake_all(released));
     }
 
     pub(super) fn complete(&mut self, completion: &ffi::ibv_wc) {

@@ -41,6 +41,8 @@ pub(super) struct State {
     pub followers: usize,
     /// Whether an event loop uses the engine.
     pub watched: bool,
+    /// When the task of a runtime looks again by itself.
+    pub timer: Option<Instant>,
     /// Whether the completion queue is armed, or its event was not consumed yet.
     pub armed: bool,
     released: Released,
@@ -87,6 +89,7 @@ impl State {
             sleeping: false,
             followers: 0,
             watched: false,
+            timer: None,
             armed: false,
             released: Released::default(),
         }
@@ -219,10 +222,18 @@ impl State {
         pairs[id.pair].queue(id.side).abandon(id, released)
     }
 
-    /// Wakes the tasks whose time is up.
-    pub(super) fn wake_overdue(&mut self) {
+    /// Wakes the tasks whose time is up. Returns when it is to be called again.
+    pub(super) fn wake_overdue(&mut self) -> Option<Instant> {
         let (now, Self { pairs, released, .. }) = (Instant::now(), self);
-        pairs.iter_mut().for_each(|(_, pair)| pair.wake_overdue(now, released));
+        pairs.iter_mut().filter_map(|(_, pair)| pair.wake_overdue(now, released)).min()
+    }
+
+    /// Wakes all tasks once the lock is released.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_all(&mut self) {
+        let Self { pairs, released, arrival_wakers, .. } = self;
+        released.wakers.append(arrival_wakers);
+        pairs.iter_mut().for_each(|(_, pair)| pair.wake_all(released));
     }
 
     /// Ends a job of which nothing was posted, and nothing will be.
@@ -314,8 +325,14 @@ impl State {
         // The length beside immediate data may be that of a WRITE, which fills no receive.
         let written = completion.opcode() == ffi::ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
         let length = if written { 0 } else { completion.len() as u64 };
-        let (id, payload) = (u32::from_be(imm), pool.payload(slot, length));
-        pair.arrivals.push(Notification { id, payload, qp_num: completion.qp_num });
+        let payload = match pool.payload(slot, length) {
+            Ok(payload) => payload,
+            Err(error) => {
+                pair.shared.fail(|| format!("the payload of a notification cannot be read: {error}"));
+                return false;
+            }
+        };
+        pair.arrivals.push(Notification { id: u32::from_be(imm), payload, qp_num: completion.qp_num });
         self.pending += 1;
         self.released.wakers.append(&mut pair.arrivals.wakers);
         self.released.wakers.append(&mut self.arrival_wakers);

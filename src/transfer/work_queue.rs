@@ -69,6 +69,8 @@ pub(super) struct WorkQueue {
     next_job: u64,
     /// Number of receives that were left posted.
     parked: usize,
+    /// No job has an earlier deadline.
+    earliest: Option<Instant>,
     batch: Batch,
     /// Maximum number of work requests in a chain.
     chain: usize,
@@ -100,6 +102,7 @@ impl WorkQueue {
             posted: 0,
             next_job: 0,
             parked: 0,
+            earliest: None,
             batch,
             chain,
             depth,
@@ -208,14 +211,44 @@ impl WorkQueue {
         (!waits).then_some(self.progress.1)
     }
 
-    /// Wakes the tasks whose time is up: they look at their timeouts when they are polled.
-    pub(super) fn wake_overdue(&mut self, now: Instant, stall_timeout: Duration, released: &mut Released) {
-        let stalls = self.stalled_since(now).is_some_and(|since| now.duration_since(since) >= stall_timeout);
-        for &key in &self.row {
-            let job = &mut self.jobs[key];
-            let overdue = stalls || job.deadline.is_some_and(|(_, end)| end <= now);
-            released.wakers.extend(job.waker.take_if(|_| overdue));
+    /// Limits the time for a job.
+    pub(super) fn set_deadline(&mut self, id: JobId, deadline: (Duration, Instant)) {
+        if let Some(job) = self.find(id) {
+            job.deadline = Some(deadline);
+            self.earliest = Some(self.earliest.map_or(deadline.1, |earliest| earliest.min(deadline.1)));
         }
+    }
+
+    /// Wakes the tasks whose time is up: they look at their timeouts when they are polled. Returns when it is to be called
+    /// again.
+    pub(super) fn wake_overdue(
+        &mut self,
+        now: Instant,
+        stall_timeout: Duration,
+        released: &mut Released,
+    ) -> Option<Instant> {
+        let stalled = self.has_jobs().then(|| self.stalled_since(now)).flatten();
+        let stalls = stalled.and_then(|since| since.checked_add(stall_timeout));
+        let stall = stalls.is_some_and(|end| end <= now);
+        if stall || self.earliest.is_some_and(|earliest| earliest <= now) {
+            self.earliest = None;
+            for &key in &self.row {
+                let job = &mut self.jobs[key];
+                let end = job.deadline.map(|(_, end)| end);
+                if stall || end.is_some_and(|end| end <= now) {
+                    released.wakers.extend(job.waker.take());
+                } else {
+                    self.earliest = [self.earliest, end].into_iter().flatten().min();
+                }
+            }
+        }
+        [stalls.filter(|_| !stall), self.earliest].into_iter().flatten().min()
+    }
+
+    /// Wakes all tasks.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_all(&mut self, released: &mut Released) {
+        released.wakers.extend(self.jobs.iter_mut().filter_map(|(_, job)| job.waker.take()));
     }
 
     /// Posts as many messages as the window permits, in whole chains, so that a chain is posted while others are in

@@ -67,7 +67,7 @@ impl Worker {
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider. All connections have failed.
     pub fn process_events(&self) -> Result<()> {
-        self.engine.process_events()
+        self.engine.process_events().map(drop)
     }
 }
 

@@ -13,13 +13,13 @@ use crate::common::{assert_same, contents};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn address(port: u16) -> SocketAddr {
+pub(super) fn address(port: u16) -> SocketAddr {
     SocketAddr::new(FAR.parse().unwrap(), port)
 }
 
 /// The counts before a test. librdmacm opens each device at its first use and keeps it open until the process
 /// ends, so this uses both devices before it counts.
-fn census() -> Census {
+pub(super) fn census() -> Census {
     drop(Listener::bind(address(0)).unwrap());
     drop(Outgoing::resolve(address(9), None, TIMEOUT).unwrap());
     Census::take()

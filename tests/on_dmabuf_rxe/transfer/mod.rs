@@ -1,5 +1,6 @@
 //! Transfers of any length between two devices.
 
+mod asynchronous;
 mod blocks;
 mod connecting;
 mod endings;
