@@ -1,6 +1,6 @@
 //! Transfers, notifications and connections in a tokio runtime, which makes progress by itself.
 
-use poll_fn;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};

@@ -79,3 +79,56 @@ fn mpi_ranks_exchange_buffers() {
     }
     census.assert_unchanged();
 }
+
+#[test]
+fn kv_cache_pushes_layer_by_layer() {
+    let census = Census::take();
+    let program = example("kv_cache");
+    let size = ["--layers", "3", "--pages", "300", "--page-size", "4096"];
+    let (mut decode, output) = listening(Command::new(&program).args(["decode", "--listen", FAR]).args(size));
+    let words = ["prefill", "--connect", FAR].into_iter().chain(size);
+    let printed = run(program.to_str().unwrap(), &words.collect::<Vec<_>>());
+    assert!(printed.starts_with("pushed 3 layers of 300 pages in "), "{printed}");
+    assert!(printed.contains("verified: ") && printed.contains(" blocks/s, "), "{printed}");
+    let lines: Vec<_> = output.lines().map_while(Result::ok).collect();
+    assert_eq!(lines, ["received 3 layers of 300 pages, verified"]);
+    assert!(decode.wait().unwrap().success());
+    census.assert_unchanged();
+}
+
+/// Eight clients at once, and then one that cancels, one that is killed, and one that says nothing.
+#[test]
+fn the_service_survives_its_clients() {
+    let census = Census::take();
+    let program = example("service");
+    let serve = ["serve", "--listen", FAR, "--size", "4M", "--patience", "2", "--clients", "12"];
+    let (mut server, output) = listening(Command::new(&program).args(serve));
+    let fetch = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["fetch", "--connect", FAR]).args(words).stdout(Stdio::piped());
+        command.spawn().expect("an example")
+    };
+    let clients: Vec<_> = (0..8).map(|_| fetch(&[])).collect();
+    for client in clients {
+        let output = client.wait_with_output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && printed.ends_with("verified\n"), "{printed}");
+    }
+    assert!(fetch(&["--then", "cancel"]).wait().unwrap().success());
+    let (mut silent, mut killed) = (fetch(&["--then", "silent"]), fetch(&["--then", "silent"]));
+    let mut line = String::new();
+    BufReader::new(killed.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "silent\n");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(fetch(&[]).wait().unwrap().success());
+    let lines: Vec<_> = output.lines().map_while(Result::ok).collect();
+    assert!(server.wait().unwrap().success(), "{lines:?}");
+    silent.kill().unwrap();
+    silent.wait().unwrap();
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("has verified all bytes"), count("is gone: ")), (9, 3), "{lines:?}");
+    assert_eq!(count("it was silent for 2s"), 1, "{lines:?}");
+    assert_eq!(count("the peer disconnected"), 2, "{lines:?}");
+    census.assert_unchanged();
+}
