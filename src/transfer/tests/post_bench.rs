@@ -69,8 +69,7 @@ fn post() -> Result<()> {
     let (from, to) = (table.select(order(1027))?, remote.select(order(2053))?);
     let pages: Vec<_> =
         order(1027).zip(order(2053)).map(|(a, b)| (a as u64 * BLOCK, b as u64 * BLOCK)).collect();
-    let (pair, queue) =
-        (hand.shared().pair.as_raw().as_ptr(), hand.engine().completions.as_raw().as_ptr());
+    let (pair, queue) = (hand.shared().pair.as_raw().as_ptr(), hand.engine().completions.as_raw().as_ptr());
     let mut next = 0;
     let time = |work: &mut dyn FnMut()| {
         let start = Instant::now();
