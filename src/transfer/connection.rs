@@ -56,7 +56,8 @@ impl Connection {
     pub fn new(domain: &ProtectionDomain, options: ConnectionOptions) -> Result<Self> {
         let limits = domain.context().limits()?;
         // The completion queue has room for what is in flight in both directions, so it cannot overrun.
-        let (pairs, notifications) = if options.notifications > 0 { (2, options.notifications) } else { (1, 0) };
+        let (pairs, notifications) =
+            if options.notifications > 0 { (2, options.notifications) } else { (1, 0) };
         let most = limits.max_cqe.saturating_sub(notifications) / (2 * pairs);
         let options = options.within(limits.max_qp_wr.min(most), limits.max_sge);
         let completions = (2 * pairs * options.window).saturating_add(notifications);
@@ -83,7 +84,8 @@ impl Connection {
             None => None,
         };
         let add = |pair| {
-            let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+            let mut shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+            shared.listen(engine)?;
             Pair::new(engine.clone(), shared, &options, 2 * options.window).map(Arc::new)
         };
         let (pair, messages) = (add(pair)?, messages.map(add).transpose()?);

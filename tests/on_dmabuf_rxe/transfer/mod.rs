@@ -2,6 +2,7 @@
 
 mod blocks;
 mod connecting;
+mod device_events;
 mod endings;
 mod faults;
 mod ibverbs_peer;

@@ -165,8 +165,7 @@ fn a_wait_that_times_out_takes_nothing() {
     let notifications = far.connection.notifications();
     near.connection.notify(3, &[]).unwrap().wait().unwrap();
     let refused = notifications.wait(3, 2, SHORT);
-    let message =
-        assert_refused!(refused, Error::NotificationTimeout { id: Some(3), count: 2, came: 1, .. });
+    let message = assert_refused!(refused, Error::NotificationTimeout { id: Some(3), count: 2, came: 1, .. });
     assert!(message.starts_with("1 of 2 notifications of id 3 came within"), "{message}");
     assert_refused!(notifications.wait(4, 1, Duration::ZERO), Error::NotificationTimeout { came: 0, .. });
     near.connection.notify(3, &[]).unwrap().wait().unwrap();
@@ -261,9 +260,8 @@ fn a_hundred_connections_share_a_pool() {
             })
             .collect();
         assert_eq!(fds(), before, "connections of a worker need no descriptors");
-        let register = |domain| {
-            MemoryRegion::builder(domain, &heap(4096)).access(Access::REMOTE).register().unwrap()
-        };
+        let register =
+            |domain| MemoryRegion::builder(domain, &heap(4096)).access(Access::REMOTE).register().unwrap();
         let (source, target) = (register(&ours), register(&theirs));
         std::thread::scope(|scope| {
             scope.spawn(|| {
