@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::mr::MemoryRegion;
-use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair};
+use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair, WorkRequest};
 
 use crate::Result;
 use crate::peer::{Hello, Offer, Sent, Verdict, receive, send};
@@ -47,7 +47,8 @@ pub fn run(context: &Context, source: &Source, address: &str) -> Result<()> {
         for offset in (0..region.len()).step_by(MESSAGE as usize) {
             let length = MESSAGE.min(region.len() - offset);
             let remote = offer.region.slice(at..at + length)?.addr()?;
-            pair.post(at, Operation::Write { remote }, &[region.sge(offset..offset + length)?], true)?;
+            let elements = [region.sge(offset..offset + length)?];
+            pair.post(WorkRequest::new(at, Operation::Write { remote }, &elements).signaled())?;
             queue.wait(TIMEOUT)?.success()?;
             at += length;
         }

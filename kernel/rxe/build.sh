@@ -116,6 +116,16 @@ if grep -q 'static void rxe_mr_init(' "$work/rxe_mr.c"; then
 	hook rxe_mr.c replace 'static void rxe_mr_init(int access, struct rxe_mr *mr)' \
 		'void rxe_mr_init(int access, struct rxe_mr *mr)'
 fi
+# A mapped queue may outlive its context and its device.
+hook rxe_mmap.c replace 'struct rxe_dev *rxe = to_rdev(ip->context->device);' \
+	'	struct rxe_dev *rxe;
+
+	if (list_empty(&ip->pending_mmaps)) {
+		vfree(ip->obj);
+		kfree(ip);
+		return;
+	}
+	rxe = to_rdev(ip->context->device);'
 # kvcalloc() allocates the page array of a dma-buf; kvfree() frees either kind.
 if grep -q 'kfree(mr->page_info);' "$work/rxe_mr.c"; then
 	hook rxe_mr.c replace 'kfree(mr->page_info);' \

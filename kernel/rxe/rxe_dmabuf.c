@@ -11,6 +11,7 @@
 #include <linux/dma-buf.h>
 #include <linux/dma-map-ops.h>
 #include <linux/dma-resv.h>
+#include <linux/module.h>
 #include <linux/overflow.h>
 #include <linux/pfn.h>
 #include <rdma/ib_umem.h>
@@ -107,6 +108,28 @@ static struct device_dma_parameters rxe_dma_parameters = {
 };
 
 /*
+ * Whether devices that are made from now on can be removed while processes use
+ * them, as a NIC that is unplugged: their objects are destroyed at once, and
+ * every context gets IB_EVENT_DEVICE_FATAL. Stock rxe waits for the processes.
+ */
+static bool unplug;
+module_param(unplug, bool, 0644);
+MODULE_PARM_DESC(unplug, "New devices can be removed while they are in use");
+
+/*
+ * Nothing to revoke: a queue that is mapped has its own reference, and outlives
+ * the device. Its mapping calls back into this module, so the module stays.
+ */
+static void rxe_disassociate_ucontext(struct ib_ucontext *context)
+{
+	__module_get(THIS_MODULE);
+}
+
+static const struct ib_device_ops rxe_unplug_ops = {
+	.disassociate_ucontext = rxe_disassociate_ucontext,
+};
+
+/*
  * Prepare the ib_device's own struct device for mappings by an exporter.
  * ib_device.dma_device stays NULL, so the RDMA core and its clients still treat
  * rxe as a device that takes virtual addresses.
@@ -115,6 +138,8 @@ int rxe_dmabuf_init_device(struct ib_device *ibdev)
 {
 	set_dma_ops(&ibdev->dev, &rxe_dma_map_ops);
 	ibdev->dev.dma_parms = &rxe_dma_parameters;
+	if (unplug)
+		ib_set_device_ops(ibdev, &rxe_unplug_ops);
 
 	return dma_coerce_mask_and_coherent(&ibdev->dev, DMA_BIT_MASK(64));
 }

@@ -36,6 +36,11 @@ pub mod event {
 /// The port space of reliable connections.
 pub const RDMA_PS_TCP: u32 = 0x0106;
 
+/// The level of options of an id.
+pub const RDMA_OPTION_ID: c_int = 0;
+/// The type of service, one byte: the traffic class of the route.
+pub const RDMA_OPTION_ID_TOS: c_int = 0;
+
 /// Receives events. The descriptor may be polled and set non-blocking.
 #[repr(C)]
 #[derive(Debug)]
@@ -236,6 +241,13 @@ symbols! {
         id: *mut rdma_cm_id, attr: *mut ibv_qp_attr, mask: *mut c_int
     ) -> c_int, InitQpAttrFn;
 
+    /// Sets an option of an id, of `optlen` bytes. [`RDMA_OPTION_ID_TOS`] of [`RDMA_OPTION_ID`] counts for routes that
+    /// are resolved later.
+    LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
+    fn rdma_set_option(
+        id: *mut rdma_cm_id, level: c_int, optname: c_int, optval: *mut c_void, optlen: usize
+    ) -> c_int, SetOptionFn;
+
     /// Disconnects; both sides get an event.
     LIBRDMACM "RDMACM_1.0" "librdmacm 1.0":
     fn rdma_disconnect(id: *mut rdma_cm_id) -> c_int, DisconnectFn;
@@ -274,6 +286,7 @@ mod tests {
             rdma_reject().err(),
             rdma_establish().err(),
             rdma_init_qp_attr().err(),
+            rdma_set_option().err(),
             rdma_disconnect().err(),
             rdma_get_cm_event().err(),
             rdma_ack_cm_event().err(),

@@ -42,7 +42,7 @@ use self::raw::{Event, Id};
 use self::statement::Statement;
 use crate::transfer::Connection;
 use crate::verbs::absence::{self, System};
-use crate::verbs::{Depth, QueuePair, QueuePairOptions};
+use crate::verbs::{Depth, Fabric, QueuePair, QueuePairOptions};
 
 /// Length of the private data in a request, of which the user has all but the last bytes.
 const REQUEST: usize = 56;
@@ -194,7 +194,9 @@ fn start(
         // It may receive notifications in its own way.
         tracing::debug!("the peer uses another library, and has no queue pair for messages");
     }
-    let own = Own { options: connection.options(), depth: connection.depth(), access: pair.remote_access() };
+    let fabric = *pair.fabric().expect("a connection creates its queue pair");
+    let (options, depth) = (connection.options(), connection.depth());
+    let own = Own { options, depth, access: pair.remote_access(), fabric };
     bring_up(
         |state| {
             id.qp_attr(state).map_err(|source| Error::Failed {
@@ -205,6 +207,9 @@ fn start(
         },
         own,
         |mut attr, mask, transition| {
+            if mask.0 & Mask::IBV_QP_PKEY_INDEX.0 != 0 {
+                fabric.check_route(connection.domain().context(), attr.pkey_index)?;
+            }
             // iWARP has no path MTU.
             if mask.0 & Mask::IBV_QP_PATH_MTU.0 != 0 {
                 let route = statement::bytes(attr.path_mtu);
@@ -229,10 +234,11 @@ struct Own {
     depth: Depth,
     /// What the peer may do, as `ibv_access_flags`.
     access: u32,
+    fabric: Fabric,
 }
 
 /// Carries out each transition. The addresses and the P_Key index come from the connection manager (`attributes`),
-/// everything else from the connection. Returns the number of READs and atomics that may be in flight.
+/// and so does what the options of the fabric leave open; everything else comes from the connection. Returns the number of READs and atomics that may be in flight.
 fn bring_up(
     attributes: impl Fn(u32) -> Result<(ffi::ibv_qp_attr, u32)>,
     own: Own,
@@ -247,6 +253,7 @@ fn bring_up(
     for (state, transition) in states.into_iter().zip(["to INIT", "to RTR", "to RTS"]) {
         let (mut attr, mask) = attributes(state)?;
         attr.qp_access_flags = own.access;
+        own.fabric.apply(&mut attr.ah_attr);
         attr.max_dest_rd_atomic = attr.max_dest_rd_atomic.min(own.depth.responder);
         attr.max_rd_atomic = attr.max_rd_atomic.min(own.depth.initiator);
         // On RoCE the connection manager proposes a timeout of seconds, which each lost packet would cost.
@@ -292,7 +299,12 @@ mod tests {
     #[test]
     fn the_route_decides_the_p_key_index_before_rtr() {
         let depth = Depth { responder: 16, initiator: 4 };
-        let own = Own { options: QueuePairOptions::default().timeout(15), depth, access: ACCESS };
+        let own = Own {
+            options: QueuePairOptions::default().timeout(15),
+            depth,
+            access: ACCESS,
+            fabric: Fabric::default(),
+        };
         let mut steps = Vec::new();
         let initiator = bring_up(attributes, own, |attr, mask, transition| {
             steps.push((attr, mask.0, transition.to_owned()));
@@ -313,7 +325,8 @@ mod tests {
     #[test]
     fn a_manager_that_leaves_the_depth_out_leaves_it_to_the_options() {
         let depth = Depth { responder: 16, initiator: 4 };
-        let own = Own { options: QueuePairOptions::default(), depth, access: ACCESS };
+        let own =
+            Own { options: QueuePairOptions::default(), depth, access: ACCESS, fabric: Fabric::default() };
         let iwarp = |state| Ok((ffi::ibv_qp_attr { qp_state: state, ..Default::default() }, 0));
         assert_eq!(bring_up(iwarp, own, |_, _, _| Ok(())).unwrap(), 4);
     }
@@ -321,7 +334,8 @@ mod tests {
     #[test]
     fn nothing_follows_a_transition_that_failed() {
         let depth = Depth { responder: 1, initiator: 1 };
-        let own = Own { options: QueuePairOptions::default(), depth, access: ACCESS };
+        let own =
+            Own { options: QueuePairOptions::default(), depth, access: ACCESS, fabric: Fabric::default() };
         let mut count = 0;
         let failed = bring_up(attributes, own, |_, _, _| {
             count += 1;

@@ -38,7 +38,7 @@ impl Outgoing {
     /// - [`Error::Failed`]: the device was removed, or librdmacm failed.
     #[doc(alias("rdma_resolve_addr", "rdma_resolve_route"))]
     pub fn resolve(address: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> Result<Self> {
-        block(Self::resolve_by(Wait::Block, address, source, timeout))
+        block(Self::resolve_by(Wait::Block, address, source, None, timeout))
     }
 
     /// Like [`resolve`](Self::resolve), without blocking the thread of a tokio runtime.
@@ -52,17 +52,39 @@ impl Outgoing {
         source: Option<SocketAddr>,
         timeout: Duration,
     ) -> Result<Self> {
-        Self::resolve_by(Wait::Tokio, address, source, timeout).await
+        Self::resolve_by(Wait::Tokio, address, source, None, timeout).await
+    }
+
+    /// Like [`resolve`](Self::resolve), for a route with a traffic class: on RoCE v2 the DS field of the IP header, DSCP ×
+    /// 4 + ECN. The connection manager's own messages carry it too, and so do both sides' packets, unless
+    /// [`traffic_class`](crate::verbs::QueuePairOptions::traffic_class) of the connection chooses another one. On
+    /// RoCE the kernel derives the service level from it.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    #[doc(alias = "RDMA_OPTION_ID_TOS")]
+    pub fn resolve_with_traffic_class(
+        address: SocketAddr,
+        source: Option<SocketAddr>,
+        traffic_class: u8,
+        timeout: Duration,
+    ) -> Result<Self> {
+        block(Self::resolve_by(Wait::Block, address, source, Some(traffic_class), timeout))
     }
 
     async fn resolve_by(
         how: Wait,
         address: SocketAddr,
         source: Option<SocketAddr>,
+        traffic_class: Option<u8>,
         timeout: Duration,
     ) -> Result<Self> {
         let until = (Instant::now(), timeout);
         let id = Id::new().map_err(no_manager)?;
+        if let Some(class) = traffic_class {
+            let step = "set the traffic class";
+            id.set_traffic_class(class).map_err(|source| Error::Failed { step, address, source })?;
+        }
         id.resolve_address(source, address, timeout).map_err(|source| Error::Address { address, source })?;
         how.expect(kind::ADDR_RESOLVED, &id, address, "resolve the address", until).await?;
         id.resolve_route(timeout).map_err(|source| Error::Route { address, source })?;

@@ -170,6 +170,14 @@ impl Id {
         })
     }
 
+    /// Sets the type of service of the routes that are resolved from now on.
+    pub(super) fn set_traffic_class(&self, mut class: u8) -> io::Result<()> {
+        let set = resolved(cm::rdma_set_option())?;
+        let value = (&raw mut class).cast();
+        // SAFETY: the id is live. The call reads one byte and does not keep it.
+        check(unsafe { set(self.raw.as_ptr(), cm::RDMA_OPTION_ID, cm::RDMA_OPTION_ID_TOS, value, 1) })
+    }
+
     pub(super) fn resolve_route(&self, timeout: Duration) -> io::Result<()> {
         let resolve = resolved(cm::rdma_resolve_route())?;
         // SAFETY: the id is live.
@@ -325,11 +333,12 @@ fn socket_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 pub(super) struct CmLink {
     id: Id,
     disconnected: AtomicBool,
+    removed: AtomicBool,
 }
 
 impl CmLink {
     pub(super) fn new(id: Id) -> Self {
-        Self { id, disconnected: AtomicBool::new(false) }
+        Self { id, disconnected: AtomicBool::new(false), removed: AtomicBool::new(false) }
     }
 }
 
@@ -340,6 +349,9 @@ impl Link for CmLink {
             match self.id.next_event() {
                 Ok(None) => break,
                 Ok(Some(event)) => {
+                    if event.kind == kind::DEVICE_REMOVAL {
+                        self.removed.store(true, Ordering::Relaxed);
+                    }
                     if matches!(event.kind, kind::DISCONNECTED | kind::DEVICE_REMOVAL | kind::TIMEWAIT_EXIT) {
                         self.disconnected.store(true, Ordering::Relaxed);
                     }
@@ -352,6 +364,10 @@ impl Link for CmLink {
             }
         }
         self.disconnected.load(Ordering::Relaxed)
+    }
+
+    fn device_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

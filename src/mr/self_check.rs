@@ -17,7 +17,7 @@ use dma_sg::page_size;
 use super::{Access, MemoryRegion, SelfCheckError};
 use crate::verbs::{
     self, CompletionQueue, Lkey, Operation, ProtectionDomain, QueuePair, QueuePairOptions, RemoteAddr, Rkey,
-    Sge,
+    Sge, WorkRequest,
 };
 
 type Result<T, E = SelfCheckError> = std::result::Result<T, E>;
@@ -112,7 +112,7 @@ impl Loopback {
     }
 
     fn transfer(&self, operation: Operation, element: Sge<'_>) -> verbs::Result<()> {
-        self.pair.post(0, operation, &[element], true)?;
+        self.pair.post(WorkRequest::new(0, operation, &[element]).signaled())?;
         self.queue.wait(TIMEOUT)?.success().map(drop)
     }
 }

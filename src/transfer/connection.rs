@@ -84,7 +84,8 @@ impl Connection {
             None => None,
         };
         let add = |pair| {
-            let shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+            let mut shared = Shared::new(pair, domain.clone(), options.queue_pair, max_message_size);
+            shared.listen(engine)?;
             Pair::new(engine.clone(), shared, &options, 2 * options.window).map(Arc::new)
         };
         let (pair, messages) = (add(pair)?, messages.map(add).transpose()?);

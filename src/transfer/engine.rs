@@ -4,18 +4,16 @@
 //! a condition variable. Whoever takes completions gives each job its outcome and tells those who wait: the thread that
 //! sleeps, its followers, the tasks, and the event loops.
 
-#[cfg(feature = "tokio")]
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
 use super::state::{Locked, State};
-use crate::verbs::{self, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
+use crate::verbs::{self, AsyncEvent, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 const MAX_BATCHES: usize = 64;
@@ -24,7 +22,7 @@ pub(super) struct Engine {
     state: Mutex<State>,
     /// Notified when something has changed, and when nobody sleeps on the descriptors any more.
     changed: Condvar,
-    pub events: Events,
+    pub events: Arc<Events>,
     /// Where notifications are received, if they are.
     pub receives: Option<SharedReceiveQueue>,
     pub completions: CompletionQueue,
@@ -42,7 +40,7 @@ impl Engine {
         domain: ProtectionDomain,
         completions: CompletionQueue,
         room: u32,
-        events: Events,
+        events: Arc<Events>,
         pool: Option<Pool>,
     ) -> Self {
         let receives = pool.as_ref().map(|pool| pool.queue.clone());
@@ -147,7 +145,8 @@ impl Engine {
         }
         self.arm(&mut state)?;
         // A completion that came before raises no event.
-        if self.drive(&mut state) {
+        // If the queue is not armed, everything has ended.
+        if self.drive(&mut state) || !state.armed {
             return Ok(state);
         }
         state.sleeping = true;
@@ -174,18 +173,23 @@ impl Engine {
             Ok(readable) => readable,
             Err(source) => {
                 let error = self.domain.context().failed("wait for events")(source);
-                return Err(self.broken(state, error));
+                return self.broken(state, error);
             }
         };
+        let mut reported = self.events.take_reported();
         for source in readable {
             match source {
                 Source::Kick => {}
+                Source::Device => reported = true,
                 Source::Link(key) => self.check_link(state, key),
                 Source::Completions => match self.completions.consume_event() {
                     Ok(consumed) => state.armed &= !consumed,
-                    Err(error) => return Err(self.broken(state, error)),
+                    Err(error) => self.broken(state, error)?,
                 },
             }
+        }
+        if reported {
+            self.check_device(state);
         }
         Ok(())
     }
@@ -193,17 +197,61 @@ impl Engine {
     /// Makes the next completion raise an event. Each arming raises one, so events never pile up.
     fn arm(&self, state: &mut State) -> Result<()> {
         if !state.armed {
-            self.completions.arm().map_err(|error| self.broken(state, error))?;
-            state.armed = true;
+            match self.completions.arm() {
+                Ok(()) => state.armed = true,
+                Err(error) => self.broken(state, error)?,
+            }
         }
         Ok(())
     }
 
-    /// Ends everything, because the device or its descriptors failed.
-    fn broken(&self, state: &mut State, error: verbs::Error) -> Error {
+    /// Ends everything, because the device or its descriptors failed. Succeeds if the device says why, which the
+    /// transfers then return.
+    fn broken(&self, state: &mut State, error: verbs::Error) -> Result<()> {
+        let mut explained = false;
+        for (_, pair) in &state.pairs {
+            if let Some(event) = pair.shared.cause() {
+                pair.shared.fail_by(event);
+                explained = true;
+            }
+        }
         state.fail(&error.to_string());
+        if explained {
+            self.unwatch_device();
+        }
         self.drain(state);
-        error.into()
+        if explained { Ok(()) } else { Err(error.into()) }
+    }
+
+    /// The descriptors of a device that is gone stay readable.
+    fn unwatch_device(&self) {
+        self.completions.channel().into_iter().for_each(|channel| self.events.unwatch(channel));
+        self.events.unwatch(self.domain.context().async_fd());
+    }
+
+    /// Looks whether the device reported that it, or a queue of a queue pair here, has failed. What came before counts.
+    pub(super) fn check_device(&self, state: &mut State) {
+        self.drain(state);
+        let found: Vec<_> =
+            state.pairs.iter().filter_map(|(key, pair)| Some((key, pair.shared.fatal_event()?))).collect();
+        if found.iter().any(|(_, event)| *event == AsyncEvent::DeviceFatal) {
+            self.unwatch_device();
+        }
+        for (key, event) in found {
+            let pair = state.pair(key);
+            pair.shared.fail_by(event);
+            if !matches!(
+                event,
+                AsyncEvent::QueuePairFatal { .. }
+                    | AsyncEvent::QueuePairRequestError { .. }
+                    | AsyncEvent::QueuePairAccessError { .. }
+            ) {
+                // No completions follow.
+                pair.discard();
+            }
+            state.touch(key);
+        }
+        self.drain(state);
     }
 
     /// Consumes the events that made the descriptor readable, does what they ask for, and arms the queue for the

@@ -6,7 +6,7 @@ use dma_sg::Iova;
 
 use crate::kind::{ErrorKind, readable_error};
 use crate::mr::RegisterError;
-use crate::verbs::{self, CompletionStatus, Opcode, Rkey, vendor};
+use crate::verbs::{self, AsyncEvent, CompletionStatus, Opcode, Rkey, vendor};
 
 use super::RequestError;
 use super::shared::{NOT_CONNECTED, port_name};
@@ -141,6 +141,23 @@ pub enum Error {
         /// Whether the peer disconnected.
         peer_gone: bool,
     },
+    /// The device reported that it, the queue pair or a queue of it has failed, or the connection manager that the device
+    /// is being removed. The connection is unusable.
+    #[error(
+        "{device}: {event}; {done} of {length} bytes of a {opcode:?} were transferred, and the connection is unusable"
+    )]
+    DeviceEvent {
+        /// Name of the device.
+        device: String,
+        /// The event.
+        event: AsyncEvent,
+        /// The operation.
+        opcode: Opcode,
+        /// Bytes transferred for certain.
+        done: u64,
+        /// Length of the transfer in bytes.
+        length: u64,
+    },
     /// A message of another length than expected arrived. The connection is unusable.
     #[error(
         "a message of {received} bytes arrived at offset {offset} instead of {expected} bytes: send and receive the same lengths with the same message size. The connection is unusable"
@@ -182,6 +199,8 @@ impl Error {
             Self::NotificationsEnded { .. } => ErrorKind::Transport,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::PeerDisconnected { .. } => ErrorKind::PeerGone,
+            Self::DeviceEvent { event: AsyncEvent::DeviceFatal, .. } => ErrorKind::DeviceGone,
+            Self::DeviceEvent { .. } => ErrorKind::Transport,
         }
     }
 }

@@ -1,10 +1,14 @@
-//! The descriptors on which the events of an engine arrive: the completion channel and the connection managers'.
+//! The descriptors on which the events of an engine arrive: the completion channel the connection managers' and
+//! the device's asynchronous events.
 //!
 //! A thread that waits sleeps on them and on a counter, by which others wake it. Event loops have one descriptor, an
 //! epoll instance of these and of another counter, which tells them what a thread has taken.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +24,8 @@ pub(super) enum Source {
     Completions,
     /// Another thread wants the one that sleeps to look again.
     Kick,
+    /// Asynchronous events of the device.
+    Device,
     /// The connection manager of the queue pair with this key.
     Link(usize),
 }
@@ -31,13 +37,21 @@ pub(super) struct Events {
     /// For event loops.
     outer: Epoll,
     notice: EventFd,
+    /// Whether another reader of the context has found an event of a queue pair here.
+    reported: AtomicBool,
 }
 
 impl Events {
     pub(super) fn new(completions: BorrowedFd<'_>) -> io::Result<Self> {
         let counter = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
-        let events = Self { inner: epoll()?, kick: counter()?, outer: epoll()?, notice: counter()? };
+        let events = Self {
+            inner: epoll()?,
+            kick: counter()?,
+            outer: epoll()?,
+            notice: counter()?,
+            reported: AtomicBool::new(false),
+        };
         events.watch(completions, Source::Completions)?;
         events.watch(events.kick.as_fd(), Source::Kick)?;
         for fd in [events.inner.0.as_fd(), events.notice.as_fd()] {
@@ -51,7 +65,8 @@ impl Events {
         let data = match source {
             Source::Completions => 0,
             Source::Kick => 1,
-            Source::Link(key) => 2 + key as u64,
+            Source::Device => 2,
+            Source::Link(key) => 3 + key as u64,
         };
         Ok(self.inner.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data))?)
     }
@@ -72,6 +87,12 @@ impl Events {
     pub(super) fn woken(&self) {
         // There may be none.
         let _ = self.kick.read();
+    }
+
+    /// Whether there is an asynchronous event that another reader has found.
+    pub(super) fn take_reported(&self) -> bool {
+        // Read first: this runs after every sleep.
+        self.reported.load(Ordering::Relaxed) && self.reported.swap(false, Ordering::AcqRel)
     }
 
     /// Makes the descriptor of event loops readable.
@@ -96,9 +117,19 @@ impl Events {
         let source = |event: EpollEvent| match event.data() {
             0 => Source::Completions,
             1 => Source::Kick,
-            key => Source::Link(key as usize - 2),
+            2 => Source::Device,
+            key => Source::Link(key as usize - 3),
         };
         Ok(ready.into_iter().take(count).map(source))
+    }
+}
+
+/// Another reader of the context has found an asynchronous event of a queue pair here.
+impl Wake for Events {
+    fn wake(self: Arc<Self>) {
+        self.reported.store(true, Ordering::Release);
+        self.kick();
+        self.notify();
     }
 }
 

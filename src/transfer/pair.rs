@@ -270,6 +270,7 @@ impl Pair {
         let stalled = state.queue(id).stalled_since(now);
         let quiet = stalled.is_none_or(|since| now.duration_since(since) >= QUIET);
         if self.busy_poll && quiet && usable {
+            self.engine.check_device(state);
             self.engine.check_link(state, self.key);
             if shared.is_failed() || state.job(id).over {
                 return Due::Now;
@@ -396,6 +397,7 @@ impl Pair {
     }
 
     fn why_unusable(&self, state: &mut State) -> Option<&str> {
+        self.engine.check_device(state);
         self.engine.check_link(state, self.key);
         if !self.shared().is_failed() {
             match self.shared().is_connected() {

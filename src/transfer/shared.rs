@@ -1,10 +1,16 @@
 //! What all transfers of a connection share: the queue pair, and why it is unusable.
 
-use std::sync::OnceLock;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use super::engine::Engine;
 use super::error::{Error, Result};
-use crate::verbs::{CompletionStatus, GidEntry, Opcode, ProtectionDomain, QueuePair, QueuePairOptions, ffi};
+use crate::kind::ErrorKind;
+use crate::verbs::{
+    AsyncEvent, CompletionStatus, Concerns, GidEntry, Inbox, Opcode, ProtectionDomain, QueuePair,
+    QueuePairOptions, SharedReceiveQueue, ffi,
+};
 
 /// The reason of a connection whose queue pair is not in RTS yet.
 pub(super) const NOT_CONNECTED: &str = "it is not connected";
@@ -22,8 +28,10 @@ pub(crate) trait Link: Send + Sync {
     fn peer_disconnected(&self) -> bool;
     /// Notifies the peer of the end of the connection.
     fn disconnect(&self);
+    /// Whether the device is being removed, as far as `peer_disconnected` has looked.
+    fn device_removed(&self) -> bool;
     /// Readable when `peer_disconnected` may have changed.
-    fn fd(&self) -> std::os::fd::BorrowedFd<'_>;
+    fn fd(&self) -> BorrowedFd<'_>;
 }
 
 pub(super) struct Shared {
@@ -37,6 +45,11 @@ pub(super) struct Shared {
     pub peer_notified: OnceLock<bool>,
     /// Why the connection is unusable; empty while it is usable.
     failed: OnceLock<String>,
+    /// The asynchronous event that made it unusable, if one did.
+    event: OnceLock<AsyncEvent>,
+    /// The fatal events of the device, the queue pair and its completion queue. `None` for a foreign context, whose
+    /// owner reads its events.
+    inbox: Option<Arc<Inbox>>,
     /// Whether the queue pair and its port were found ready for the first transfer.
     ready: AtomicBool,
 }
@@ -56,6 +69,8 @@ impl Shared {
             max_message_size,
             peer_notified: OnceLock::new(),
             failed: OnceLock::new(),
+            event: OnceLock::new(),
+            inbox: None,
             ready: AtomicBool::new(false),
         }
     }
@@ -79,9 +94,67 @@ impl Shared {
     /// Notices that the peer has disconnected, which ends the connection. The completions before were taken. Events are
     /// read also after a failure, or they would keep the descriptor readable.
     pub(super) fn check_link(&self) {
-        if self.link.get().is_some_and(|link| link.peer_disconnected()) && !self.is_failed() {
+        let Some(link) = self.link.get().filter(|link| link.peer_disconnected()) else { return };
+        if self.is_failed() {
+            return;
+        }
+        if link.device_removed() {
+            self.fail_by(AsyncEvent::DeviceFatal);
+        } else {
             self.fail(|| DISCONNECTED.into());
         }
+    }
+
+    /// Has the fatal events of this queue pair reported to its engine, unless the context is foreign.
+    pub(super) fn listen(&mut self, engine: &Engine) -> Result<()> {
+        let context = self.domain.context();
+        if context.reads_events() {
+            let concerns = Concerns::Fatal {
+                qp_num: self.pair.number(),
+                cq: engine.completions.handle(),
+                srq: engine.receives.as_ref().map(SharedReceiveQueue::handle),
+            };
+            self.inbox = Some(context.subscribe(concerns, engine.events.clone().into())?);
+        }
+        Ok(())
+    }
+
+    /// The event that made the connection unusable, if one did.
+    pub(super) fn event(&self) -> Option<AsyncEvent> {
+        self.event.get().copied()
+    }
+
+    /// Takes the event that ends the connection, if there is one.
+    pub(super) fn fatal_event(&self) -> Option<AsyncEvent> {
+        let inbox = self.inbox.as_ref()?;
+        self.domain.context().dispatch_events();
+        inbox.pop()
+    }
+
+    /// What the device says about a failure: the event that ends the connection, or that it is gone. The kernel flushes
+    /// the queues of a device that is removed before it reports that.
+    pub(super) fn cause(&self) -> Option<AsyncEvent> {
+        self.inbox.as_ref()?;
+        let gone = || {
+            let error = self.pair.state().err()?;
+            (error.kind() == ErrorKind::DeviceGone).then_some(AsyncEvent::DeviceFatal)
+        };
+        self.fatal_event().or_else(gone)
+    }
+
+    /// Fails because of an event, unless the connection has failed before.
+    pub(super) fn fail_by(&self, event: AsyncEvent) {
+        self.fail(|| {
+            self.event.get_or_init(|| event);
+            format!("{}: {event}", self.domain.context().device_name())
+        });
+    }
+
+    /// The error of a transfer that such an event ended.
+    pub(super) fn event_error(&self, opcode: Opcode, done: u64, length: u64) -> Option<Error> {
+        let event = self.event()?;
+        let device = self.domain.context().device_name().into();
+        Some(Error::DeviceEvent { device, event, opcode, done, length })
     }
 
     /// Whether the peer's disconnect ended the connection.
@@ -97,7 +170,9 @@ impl Shared {
     pub(super) fn check_usable(&self, opcode: Opcode, length: u64) -> Result<()> {
         match self.failed.get() {
             Some(_) if self.is_disconnected() => Err(Error::PeerDisconnected { opcode, done: 0, length }),
-            Some(reason) => Err(Error::Unusable { reason: reason.clone(), done: 0 }),
+            Some(reason) => Err(self
+                .event_error(opcode, 0, length)
+                .unwrap_or_else(|| Error::Unusable { reason: reason.clone(), done: 0 })),
             None => Ok(()),
         }
     }

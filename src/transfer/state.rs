@@ -294,11 +294,15 @@ impl State {
                 self.touched.push(key);
             }
             let (twin, reason) = (pair.twin, pair.shared.reason().map(str::to_owned));
+            let event = pair.shared.event();
             if let (Some(twin), Some(reason)) = (twin, reason)
                 && let Some(twin_pair) = self.pairs.get(twin)
                 && !twin_pair.shared.is_failed()
             {
-                twin_pair.shared.fail(|| reason);
+                match event {
+                    Some(event) => twin_pair.shared.fail_by(event),
+                    None => twin_pair.shared.fail(|| reason),
+                }
                 self.touch(twin);
             }
         }

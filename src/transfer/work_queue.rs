@@ -446,6 +446,10 @@ impl WorkQueue {
     /// Requests were flushed, and no completion says why. Brings the queue pair to the error state, since a device that
     /// did so itself may leave some requests in its queue.
     fn fail_unexplained(&mut self, shared: &Shared) {
+        if let Some(event) = shared.cause() {
+            shared.fail_by(event);
+            return;
+        }
         let status = CompletionStatus::WR_FLUSH_ERR;
         let completion = Completion { status, ..Completion::from(ffi::ibv_wc::default()) };
         let unfinished = |key: &&usize| !self.jobs[**key].over && !self.jobs[**key].is_complete();
@@ -492,10 +496,10 @@ fn reason(job: &mut Job, shared: &Shared) -> Box<Error> {
             Error::Timeout { opcode, done, length, timeout, hint: shared.hint(None), usable }
         }
         None if shared.is_disconnected() => Error::PeerDisconnected { opcode, done, length },
-        None => {
+        None => shared.event_error(opcode, done, length).unwrap_or_else(|| {
             let reason = shared.reason().unwrap_or("its requests were discarded").to_owned();
             Error::Unusable { reason, done }
-        }
+        }),
     })
 }
 

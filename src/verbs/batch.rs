@@ -13,7 +13,7 @@ use rdma_sys_ext::verbs as inline;
 use super::{QueuePair, SharedReceiveQueue, check};
 
 /// A work request of the send queue or of the receive queue.
-pub(crate) trait WorkRequest: Default + Clone {
+pub(crate) trait RawRequest: Default + Clone {
     /// Sets the request's first element and the request after it.
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self);
 
@@ -24,7 +24,7 @@ pub(crate) trait WorkRequest: Default + Clone {
     unsafe fn post(pair: *mut ffi::ibv_qp, list: *mut Self, bad: &mut *mut Self) -> c_int;
 }
 
-impl WorkRequest for ffi::ibv_send_wr {
+impl RawRequest for ffi::ibv_send_wr {
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
         (self.sg_list, self.next) = (elements, next);
     }
@@ -35,7 +35,7 @@ impl WorkRequest for ffi::ibv_send_wr {
     }
 }
 
-impl WorkRequest for ffi::ibv_recv_wr {
+impl RawRequest for ffi::ibv_recv_wr {
     fn link(&mut self, elements: *mut ffi::ibv_sge, next: *mut Self) {
         (self.sg_list, self.next) = (elements, next);
     }
@@ -61,11 +61,11 @@ pub(crate) type RecvBatch = Batch<ffi::ibv_recv_wr>;
 
 // SAFETY: the pointers are null or point into the boxes beside them, which move with them and are used by
 // `post` only.
-unsafe impl<W: WorkRequest> Send for Batch<W> {}
+unsafe impl<W: RawRequest> Send for Batch<W> {}
 // SAFETY: as above; a shared reference gives access to nothing.
-unsafe impl<W: WorkRequest> Sync for Batch<W> {}
+unsafe impl<W: RawRequest> Sync for Batch<W> {}
 
-impl<W: WorkRequest> Batch<W> {
+impl<W: RawRequest> Batch<W> {
     /// Allocates a chain of at most `requests` requests with at most `max_sge` elements each.
     pub(crate) fn new(requests: usize, max_sge: usize) -> Self {
         Self {

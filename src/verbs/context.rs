@@ -12,8 +12,11 @@ use ibverbs_sys as ffi;
 use nix::net::if_::if_indextoname;
 use rdma_sys_ext::verbs as inline;
 
+use super::QueuePairOptions;
 use super::check;
 use super::error::{Error, Result};
+use super::events::Dispatcher;
+use super::fabric::port_rate;
 use super::gid::{self, GidEntry, Interface};
 use crate::observe::Process;
 
@@ -33,6 +36,7 @@ struct Inner {
     creator: Option<Process>,
     device: Box<str>,
     provider_imports: OnceLock<bool>,
+    dispatcher: Dispatcher,
 }
 
 // SAFETY: libibverbs contexts may be used from any thread; they lock what they write.
@@ -118,6 +122,8 @@ pub struct Port {
     pub max_message_size: u32,
     /// Local identifier; 0 on RoCE.
     pub lid: u16,
+    /// Rate in Mbit/s, of all lanes together; 0 if the device reports a width or speed that is not known.
+    pub rate: u32,
 }
 
 impl Context {
@@ -126,10 +132,20 @@ impl Context {
     }
 
     fn wrap(raw: NonNull<ffi::ibv_context>, creator: Option<Process>, device: Box<str>) -> Self {
-        Self { inner: Arc::new(Inner { raw, creator, device, provider_imports: OnceLock::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                raw,
+                creator,
+                device,
+                provider_imports: OnceLock::new(),
+                dispatcher: Dispatcher::default(),
+            }),
+        }
     }
 
-    /// Wraps a context that another library opened. It is never closed here.
+    /// Wraps a context that another library opened. It is never closed here. Its owner reads its asynchronous
+    /// events, so [`events`](Self::events) refuses, and connections on it notice a failed device or queue pair only
+    /// by their completions and timeouts.
     ///
     /// # Safety
     /// `raw` points to an open `ibv_context` that stays open while a clone of the result, or any object created
@@ -169,17 +185,30 @@ impl Context {
     /// [`Error::Device`]: `EINVAL` if the device has no such port.
     #[doc(alias = "ibv_query_port")]
     pub fn port(&self, number: u8) -> Result<Port> {
-        let mut attr = ffi::ibv_port_attr::default();
-        // SAFETY: the context is open, and `attr` is a local variable for the answer.
-        check(unsafe { inline::query_port(self.inner.raw.as_ptr(), number, &mut attr) })
-            .map_err(self.failed(format!("query port {number}")))?;
+        let attr = self.port_attr(number)?;
+        // The older field has 8 bits, and 0 for later speeds.
+        let speed = if attr.active_speed_ex > 0 { attr.active_speed_ex } else { attr.active_speed.into() };
         Ok(Port {
             active: attr.state == ffi::ibv_port_state::IBV_PORT_ACTIVE,
             // IBV_MTU_256 is 1, IBV_MTU_512 is 2, and so on.
             mtu: 128 << attr.active_mtu.min(5),
             max_message_size: attr.max_msg_sz,
             lid: attr.lid,
+            rate: port_rate(attr.active_width, speed),
         })
+    }
+
+    /// Number of entries of the P_Key table.
+    pub(super) fn pkey_count(&self, number: u8) -> Result<u16> {
+        Ok(self.port_attr(number)?.pkey_tbl_len)
+    }
+
+    fn port_attr(&self, number: u8) -> Result<ffi::ibv_port_attr> {
+        let mut attr = ffi::ibv_port_attr::default();
+        // SAFETY: the context is open, and `attr` is a local variable for the answer.
+        check(unsafe { inline::query_port(self.inner.raw.as_ptr(), number, &mut attr) })
+            .map_err(self.failed(format!("query port {number}")))?;
+        Ok(attr)
     }
 
     /// Reads the GID table of port `number`, from 1, without its empty entries. Choose an entry for
@@ -194,24 +223,31 @@ impl Context {
     }
 
     /// The best GID of port `number` for a peer of which nothing is known: on RoCE one whose interface is up, of
-    /// version 2, with a routable address, of IPv4, in this order of importance; on InfiniBand the first.
+    /// version 2, with a routable address, of IPv4, in this order of importance; on InfiniBand the first. On RoCE
+    /// it is one of this process's network namespace: packets of another namespace's GID do not leave.
     ///
     /// # Errors
-    /// - [`Error::NoGid`]: the port has no GID, because its network interface has no address.
+    /// - [`Error::NoGid`]: the port has no GID, because its network interface has no address, or is in another
+    ///   network namespace.
     /// - [`Error::Device`]: as [`gids`](Self::gids).
     pub fn best_gid(&self, number: u8) -> Result<GidEntry> {
-        let entries = self.gids(number)?;
-        let none = || self.no_gid(number, "give its network interface an address and bring it up".into());
-        gid::best(&entries).cloned().ok_or_else(none)
+        let (entries, interfaces) = self.gids_and_interfaces(number).map_err(self.failed(READ_GIDS))?;
+        let here = gid::in_namespace(entries.clone(), &interfaces);
+        let none = || match entries.first() {
+            Some(elsewhere) => self.no_gid(number, format!("it has {elsewhere}: {}", gid::MOVE)),
+            None => self.no_gid(number, "give its network interface an address and bring it up".into()),
+        };
+        gid::best(&here).cloned().ok_or_else(none)
     }
 
     /// The best GID of port `number`, from 1, for a peer at `address`, which may also be an address of this port
     /// itself. It is of the address's family, and of RoCE version 2 if there is one: the GID of the address from
     /// which this host's routes send to `address`; else one on the same subnet; else as
-    /// [`best_gid`](Self::best_gid).
+    /// [`best_gid`](Self::best_gid). It is one of this process's network namespace.
     ///
     /// # Errors
-    /// - [`Error::NoGid`]: the port has no GID of this family; on InfiniBand and iWARP GIDs contain no IP address.
+    /// - [`Error::NoGid`]: the port has no GID of this family in this namespace; on InfiniBand and iWARP GIDs contain
+    ///   no IP address.
     /// - [`Error::Device`]: as [`gids`](Self::gids).
     pub fn gid_for(&self, number: u8, address: IpAddr) -> Result<GidEntry> {
         let address = address.to_canonical();
@@ -225,15 +261,35 @@ impl Context {
             let has = if has.is_empty() { "none".into() } else { has.join("; ") };
             self.no_gid(number, format!("none reaches {address}; it has {has}"))
         };
-        gid::towards(&entries, &interfaces, address, source).cloned().ok_or_else(none)
+        let here = gid::in_namespace(entries.clone(), &interfaces);
+        gid::towards(&here, &interfaces, address, source).cloned().ok_or_else(none)
     }
 
-    /// The GID of a port at an index.
-    pub(super) fn gid(&self, port: u8, index: u8) -> Result<GidEntry> {
-        let entry = self.gids(port)?.into_iter().find(|entry| entry.index == index);
-        entry.ok_or_else(|| {
-            self.no_gid(port, format!("it has none at index {index} (Context::gids lists them)"))
-        })
+    /// The GID that the options choose by index, by address or not at all. One of another network namespace is
+    /// refused.
+    pub(super) fn chosen_gid(&self, options: &QueuePairOptions) -> Result<GidEntry> {
+        let QueuePairOptions { port, gid_index, gid_address, .. } = *options;
+        if gid_index.is_none() && gid_address.is_none() {
+            return self.best_gid(port);
+        }
+        let (entries, interfaces) = self.gids_and_interfaces(port).map_err(self.failed(READ_GIDS))?;
+        let address = gid_address.map(|address| address.to_canonical());
+        let is_chosen = |entry: &&GidEntry| {
+            gid_index.is_none_or(|index| entry.index == index)
+                && address.is_none_or(|address| entry.canonical() == address)
+        };
+        let best = entries.iter().filter(is_chosen).min_by_key(|entry| gid::rank(entry));
+        let Some(entry) = best else {
+            let index = gid_index.map(|index| format!("at index {index}"));
+            let address = address.map(|address| format!("with the address {address}"));
+            let which: Vec<_> = index.into_iter().chain(address).collect();
+            let which = which.join(" ");
+            return Err(self.no_gid(port, format!("it has none {which} (Context::gids lists them)")));
+        };
+        match gid::in_namespace(vec![entry.clone()], &interfaces).pop() {
+            Some(entry) => Ok(entry),
+            None => Err(self.no_gid(port, format!("it has {entry}: {}", gid::MOVE))),
+        }
     }
 
     fn no_gid(&self, port: u8, reason: String) -> Error {
@@ -292,6 +348,31 @@ impl Context {
     /// Whether the provider imports dma-bufs. The first call runs `probe` and keeps its result.
     pub(crate) fn provider_imports(&self, probe: impl FnOnce() -> bool) -> bool {
         *self.inner.provider_imports.get_or_init(probe)
+    }
+
+    /// The reader of this context's asynchronous events; `None` for a foreign context, whose owner reads them.
+    pub(super) fn dispatcher(&self) -> Option<&Dispatcher> {
+        self.inner.creator.map(|_| &self.inner.dispatcher)
+    }
+
+    /// Reads the asynchronous events that are there for all who listen. Does nothing for a foreign context, and in
+    /// a child of `fork`, which would take its parent's events.
+    pub(crate) fn dispatch_events(&self) {
+        if self.inner.creator.is_some_and(Process::is_current) {
+            // SAFETY: the context is open and ours. `events` says that nobody else may read its events.
+            unsafe { self.inner.dispatcher.dispatch(self.inner.raw.as_ptr()) };
+        }
+    }
+
+    /// Whether this library reads the asynchronous events.
+    pub(crate) fn reads_events(&self) -> bool {
+        self.inner.creator.is_some()
+    }
+
+    /// The descriptor of the asynchronous events.
+    pub(crate) fn async_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the context and its async_fd stay open while `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw((*self.inner.raw.as_ptr()).async_fd) }
     }
 
     /// The descriptor for uverbs commands.

@@ -134,6 +134,13 @@ impl CompletionQueue {
         self.inner.raw
     }
 
+    /// The kernel's handle of the queue, as in
+    /// [`AsyncEvent::CompletionQueueError`](super::AsyncEvent::CompletionQueueError). It names the queue in its context.
+    pub fn handle(&self) -> u32 {
+        // SAFETY: the queue is live while `self` is.
+        unsafe { (*self.inner.raw.as_ptr()).handle }
+    }
+
     /// The context of the queue.
     pub fn context(&self) -> &Context {
         &self.inner.context
@@ -194,8 +201,22 @@ impl CompletionQueue {
     /// [`Error::Device`], with the errno of the provider.
     #[doc(alias = "ibv_req_notify_cq")]
     pub fn arm(&self) -> Result<()> {
+        self.request_event(false)
+    }
+
+    /// Like [`arm`](Self::arm), for the next completion that is [solicited](super::WorkRequest::solicited) by the peer
+    /// or has failed.
+    ///
+    /// # Errors
+    /// [`Error::Device`], with the errno of the provider.
+    #[doc(alias = "ibv_req_notify_cq")]
+    pub fn arm_solicited(&self) -> Result<()> {
+        self.request_event(true)
+    }
+
+    fn request_event(&self, solicited_only: bool) -> Result<()> {
         // SAFETY: the queue is live.
-        let armed = check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), false) });
+        let armed = check(unsafe { inline::req_notify_cq(self.inner.raw.as_ptr(), solicited_only) });
         // Format the message only on failure: this runs before every sleep.
         armed.map_err(|source| self.inner.context.failed("arm the completion queue")(source))
     }

@@ -71,11 +71,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Another library created this queue pair.
-    #[error("another library created queue pair {qp_num}: connect it there")]
-    ForeignQueuePair {
-        /// Number of the queue pair.
-        qp_num: u32,
+    /// An option beyond its range, or one that the device does not have.
+    #[error("{device}: {option} cannot be {value}: it is {}", .allowed)]
+    InvalidOption {
+        /// Name of the device.
+        device: String,
+        /// Name of the option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The values that it can have.
+        allowed: String,
     },
     /// An object belongs to another context or protection domain than the one that it is used with.
     #[error("{device}: the {object} belongs to another {parent} than the {user}: both need one {parent}")]
@@ -102,15 +108,19 @@ pub enum Error {
         /// The longest element from there, in bytes.
         limit: u64,
     },
-    /// More scatter/gather elements than the queue pair has room for.
+    /// More scatter/gather elements, or more inline bytes, than the queue pair has room for.
     #[error(
-        "the work request has {count} scatter/gather elements and the queue pair takes {limit}: split the request, or create the queue pair with a larger max_sge"
+        "the work request has {count} {what} and the queue pair takes {limit}: split the request, or create the queue pair with a larger {option}"
     )]
-    TooManySge {
-        /// Elements of the work request.
-        count: usize,
-        /// The queue pair's `max_sge`.
+    RequestTooLarge {
+        /// "scatter/gather elements" or "inline bytes".
+        what: &'static str,
+        /// How many the work request has.
+        count: u64,
+        /// How many the queue pair takes.
         limit: u32,
+        /// The option of the queue pair that sets the limit: "max_sge" or "max_inline".
+        option: &'static str,
     },
     /// An atomic on other than 8 bytes at a multiple of 8.
     #[error(
@@ -131,6 +141,16 @@ pub enum Error {
         opcode: Opcode,
         /// The errno of the provider.
         source: io::Error,
+    },
+    /// A chain of work requests was refused, or posted only in part.
+    #[error("request {refused} of the chain was refused, and {}", posted_before(*.posted))]
+    Chain {
+        /// Index of the refused request, from 0.
+        refused: usize,
+        /// How many requests were posted: 0, or all before the refused one.
+        posted: usize,
+        /// Why it was refused.
+        source: Box<Error>,
     },
     /// A work request completed with an error.
     #[error("work request {wr_id} completed with {status}{}", vendor(*.vendor_err))]
@@ -161,12 +181,13 @@ impl Error {
             Self::UnknownDevice { .. } | Self::NoGid { .. } => ErrorKind::NotFound,
             Self::Unavailable { .. } => ErrorKind::Unsupported,
             Self::InvalidEndpoint { .. } => ErrorKind::InvalidData,
-            Self::ForeignQueuePair { .. }
+            Self::InvalidOption { .. }
             | Self::ContextMismatch { .. }
             | Self::Range(_)
             | Self::SgeTooLong { .. }
-            | Self::TooManySge { .. }
+            | Self::RequestTooLarge { .. }
             | Self::InvalidAtomic { .. } => ErrorKind::Misuse,
+            Self::Chain { source, .. } => source.kind(),
             Self::Completion { status, .. } => status.kind(),
             Self::Timeout { .. } => ErrorKind::Timeout,
             // No system call failed: libibverbs left the devices out.
@@ -188,6 +209,14 @@ fn listed(names: &[String], reason: &str) -> String {
         ([], reason) => reason.into(),
         (names, "") => format!("present: {}", names.join(", ")),
         (names, reason) => format!("present: {}; {reason}", names.join(", ")),
+    }
+}
+
+fn posted_before(count: usize) -> String {
+    match count {
+        0 => "nothing was posted".into(),
+        1 => "the one before it was posted".into(),
+        count => format!("the {count} before it were posted"),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct GidEntry {
     pub index: u8,
     /// The GID. On RoCE it contains an IP address: see [`address`](Self::address).
     pub gid: [u8; 16],
-    /// RoCE version, 1 or 2. Both peers need the same. 0 on InfiniBand and iWARP.
+    /// Type of the GID: RoCE version 1 or 2, of which both peers need the same; 0 on InfiniBand and iWARP.
     pub roce_version: u8,
     /// Network interface of the GID. `None` if this process's network namespace has no such interface with this
     /// address.
@@ -33,6 +33,11 @@ impl GidEntry {
     /// Index, GID and RoCE version, of which a queue pair's endpoint consists.
     pub(super) fn parts(&self) -> (u8, [u8; 16], u8) {
         (self.index, self.gid, self.roce_version)
+    }
+
+    /// The GID as an address, whether it is one or not.
+    pub(super) fn canonical(&self) -> IpAddr {
+        address(&self.gid)
     }
 
     /// The IP address that a RoCE GID contains; `None` on InfiniBand and iWARP.
@@ -136,7 +141,7 @@ fn is_link_local(address: IpAddr) -> bool {
 
 /// Rank of an entry for a peer of which nothing is known; lower is better. On RoCE an interface that is up comes
 /// first, then version 2, then a routable address, then IPv4.
-fn rank(entry: &GidEntry) -> (bool, u8) {
+pub(super) fn rank(entry: &GidEntry) -> (bool, u8) {
     let class = match (entry.roce_version, address(&entry.gid)) {
         (2, address) if is_link_local(address) => 2,
         (2, IpAddr::V4(_)) => 0,
@@ -144,6 +149,17 @@ fn rank(entry: &GidEntry) -> (bool, u8) {
         _ => 3,
     };
     (entry.roce_version != 0 && !entry.up, class)
+}
+
+/// The remedy if the only GIDs are those of other namespaces.
+pub(super) const MOVE: &str =
+    "run the program in the namespace of that interface, or move the interface here (ip link set … netns)";
+
+/// The entries that this process can send from: on RoCE those whose interface is in its network namespace. All, if
+/// the kernel does not list the interfaces; a namespace has at least `lo`.
+pub(super) fn in_namespace(mut entries: Vec<GidEntry>, interfaces: &[Interface]) -> Vec<GidEntry> {
+    entries.retain(|entry| entry.roce_version == 0 || entry.netdev.is_some() || interfaces.is_empty());
+    entries
 }
 
 /// The best entry for a peer of which nothing is known.
@@ -311,7 +327,21 @@ mod tests {
         ];
         assert_eq!(best(&table).unwrap().index, 2);
         assert_eq!(best(&table[..2]).unwrap().index, 0);
-        assert_eq!(best(&table[1..2]).unwrap().index, 1);
+    }
+
+    #[test]
+    fn only_gids_of_this_namespace_are_chosen() {
+        let table = [
+            entry(0, 2, "::ffff:10.9.0.1", None),
+            entry(1, 1, V4, Some("eth0")),
+            // InfiniBand's have no interface.
+            entry(2, 0, LINK_LOCAL, None),
+        ];
+        let indices = |interfaces: &[Interface]| -> Vec<_> {
+            in_namespace(table.to_vec(), interfaces).iter().map(|entry| entry.index).collect()
+        };
+        assert_eq!(indices(&[interface("lo", true, &["127.0.0.1/8"])]), [1, 2]);
+        assert_eq!(indices(&[]), [0, 1, 2], "the interfaces are not known");
     }
 
     #[test]

@@ -11,69 +11,11 @@ use ibverbs_sys as ffi;
 
 use super::error::{Error, Result};
 use super::transition::{self, Depth};
-use super::{CompletionQueue, Context, DomainId, Endpoint, ProtectionDomain, SharedReceiveQueue, check, gid};
+use super::{
+    CompletionQueue, Context, DomainId, Endpoint, Fabric, ProtectionDomain, QueuePairOptions,
+    SharedReceiveQueue, check, gid,
+};
 use crate::observe::Process;
-
-/// Options of a queue pair. The defaults suit one stream of large messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct QueuePairOptions {
-    /// Port of the device, from 1. Default 1.
-    pub port: u8,
-    /// Index of the port's GID. Default `None`: [`Context::best_gid`](super::Context::best_gid) chooses, before
-    /// the peer is known. [`Context::gids`](super::Context::gids) lists the GIDs, and
-    /// [`Context::gid_for`](super::Context::gid_for) chooses one towards the peer's address. Connections by IP
-    /// address ([`cm`](crate::cm)) take the GID of their route instead.
-    pub gid_index: Option<u8>,
-    /// Maximum number of work requests in flight. Default 128.
-    pub send_depth: u32,
-    /// Maximum number of posted receives. Default 128.
-    pub recv_depth: u32,
-    /// Maximum number of scatter/gather elements in a work request. A device may take fewer in a READ
-    /// ([`Limits::max_sge_read`](super::Limits::max_sge_read)). Default 4.
-    pub max_sge: u32,
-    /// Maximum number of READs and atomics in flight, and of those served for the peer. Each is limited to the
-    /// device's maximum. With 0 on either side, READs and atomics are refused. Default 16.
-    pub rd_atomic: u8,
-    /// Time to wait for an acknowledgement, as an exponent from 0 to 31: 4.096 µs × 2^`timeout`. 0 waits without
-    /// limit. A device may wait up to four times as long. Default 17 (537 ms).
-    pub timeout: u8,
-    /// Retries after such a timeout, 0 to 7. With the defaults a request to a dead peer fails after 7 timeouts, 3.8 s,
-    /// and after at most 15 s on a device that waits longer. soft-RoCE retries without limit at 7, and would never
-    /// notice a dead peer. Default 6.
-    pub retry_count: u8,
-    /// Retries while the peer has no receive posted, 0 to 6; 7 retries without limit. Default 7.
-    pub rnr_retry: u8,
-}
-
-impl Default for QueuePairOptions {
-    fn default() -> Self {
-        Self {
-            port: 1,
-            gid_index: None,
-            send_depth: 128,
-            recv_depth: 128,
-            max_sge: 4,
-            rd_atomic: 16,
-            // Long enough for a peer that serves 16 others on a loaded machine.
-            timeout: 17,
-            retry_count: 6,
-            rnr_retry: 7,
-        }
-    }
-}
-
-setters!(QueuePairOptions {
-    port: u8,
-    gid_index: Option<u8>,
-    send_depth: u32,
-    recv_depth: u32,
-    max_sge: u32,
-    rd_atomic: u8,
-    timeout: u8,
-    retry_count: u8,
-    rnr_retry: u8,
-});
 
 /// A reliable connected (RC) queue pair: create it, [`connect`](Self::connect) it to the peer's, then
 /// [`post`](Self::post) work requests.
@@ -87,6 +29,8 @@ pub struct QueuePair {
     pub(super) domain: Option<DomainId>,
     pub(super) max_sge: u32,
     pub(super) max_sge_read: u32,
+    /// Most bytes of an inline work request.
+    pub(super) max_inline: u32,
     remote_access: u32,
     /// Most READs and atomics in flight. Before it is connected, what the device can do.
     pub(super) initiator_depth: AtomicU8,
@@ -101,6 +45,7 @@ struct Owned {
     gid_index: u8,
     endpoint: Endpoint,
     depth: Depth,
+    fabric: Fabric,
     _srq: Option<SharedReceiveQueue>,
     _domain: ProtectionDomain,
     _queues: [CompletionQueue; 2],
@@ -136,10 +81,11 @@ impl QueuePair {
     /// complete in `send` and receives in `recv`, which may be the same queue.
     ///
     /// # Errors
-    /// - [`Error::Device`]: `EINVAL` for a port or a depth beyond the device's limits, or an option beyond its range;
-    ///   `ENOMEM`.
+    /// - [`Error::InvalidOption`]: an option is beyond its range; the port has no such P_Key, or no such rate.
+    /// - [`Error::Device`]: `EINVAL` for a port, a depth or `max_inline` beyond the device's limits; `ENOMEM`.
     /// - [`Error::Unavailable`] (`EOPNOTSUPP`): the device has no reliable connected queue pairs, such as efa.
-    /// - [`Error::NoGid`]: the port has no GID, or none at [`QueuePairOptions::gid_index`].
+    /// - [`Error::NoGid`]: the port has no GID, or none at [`QueuePairOptions::gid_index`] or with
+    ///   [`QueuePairOptions::gid_address`], or it belongs to another network namespace.
     /// - [`Error::ContextMismatch`]: a completion queue belongs to another context than `domain`.
     #[doc(alias = "ibv_create_qp")]
     pub fn new(
@@ -167,22 +113,14 @@ impl QueuePair {
                 return Err(Error::ContextMismatch { object, user, parent: "context", device });
             }
         }
-        let QueuePairOptions { timeout, retry_count, rnr_retry, .. } = options;
-        if timeout > 31 || retry_count > 7 || rnr_retry > 7 {
-            // The kernel passes them on, and drivers use the lower bits or shift by them.
-            let operation = format!(
-                "create a queue pair with timeout {timeout} (0 to 31), retry_count {retry_count} (0 to 7) and rnr_retry {rnr_retry} (0 to 7)"
-            );
-            return Err(context.failed(operation)(io::Error::from_raw_os_error(libc::EINVAL)));
-        }
         let port = context.port(options.port)?;
+        let fabric = Fabric::check(context, &port, &options)?;
         let limits = context.limits()?;
         let depth = Depth::new(options.rd_atomic, &limits);
-        let (gid_index, gid, roce_version) = match options.gid_index {
+        let (gid_index, gid, roce_version) = match context.is_iwarp() {
             // Its GIDs name no address, and no endpoint connects it.
-            _ if context.is_iwarp() => (0, [0; 16], 0),
-            Some(index) => context.gid(options.port, index)?.parts(),
-            None => context.best_gid(options.port)?.parts(),
+            true => (0, [0; 16], 0),
+            false => context.chosen_gid(&options)?.parts(),
         };
         let mut init = ffi::ibv_qp_init_attr {
             send_cq: send.as_raw().as_ptr(),
@@ -194,7 +132,7 @@ impl QueuePair {
                 max_recv_wr: options.recv_depth,
                 max_send_sge: options.max_sge,
                 max_recv_sge: options.max_sge,
-                max_inline_data: if srq.is_some() { 64 } else { 0 },
+                max_inline_data: if srq.is_some() { options.max_inline.max(64) } else { options.max_inline },
             },
             ..Default::default()
         };
@@ -210,19 +148,21 @@ impl QueuePair {
         let endpoint = Endpoint { qp_num, psn, lid, gid, mtu, rd_atomic, roce_version, message_qp_num: 0 };
         let queues = [send.clone(), recv.clone()];
         let (_srq, _domain) = (srq.cloned(), domain.clone());
-        let owned = Owned { options, gid_index, endpoint, depth, _srq, _domain, _queues: queues };
+        let owned = Owned { options, gid_index, endpoint, depth, fabric, _srq, _domain, _queues: queues };
         let pair = Self {
             raw,
             domain: Some(domain.id()),
             max_sge: options.max_sge,
             max_sge_read: options.max_sge.min(limits.max_sge_read),
+            // What the device permits, which may be more.
+            max_inline: init.cap.max_inline_data,
             remote_access: transition::remote_access(&limits),
             initiator_depth: depth.initiator.into(),
             creator: Process::current(),
             owned: Some(owned),
             context: context.clone(),
         };
-        let (attr, mask) = transition::init(options.port, pair.remote_access);
+        let (attr, mask) = transition::init(options.port, pair.remote_access, fabric.pkey_index.unwrap_or(0));
         pair.modify(attr, mask, "to INIT")?;
         Ok(pair)
     }
@@ -255,6 +195,7 @@ impl QueuePair {
             domain,
             max_sge,
             max_sge_read: max_sge.min(limits.max_sge_read),
+            max_inline: init.cap.max_inline_data,
             remote_access: transition::remote_access(&limits),
             // Its owner may connect it later.
             initiator_depth: u8::MAX.into(),
@@ -316,8 +257,8 @@ impl QueuePair {
     /// # Errors
     /// - [`Error::InvalidEndpoint`]: no queue pair can have this description, or this one can never reach it: the GIDs
     ///   are of different RoCE versions or IP families.
-    /// - [`Error::ForeignQueuePair`]: another library created this queue pair.
-    /// - [`Error::Unavailable`]: the device is on iWARP, where only [`cm`](crate::cm) connects.
+    /// - [`Error::Unavailable`]: another library created this queue pair; or the device is on iWARP, where only
+    ///   [`cm`](crate::cm) connects.
     /// - [`Error::Device`]: `EINVAL` if it is connected or stopped already; `ENETUNREACH` or `ETIMEDOUT` if the
     ///   kernel finds no route to the peer's GID.
     #[doc(alias = "ibv_modify_qp")]
@@ -332,13 +273,18 @@ impl QueuePair {
         }
         peer.check()?;
         let Some(owned) = &self.owned else {
-            return Err(Error::ForeignQueuePair { qp_num: self.number() });
+            return Err(Error::Unavailable {
+                device: self.context.device_name().into(),
+                operation: "connection of a foreign queue pair",
+                needs: "a queue pair of QueuePair::new; the library that created another connects it",
+                source: None,
+            });
         };
         let (ours, options) = (owned.endpoint, owned.options);
         if let Some(reason) = gid::mismatch(&ours, peer) {
             return Err(Error::InvalidEndpoint { reason });
         }
-        let (attr, mask) = transition::rtr(&ours, peer, options.port, owned.gid_index);
+        let (attr, mask) = transition::rtr(&ours, peer, options.port, owned.gid_index, &owned.fabric);
         self.modify(attr, mask, "to RTR").map_err(|error| match error {
             Error::Device { device, operation, source } => {
                 let reason = gid::unreachable(&ours, peer, source.raw_os_error());
@@ -362,6 +308,11 @@ impl QueuePair {
     /// The READs and atomics of a connection that another party sets up; `None` for a foreign queue pair.
     pub(crate) fn depth(&self) -> Option<Depth> {
         self.owned.as_ref().map(|owned| owned.depth)
+    }
+
+    /// The options that packets carry; `None` for a foreign queue pair.
+    pub(crate) fn fabric(&self) -> Option<&Fabric> {
+        self.owned.as_ref().map(|owned| &owned.fabric)
     }
 
     /// What a peer may do, as `ibv_access_flags`.
@@ -413,9 +364,9 @@ fn not_created(context: &Context, options: &QueuePairOptions, source: io::Error)
             source: Some(source.into()),
         };
     }
-    let QueuePairOptions { send_depth, recv_depth, max_sge, .. } = options;
+    let QueuePairOptions { send_depth, recv_depth, max_sge, max_inline, .. } = options;
     let operation = format!(
-        "create a queue pair with send depth {send_depth}, receive depth {recv_depth} and {max_sge} elements a request"
+        "create a queue pair with send depth {send_depth}, receive depth {recv_depth}, {max_sge} elements and {max_inline} inline bytes a request"
     );
     context.failed(operation)(source)
 }
@@ -441,6 +392,7 @@ pub(super) mod tests {
             domain: Some(domain.id()),
             max_sge: 40,
             max_sge_read: 40,
+            max_inline: 64,
             remote_access: 0,
             initiator_depth: 16.into(),
             creator: Process::current(),

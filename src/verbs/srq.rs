@@ -71,6 +71,12 @@ impl SharedReceiveQueue {
         Ok(Self { inner: Arc::new(Inner { raw, creator: Process::current(), domain: domain.clone() }) })
     }
 
+    /// The kernel's handle of the queue.
+    pub(crate) fn handle(&self) -> u32 {
+        // SAFETY: the queue is live while `self` is.
+        unsafe { (*self.inner.raw.as_ptr()).handle }
+    }
+
     pub(super) fn as_raw(&self) -> NonNull<ffi::ibv_srq> {
         self.inner.raw
     }

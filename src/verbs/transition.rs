@@ -2,7 +2,7 @@
 
 use ibverbs_sys as ffi;
 
-use super::{Endpoint, Limits, QueuePairOptions};
+use super::{Endpoint, Fabric, Limits, QueuePairOptions};
 use ffi::ibv_qp_attr_mask as Mask;
 
 /// READs and atomics at once.
@@ -40,9 +40,10 @@ pub(super) fn remote_access(limits: &Limits) -> u32 {
 }
 
 /// To INIT, with `access` of [`remote_access`].
-pub(super) fn init(port: u8, access: u32) -> (ffi::ibv_qp_attr, Mask) {
+pub(super) fn init(port: u8, access: u32, pkey_index: u16) -> (ffi::ibv_qp_attr, Mask) {
     let attr = ffi::ibv_qp_attr {
         qp_state: ffi::ibv_qp_state::IBV_QPS_INIT,
+        pkey_index,
         port_num: port,
         qp_access_flags: access,
         ..Default::default()
@@ -52,7 +53,13 @@ pub(super) fn init(port: u8, access: u32) -> (ffi::ibv_qp_attr, Mask) {
 }
 
 /// To RTR: this side can receive.
-pub(super) fn rtr(ours: &Endpoint, peer: &Endpoint, port: u8, gid_index: u8) -> (ffi::ibv_qp_attr, Mask) {
+pub(super) fn rtr(
+    ours: &Endpoint,
+    peer: &Endpoint,
+    port: u8,
+    gid_index: u8,
+    fabric: &Fabric,
+) -> (ffi::ibv_qp_attr, Mask) {
     let mut attr = ffi::ibv_qp_attr {
         qp_state: ffi::ibv_qp_state::IBV_QPS_RTR,
         // IBV_MTU_256 is 1, IBV_MTU_512 is 2, and so on.
@@ -70,6 +77,7 @@ pub(super) fn rtr(ours: &Endpoint, peer: &Endpoint, port: u8, gid_index: u8) -> 
     attr.ah_attr.grh.dgid.raw = peer.gid;
     attr.ah_attr.grh.sgid_index = gid_index;
     attr.ah_attr.grh.hop_limit = 64;
+    fabric.apply(&mut attr.ah_attr);
     let mask = Mask::IBV_QP_STATE
         | Mask::IBV_QP_AV
         | Mask::IBV_QP_PATH_MTU
@@ -124,8 +132,8 @@ mod tests {
         assert_eq!(access(ffi::IBV_ATOMIC_NONE), READ_AND_WRITE);
         assert_eq!(access(ffi::IBV_ATOMIC_HCA), READ_AND_WRITE | 1 << 3);
         assert_eq!(access(ffi::IBV_ATOMIC_GLOB), READ_AND_WRITE | 1 << 3);
-        let (attr, mask) = init(2, READ_AND_WRITE);
-        assert_eq!((attr.qp_access_flags, attr.port_num, attr.pkey_index), (READ_AND_WRITE, 2, 0));
+        let (attr, mask) = init(2, READ_AND_WRITE, 5);
+        assert_eq!((attr.qp_access_flags, attr.port_num, attr.pkey_index), (READ_AND_WRITE, 2, 5));
         assert_eq!(mask.0, 1 | 1 << 3 | 1 << 4 | 1 << 5, "STATE, ACCESS_FLAGS, PKEY_INDEX, PORT");
     }
 
@@ -153,7 +161,7 @@ mod tests {
         let options = QueuePairOptions::default();
         let end = |responder| Endpoint { rd_atomic: responder, ..endpoint() };
         for (ours, theirs) in [((16, 1), (16, 16)), ((1, 16), (16, 16)), ((16, 16), (0, 16))] {
-            let served = rtr(&end(ours.0), &end(theirs.0), 1, 0).0.max_dest_rd_atomic;
+            let served = rtr(&end(ours.0), &end(theirs.0), 1, 0, &Fabric::default()).0.max_dest_rd_atomic;
             let theirs_in_flight = theirs.1.min(ours.0);
             assert!(theirs_in_flight <= served, "{ours:?} {theirs:?}");
             let in_flight = rts(7, &options, ours.1.min(theirs.0)).0.max_rd_atomic;
@@ -164,7 +172,7 @@ mod tests {
     #[test]
     fn connecting_sets_what_the_masks_name() {
         let (ours, peer) = (endpoint(), Endpoint { qp_num: 99, psn: 5, mtu: 1024, lid: 3, ..endpoint() });
-        let (attr, mask) = rtr(&ours, &peer, 2, 7);
+        let (attr, mask) = rtr(&ours, &peer, 2, 7, &Fabric::default());
         assert_eq!((attr.qp_state, attr.dest_qp_num, attr.rq_psn, attr.path_mtu), (2, 99, 5, 3));
         let ah = attr.ah_attr;
         assert_eq!((ah.port_num, ah.dlid, ah.grh.sgid_index), (2, 3, 7));

@@ -206,9 +206,9 @@ impl Operation {
         }
     }
 
-    /// The work request for this operation, without its elements: `next` and the list are null, for the caller to
-    /// fill in.
-    pub(super) fn request(&self, elements: &[Sge<'_>]) -> Result<ffi::ibv_send_wr> {
+    /// The work request for this operation, without its elements.
+    #[cfg(test)]
+    fn request(&self, elements: &[Sge<'_>]) -> Result<ffi::ibv_send_wr> {
         let mut wr = ffi::ibv_send_wr::default();
         self.fill(&mut wr, elements.iter().map(|sge| u64::from(sge.len())).sum())?;
         Ok(wr)

@@ -2,6 +2,7 @@
 
 pub mod buffers;
 pub mod bytes;
+pub mod capture;
 pub mod census;
 pub mod cgroup;
 pub mod drm;

@@ -7,7 +7,7 @@ use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::mr::{Access, MemoryRegion, Path, probe};
 use dmabuf_rdma::verbs::{
     Completion, CompletionQueue, CompletionStatus, Context, Device, Operation, ProtectionDomain, QueuePair,
-    QueuePairOptions, RemoteAddr, Sge, devices,
+    QueuePairOptions, RemoteAddr, Sge, WorkRequest, devices,
 };
 
 /// Timeout for a message, generous for emulation.
@@ -63,7 +63,7 @@ impl Side {
     /// Posts one request and waits for its completion, with any status.
     #[track_caller]
     pub fn complete(&self, operation: Operation, elements: &[Sge<'_>]) -> Completion {
-        self.pair.post(77, operation, elements, true).expect("post");
+        self.pair.post(WorkRequest::new(77, operation, elements).signaled()).expect("post");
         let completion = self.queue.wait(TIMEOUT).expect("a completion");
         assert_eq!(completion.wr_id, 77);
         completion

@@ -183,6 +183,30 @@ impl Drop for Memlock {
     }
 }
 
+/// Tells a test that [`again`] runs it.
+const CHILD: &str = "DMABUF_RDMA_TEST_CHILD";
+
+/// Whether the test runs in a process of its own, which it started itself.
+pub fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// The current test in a process of its own, started through another program, such as `ip netns exec`.
+pub fn again(through: &[&str]) -> Command {
+    let exe = std::env::current_exe().expect("this program");
+    let mut command = match through {
+        [] => Command::new(exe),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(exe);
+            command
+        }
+    };
+    let name = std::thread::current().name().expect("the test's name").to_owned();
+    command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    command
+}
+
 /// The path of an example program, built with the tests.
 pub fn example(name: &str) -> std::path::PathBuf {
     let tests = std::env::current_exe().expect("this program");

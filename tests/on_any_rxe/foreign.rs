@@ -3,7 +3,7 @@
 use std::ptr::{NonNull, null_mut};
 
 use dmabuf_rdma::exporter::PageKind;
-use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair};
+use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair, WorkRequest};
 use ibverbs_sys as ffi;
 
 use crate::common::buffers::udmabuf;
@@ -70,7 +70,8 @@ fn a_foreign_domain_and_queue_serve_and_stay() {
     let bytes = pattern(4096, 3);
     allocation.dmabuf.map().unwrap().write(0, &bytes).unwrap();
     let remote = region.remote().slice(8192..12288).unwrap().addr().unwrap();
-    sides[0].post(9, Operation::Write { remote }, &[region.sge(..4096).unwrap()], true).unwrap();
+    let elements = [region.sge(..4096).unwrap()];
+    sides[0].post(WorkRequest::new(9, Operation::Write { remote }, &elements).signaled()).unwrap();
     assert_eq!(queue.wait(TIMEOUT).unwrap().success().unwrap().wr_id, 9);
     assert_eq!(contents(&allocation.dmabuf)[8192..][..4096], bytes);
 
@@ -87,10 +88,10 @@ fn a_foreign_queue_pair_is_posted_to_and_stays() {
     let foreign = unsafe { QueuePair::from_raw(peers.ours.pair.as_raw()).unwrap() };
     assert_eq!((foreign.number(), foreign.endpoint()), (peers.ours.pair.number(), None));
     peers.theirs.pair.post_recv(1, &[]).unwrap();
-    foreign.post(2, Operation::Send, &[], true).unwrap();
+    foreign.post(WorkRequest::new(2, Operation::Send, &[]).signaled()).unwrap();
     peers.ours.queue.wait(TIMEOUT).unwrap().success().unwrap();
     let refused = foreign.connect(&peers.theirs.pair.endpoint().unwrap());
-    assert!(matches!(refused, Err(dmabuf_rdma::verbs::Error::ForeignQueuePair { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(dmabuf_rdma::verbs::Error::Unavailable { .. })), "{refused:?}");
     drop(foreign);
 
     // Its owner goes on with it.

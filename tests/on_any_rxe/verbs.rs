@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dmabuf_rdma::verbs::{
     CompletionQueue, CompletionStatus, Device, Endpoint, Error, Operation, QueuePair, QueuePairOptions,
-    devices,
+    WorkRequest, devices,
 };
 
 use crate::assert_refused;
@@ -78,7 +78,10 @@ fn invalid_endpoints_are_refused() {
 #[test]
 fn posting_before_connecting_and_past_the_depth_is_refused() {
     let side = Side::new(&domain(), QueuePairOptions::default().send_depth(4).recv_depth(4));
-    let message = assert_refused!(side.pair.post(1, Operation::Send, &[], true), Error::Post { .. });
+    let message = assert_refused!(
+        side.pair.post(WorkRequest::new(1, Operation::Send, &[]).signaled()),
+        Error::Post { .. }
+    );
     assert!(message.contains("is it connected?"), "{message}");
     let full = (0..10_000).find_map(|id| side.pair.post_recv(id, &[]).err());
     let message = assert_refused!(full.map_or(Ok(()), Err), Error::Post { .. });
@@ -105,7 +108,7 @@ fn a_wait_times_out_and_a_late_completion_is_not_lost() {
         // It sleeps on the channel when the completion comes.
         let waiter = scope.spawn(|| peers.theirs.queue.wait(TIMEOUT));
         std::thread::sleep(Duration::from_millis(100));
-        peers.ours.pair.post(1, Operation::Send, &[], false).unwrap();
+        peers.ours.pair.post(WorkRequest::new(1, Operation::Send, &[])).unwrap();
         assert_eq!(waiter.join().unwrap().unwrap().wr_id, 6);
     });
     assert_eq!(peers.theirs.queue.poll().unwrap().count(), 0);
@@ -115,7 +118,10 @@ fn a_wait_times_out_and_a_late_completion_is_not_lost() {
 fn completions_come_in_order() {
     let peers = Peers::new();
     (0..50).for_each(|id| peers.theirs.pair.post_recv(id, &[]).unwrap());
-    (0..50).for_each(|id| peers.ours.pair.post(id, Operation::Send, &[], id % 10 == 9).unwrap());
+    for id in 0..50 {
+        let request = WorkRequest::new(id, Operation::Send, &[]);
+        peers.ours.pair.post(if id % 10 == 9 { request.signaled() } else { request }).unwrap();
+    }
     let received: Vec<_> = (0..50).map(|_| peers.theirs.queue.wait(TIMEOUT).unwrap().wr_id).collect();
     assert!(received.iter().copied().eq(0..50), "{received:?}");
     let sent: Vec<_> = (0..5).map(|_| peers.ours.queue.wait(TIMEOUT).unwrap().wr_id).collect();

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dmabuf_rdma::mr::{Access, MemoryRegion};
-use dmabuf_rdma::verbs::Operation;
+use dmabuf_rdma::verbs::{Operation, WorkRequest};
 
 use crate::common::buffers::{every_kind, heap};
 use crate::common::census::{Census, dma_bufs, fds, regions};
@@ -157,7 +157,8 @@ fn a_region_dropped_under_traffic_ends_only_the_transfer() {
     let target = peers.register(&to);
     let write = Operation::Write { remote: remote_addr(&target, 0..8 << 20) };
     for id in 0..4 {
-        peers.ours.pair.post(id, write, &[source.sge(..).unwrap()], true).unwrap();
+        let elements = [source.sge(..).unwrap()];
+        peers.ours.pair.post(WorkRequest::new(id, write, &elements).signaled()).unwrap();
     }
     drop((target, to));
     let ends: Vec<_> = (0..4).map(|_| peers.ours.queue.wait(TIMEOUT).unwrap().success().is_ok()).collect();

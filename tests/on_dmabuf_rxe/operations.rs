@@ -5,7 +5,9 @@ use std::io;
 
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::exporter::PageKind;
-use dmabuf_rdma::verbs::{CompletionStatus, Operation, ProtectionDomain, QueuePairOptions, RemoteAddr, Rkey};
+use dmabuf_rdma::verbs::{
+    CompletionStatus, Operation, ProtectionDomain, QueuePairOptions, RemoteAddr, Rkey, WorkRequest,
+};
 
 use crate::common::buffers::{heap, udmabuf};
 use crate::common::census::Census;
@@ -229,7 +231,8 @@ fn newer(domain: &ProtectionDomain, region: &RawRegion, operation: Newer, addres
     source.map().unwrap().write(0, &pattern(4096, 9)).unwrap();
     let local = peers.register(&source);
     let remote = RemoteAddr { addr: 0, rkey: Rkey(region.keys.rkey) };
-    peers.ours.pair.post(WR_ID, Operation::Write { remote }, &[local.sge(..).unwrap()], true).unwrap();
+    let elements = [local.sge(..).unwrap()];
+    peers.ours.pair.post(WorkRequest::new(WR_ID, Operation::Write { remote }, &elements).signaled()).unwrap();
     assert_eq!(peers.ours.queue.wait(TIMEOUT).unwrap().status, CompletionStatus::SUCCESS);
     post_newer(&peers.ours.pair, WR_ID, operation, address, region.keys.rkey);
     peers.ours.queue.wait(TIMEOUT).unwrap().status

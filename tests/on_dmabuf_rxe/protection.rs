@@ -3,7 +3,7 @@
 use dma_sg::RangeError;
 use dmabuf_rdma::DmaBuf;
 use dmabuf_rdma::mr::{Access, MemoryRegion};
-use dmabuf_rdma::verbs::{self, CompletionStatus, Operation, RemoteAddr, Rkey};
+use dmabuf_rdma::verbs::{self, CompletionStatus, Operation, RemoteAddr, Rkey, WorkRequest};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -130,8 +130,9 @@ fn ranges_of_a_region_are_checked_before_posting() {
     assert_refused!(region.remote().slice(8000..8193), RangeError::OutOfRange { .. });
     let elements = [region.sge(..8).unwrap(); 5];
     let remote = remote_addr(&region, 0..64);
-    let refused = scene.peers.ours.pair.post(1, Operation::Write { remote }, &elements, true);
-    assert_refused!(refused, verbs::Error::TooManySge { count: 5, limit: 4 });
+    let refused =
+        scene.peers.ours.pair.post(WorkRequest::new(1, Operation::Write { remote }, &elements).signaled());
+    assert_refused!(refused, verbs::Error::RequestTooLarge { count: 5, limit: 4, .. });
     let refused = scene.peers.ours.pair.post_recv(1, &elements);
-    assert_refused!(refused, verbs::Error::TooManySge { count: 5, limit: 4 });
+    assert_refused!(refused, verbs::Error::RequestTooLarge { count: 5, limit: 4, .. });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::transfer::{self, ConnectionOptions};
-use dmabuf_rdma::verbs::{self, Operation, ProtectionDomain, QueuePair, QueuePairOptions, Sge};
+use dmabuf_rdma::verbs::{self, Operation, ProtectionDomain, QueuePair, QueuePairOptions, Sge, WorkRequest};
 use dmabuf_rdma::{MemoryRegion, RegionSlice};
 
 use crate::assert_refused;
@@ -35,7 +35,8 @@ fn elements_of_another_domain_are_refused() {
         let mixed = RegionSlice::concat([ours.slice(..8).unwrap(), theirs.slice(..8).unwrap()]).unwrap();
         for elements in [vec![theirs.sge(..8).unwrap()], mixed.sges()] {
             for pair in [&peers.ours.pair, &wrapped] {
-                let refused = pair.post(1, Operation::Write { remote }, &elements, true);
+                let refused =
+                    pair.post(WorkRequest::new(1, Operation::Write { remote }, &elements).signaled());
                 let message = assert_refused!(refused, verbs::Error::ContextMismatch { object: ELEMENT, .. });
                 assert!(message.contains("another protection domain than the queue pair"), "{message}");
                 assert_refused!(

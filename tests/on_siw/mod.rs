@@ -2,14 +2,14 @@
 //! neither import nor an `Endpoint` works through HostMapping; the rest is refused by name.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::exporter::{Allocation, PageKind};
 use dmabuf_rdma::mr::{Access, MemoryRegion, Path, RegisterError, SelfCheckError, probe};
 use dmabuf_rdma::transfer::{Connection, ConnectionOptions, Error, RequestError};
-use dmabuf_rdma::verbs::{self, CompletionStatus, Device, Endpoint, ProtectionDomain};
-use dmabuf_rdma::{ErrorKind, Iova, RegionSet};
+use dmabuf_rdma::verbs::{self, AsyncEvent, CompletionStatus, Device, Endpoint, ProtectionDomain};
+use dmabuf_rdma::{ErrorKind, Iova, RegionSet, RemoteRegion};
 
 use crate::assert_refused;
 use crate::common::buffers::{udmabuf, udmabuf_kinds};
@@ -292,6 +292,45 @@ fn host_memory_moves() {
                 })
             );
         }
+    }
+    census.assert_unchanged();
+}
+
+/// siw reports to the responder that it refused a request. Its receive that waits ends at once, by that name.
+#[test]
+fn a_queue_pair_that_refuses_a_request_ends_its_transfers_at_once() {
+    // librdmacm keeps both devices open from the first use on.
+    drop(connected(ConnectionOptions::default()));
+    let census = Census::take();
+    {
+        let [(near, near_domain), (far, far_domain)] = connected(ConnectionOptions::default());
+        let events = far_domain.context().events().unwrap();
+        let (ours, theirs) = (filled(4096, 1), filled(4096, 2));
+        let source = mapped(&near_domain, &ours, READ_AND_WRITE);
+        let target = mapped(&far_domain, &theirs, Access::LOCAL_WRITE | Access::REMOTE_READ);
+        // A peer that claims more than it registered.
+        let remote = target.remote();
+        let claimed =
+            RemoteRegion::new(remote.runs().iter().copied(), READ_AND_WRITE, remote.buffer()).unwrap();
+        let receive = far.recv(&target).unwrap();
+        let qp_num = far.endpoint().qp_num;
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(move || (receive.wait(), Instant::now()));
+            std::thread::sleep(Duration::from_millis(200));
+            let start = Instant::now();
+            // iWARP completes a WRITE when it is sent.
+            let _ = near.write(&source, &claimed).unwrap().wait();
+            let (ended, at) = waiter.join().unwrap();
+            let event = AsyncEvent::QueuePairAccessError { qp_num };
+            let message =
+                assert_refused!(ended, Error::DeviceEvent { event: named, done: 0, .. } if *named == event);
+            assert!(message.contains("received a request that its memory does not permit"), "{message}");
+            assert_eq!(ended.unwrap_err().kind(), ErrorKind::Transport);
+            assert!(at - start < Duration::from_secs(5), "{:?}", at - start);
+            // The connection has taken no event from the reader.
+            assert_eq!(events.wait(TIMEOUT).unwrap(), Some(event));
+        });
+        assert!(!far.is_usable());
     }
     census.assert_unchanged();
 }

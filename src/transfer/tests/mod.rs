@@ -122,7 +122,7 @@ fn connection(domain: &ProtectionDomain, options: ConnectionOptions) -> (Arc<Pai
     let shared = Shared::ready(pair, domain.clone(), options.queue_pair, 1 << 30);
     // Nobody sleeps on it.
     let channel = EventFd::new().unwrap();
-    let events = Events::new(channel.as_fd()).unwrap();
+    let events = Arc::new(Events::new(channel.as_fd()).unwrap());
     let room = 2 * options.window;
     let engine = Arc::new(Engine::new(domain.clone(), completions, room, events, None));
     (Arc::new(Pair::new(engine, shared, &options, room).unwrap()), device)

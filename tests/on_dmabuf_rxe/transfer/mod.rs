@@ -3,6 +3,7 @@
 mod asynchronous;
 mod blocks;
 mod connecting;
+mod device_events;
 mod endings;
 mod faults;
 mod ibverbs_peer;
