@@ -73,8 +73,16 @@ impl Connection {
         let options = options.within(limits.max_qp_wr, limits.max_sge);
         let port = domain.context().port(options.queue_pair.port)?;
         let max_message_size = max_message_size(port.max_message_size);
-        let mut pair =
-            QueuePair::with_srq(domain, [queue, queue], engine.receives.as_ref(), options.queue_pair)?;
+        let create = |max_inline| {
+            let pair = options.queue_pair.max_inline(max_inline);
+            QueuePair::with_srq(domain, [queue, queue], engine.receives.as_ref(), pair)
+        };
+        // Room for the payload of a notification; a device with less refuses those that do not fit.
+        let (asked, payload) = (options.queue_pair.max_inline, Notifications::MAX_PAYLOAD as u32);
+        let mut pair = match create(asked.max(payload)) {
+            Err(_) if asked < payload => create(asked)?,
+            created => created?,
+        };
         let messages = match engine.receives {
             Some(_) => {
                 let mut messages = QueuePair::new(domain, queue, queue, options.queue_pair)?;
@@ -459,7 +467,8 @@ impl Sender {
     /// As [`write_notify`](Self::write_notify), and
     /// [`RequestError::PayloadTooLong`](super::RequestError::PayloadTooLong).
     pub fn notify(&self, id: u32, payload: &[u8]) -> Result<Transfer> {
-        let (length, limit) = (payload.len(), Notifications::MAX_PAYLOAD);
+        let limit = Notifications::MAX_PAYLOAD.min(self.pair.shared().pair.max_inline() as usize);
+        let length = payload.len();
         if length > limit {
             return Err(RequestError::PayloadTooLong { length, limit }.into());
         }

@@ -132,7 +132,7 @@ impl QueuePair {
                 max_recv_wr: options.recv_depth,
                 max_send_sge: options.max_sge,
                 max_recv_sge: options.max_sge,
-                max_inline_data: if srq.is_some() { options.max_inline.max(64) } else { options.max_inline },
+                max_inline_data: options.max_inline,
             },
             ..Default::default()
         };
@@ -234,6 +234,11 @@ impl QueuePair {
             second.endpoint.psn = first.endpoint.psn;
             first.endpoint.message_qp_num = second.endpoint.qp_num;
         }
+    }
+
+    /// Maximum number of bytes in an inline work request.
+    pub(crate) fn max_inline(&self) -> u32 {
+        self.max_inline
     }
 
     /// The index of its GID; `None` for a foreign queue pair.
