@@ -9,6 +9,7 @@ mod faults;
 mod ibverbs_peer;
 mod in_flight;
 mod limits;
+mod lossy_blocks;
 mod moving;
 mod mtu;
 mod notifications;
