@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::mem;
 use std::num::NonZeroUsize;
 use std::ops::RangeBounds;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -57,7 +58,8 @@ enum Memory {
         file: OwnedFd,
         offset: u64,
     },
-    Foreign(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
+    /// What keeps the memory alive.
+    Foreign(Box<dyn Any + Send + Sync>),
 }
 
 // SAFETY: the memory belongs to the process and not to a thread. All access here is by atomic operations, so threads
@@ -65,6 +67,15 @@ enum Memory {
 unsafe impl Send for Inner {}
 // SAFETY: as above; no method returns a reference into the memory.
 unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What a keeper releases may belong to the parent alone, as objects of the kernel and of GPU runtimes do.
+        if let (Memory::Foreign(keeper), false) = (&mut self.memory, self.creator.is_current()) {
+            mem::forget(mem::replace(keeper, Box::new(())));
+        }
+    }
+}
 
 impl HostBuffer {
     /// Allocates at least `size` bytes, zeroed, at an address that is a multiple of the pages' size. `size` is rounded
@@ -155,7 +166,7 @@ impl HostBuffer {
     }
 
     /// Wraps memory that another allocator owns, such as a runtime's pinned memory or an arena. The buffer drops
-    /// `keeper` after the last clone and the last region.
+    /// `keeper` after the last clone and the last region, but never in a child of `fork`.
     ///
     /// The address need not be a multiple of the page size. A registration pins whole pages, but no key reaches bytes
     /// outside the memory.
@@ -301,6 +312,7 @@ fn inspect(file: &OwnedFd) -> Result<FileStat> {
 mod tests {
     use super::*;
     use crate::observe::in_a_child;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     fn mappings() -> usize {
         std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
@@ -363,5 +375,30 @@ mod tests {
         });
         assert!(passed);
         slot.unwrap().write(0, &[1]).unwrap();
+    }
+
+    #[test]
+    fn a_child_leaves_what_keeps_foreign_memory_alone() {
+        static DROPPED: AtomicBool = AtomicBool::new(false);
+        struct Keeper([AtomicU64; 8]);
+        impl Drop for Keeper {
+            fn drop(&mut self) {
+                DROPPED.store(true, Ordering::SeqCst);
+            }
+        }
+        let keeper = Box::new(Keeper(Default::default()));
+        let start = keeper.0.as_ptr().cast_mut().cast();
+        // SAFETY: the words live as long as the keeper, and are accessed by atomic operations only.
+        let mut slot = Some(unsafe { HostBuffer::from_raw(start, 64, keeper) }.unwrap());
+        assert!(in_a_child(|| {
+            drop(slot.take());
+            !DROPPED.load(Ordering::SeqCst)
+        }));
+        let buffer = slot.unwrap();
+        let region = buffer.clone();
+        drop(buffer);
+        assert!(!DROPPED.load(Ordering::SeqCst));
+        drop(region);
+        assert!(DROPPED.load(Ordering::SeqCst));
     }
 }

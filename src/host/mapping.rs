@@ -87,8 +87,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// A child of `fork` gets no copy. Otherwise a write of the parent could give the parent a new page, while the device
-    /// keeps the old one; and the kernel would copy all pinned pages for the child.
+    /// A child of `fork` gets no copy. Otherwise a write of the parent could give the parent a new page, while the
+    /// device keeps the old one; and the kernel would copy all pinned pages for the child.
     fn not_inherited(self) -> Result<Self, Errno> {
         self.advise(MmapAdvise::MADV_DONTFORK)?;
         Ok(self)

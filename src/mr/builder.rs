@@ -118,7 +118,7 @@ impl<'a> MemoryRegionBuilder<'a> {
     /// - [`RegisterError::ImportUnsupported`] (`EOPNOTSUPP`, `EPROTONOSUPPORT`): the device imports no dma-bufs.
     /// - [`RegisterError::MemoryWithoutPages`] (`EOPNOTSUPP`, `ENOSYS`): the device imports dma-bufs, but not of this
     ///   memory.
-    /// - [`RegisterError::MemlockLimit`] (`ENOMEM`): HostMapping or HostMemory exceeds RLIMIT_MEMLOCK.
+    /// - [`RegisterError::MemlockLimit`] (`ENOMEM`, `EPERM`): HostMapping or HostMemory exceeds RLIMIT_MEMLOCK.
     /// - [`RegisterError::Verbs`] with [`verbs::Error::Unavailable`]: the only allowed path is VerbsEx or DataDirect,
     ///   and this system lacks it; or host pages on iWARP with an [`iova`](Self::iova).
     /// - [`RegisterError::AccessNotPermitted`] (`EOPNOTSUPP`): the device imports dma-bufs, but does not support these
@@ -220,8 +220,8 @@ impl<'a> MemoryRegionBuilder<'a> {
         Err(self.unsupported(refusals))
     }
 
-    /// The request for pages of this process that begin at `start`. siw takes no iova: a region is at the address of its
-    /// pages (`siw_reg_user_mr`), which every iWARP device permits.
+    /// The request for pages of this process that begin at `start`. siw takes no iova: a region is at the address of
+    /// its pages (`siw_reg_user_mr`), which every iWARP device permits.
     fn host_request(&self, start: *mut u8, request: Request) -> Result<Request> {
         if !self.domain.context().is_iwarp() {
             return Ok(request);
@@ -307,7 +307,8 @@ impl<'a> MemoryRegionBuilder<'a> {
             (Path::Verbs | Path::Uverbs | Path::VerbsEx | Path::DataDirect, Some(libc::ENOSYS)) => {
                 return self.without_pages(source);
             }
-            (Path::HostMapping | Path::HostMemory, Some(libc::ENOMEM)) => {
+            // EPERM: a limit of 0 (`can_do_mlock`).
+            (Path::HostMapping | Path::HostMemory, Some(libc::ENOMEM | libc::EPERM)) => {
                 // The kernel charges whole pages.
                 let page_size = page_size();
                 let skipped = (self.buffer.page_offset() + offset) % page_size;

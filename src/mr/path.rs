@@ -270,8 +270,8 @@ pub(super) fn register_host(
     host: &HostBuffer,
     request: &Request,
 ) -> io::Result<Registered> {
-    // SAFETY: the range lies in the buffer, which is mapped in this process, and no reference to these bytes exists: see
-    // `HostBuffer`.
+    // SAFETY: the range lies in the buffer, which is mapped in this process, and no reference to these bytes exists:
+    // see `HostBuffer`.
     unsafe { register_memory(domain, host.as_ptr(), request) }
 }
 

@@ -431,6 +431,11 @@ fn a_plain_users_memlock_limit_counts_what_is_pinned() {
         );
         drop(register(6 * MIB..8 * MIB).unwrap());
         drop(held);
+        {
+            // The kernel answers EPERM to a limit of 0.
+            let _none = Memlock::new(0);
+            assert_refused!(register(0..1), RegisterError::MemlockLimit { limit: 0, needed: 4096, .. });
+        }
         drop(register(0..8 * MIB).unwrap());
         message
     });

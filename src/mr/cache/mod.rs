@@ -64,9 +64,9 @@ pub enum Growth {
 /// A cache of registrations, keyed by buffer, protection domain and access flags. Clones share one cache.
 ///
 /// The cache identifies a dma-buf by its inode, never by a descriptor or an address. An entry's region holds the
-/// buffer in the kernel, so no other buffer can get that inode. [Host memory](crate::HostBuffer) has an identity that no
-/// later buffer gets. So closing descriptors, freeing a buffer and allocating another, even at the same address, never
-/// leads to a wrong key. It also means that an entry keeps the memory of a freed buffer allocated. Call
+/// buffer in the kernel, so no other buffer can get that inode. [Host memory](crate::HostBuffer) has an identity that
+/// no later buffer gets. So closing descriptors, freeing a buffer and allocating another, even at the same address,
+/// never leads to a wrong key. It also means that an entry keeps the memory of a freed buffer allocated. Call
 /// [`invalidate`](Self::invalidate) when you free a buffer, or let newer entries evict it.
 ///
 /// An entry is in use while a [`RegionSlice`] of it lives, and the cache never evicts it then. Two dma-bufs that
