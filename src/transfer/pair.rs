@@ -429,12 +429,12 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
+        if !shared.pair.is_own() {
+            // A child of `fork`: another thread may have held the lock, and the epoll instance is its parent's too.
+            return;
+        }
         if let Some(link) = shared.link.get() {
             self.engine.events.unwatch(link.fd());
-        }
-        if !shared.pair.is_own() {
-            // A child of `fork`: another thread may have held the lock. Nothing here changes what is its parent's.
-            return;
         }
         let queues = self.engine.remove(self.key);
         let room = queues.room;
