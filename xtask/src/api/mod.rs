@@ -20,8 +20,9 @@ pub struct Args {
     update: bool,
 }
 
-/// The crates whose API is kept, with the most public types that each may have.
-const CRATES: &[(&str, Option<usize>)] = &[("dmabuf-rdma", Some(90)), ("dma-sg", None)];
+/// The crates whose API is kept, with the most public types that each may have. It had 90 before host memory,
+/// notifications, workers, asynchronous events and request chains.
+const CRATES: &[(&str, Option<usize>)] = &[("dmabuf-rdma", Some(105)), ("dma-sg", None)];
 
 /// The most variants that a public error enum may have.
 const MOST_VARIANTS: usize = 15;
