@@ -286,8 +286,8 @@ impl State {
 
     /// Posts, and ends the jobs that are over. Returns whether there were any, or a queue pair has failed.
     fn advance(&mut self, more: bool) -> bool {
-        let mut ended = false;
-        for key in std::mem::take(&mut self.touched) {
+        let (mut ended, mut touched) = (false, std::mem::take(&mut self.touched));
+        for key in touched.drain(..) {
             let Some(pair) = self.pairs.get_mut(key) else { continue };
             ended |= pair.advance(more, &mut self.released);
             if pair.touched {
@@ -305,6 +305,10 @@ impl State {
                 }
                 self.touch(twin);
             }
+        }
+        if self.touched.is_empty() {
+            // Its memory serves the next step.
+            self.touched = touched;
         }
         ended
     }
