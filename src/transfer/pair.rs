@@ -101,6 +101,8 @@ impl Pair {
 
     /// Checks a request, adds it to its queue, and posts as much as the window permits.
     pub(super) fn start(&self, request: Request, message_size: u64) -> Result<JobId> {
+        #[cfg(feature = "tokio")]
+        super::driver::ensure(&self.engine);
         let shared = self.shared();
         let message_size = message_size.clamp(1, shared.max_message_size);
         let side = if request.operation.is_some() { Side::Send } else { Side::Recv };

@@ -32,7 +32,8 @@ fn notified() -> ConnectionOptions {
 async fn next(
     notifications: &mut Notifications,
 ) -> Option<Result<dmabuf_rdma::transfer::Notification, Error>> {
-    poll_fn(|context| Pin::new(&mut *notifications).poll_next(context)).await
+    let next = poll_fn(|context| Pin::new(&mut *notifications).poll_next(context));
+    tokio::time::timeout(TIMEOUT, next).await.expect("a notification or the end")
 }
 
 /// Halves and transfers are spawned apart, in the thousands.
