@@ -1,0 +1,286 @@
+//! Scattered blocks across the wire: the library's tables of blocks against what others use for them.
+//!
+//! | peer | what it is |
+//! |---|---|
+//! | NIXL | its UCX backend with UCX_TLS=rc, prepared lists of descriptors, from Python |
+//! | Mooncake | its transfer engine with the protocol rdma, one batch call, from Python |
+//! | by hand | the library's queue pair and dma-bufs, with chains of work requests in a loop of C |
+//! | ib_write_bw | perftest: one buffer of a block's size again and again |
+//! | ucx_perftest | UCX's own, over rc_verbs: likewise |
+//!
+//! What makes them comparable:
+//! - Each has two processes, one at each end of the guest's wire, an MTU of 4096, and one queue pair. The library and
+//!   the loop have 128 requests in flight, in chains of 16.
+//! - All write the same blocks to the same places, in the same memory: the library and the loop as dma-bufs, NIXL and
+//!   Mooncake, which take none without a GPU, as host memory. No block is followed by its neighbour, so nothing merges.
+//! - The time is the initiator's, from the call to the last completion. Tables, prepared lists and connections are
+//!   made before. All poll for completions without a pause, except `asleep`, the library with its default options.
+//! - They take turns, first to last and last to first, in one guest. A peer's processes are stopped (SIGSTOP) while
+//!   others have their turn. A ratio is the median over the rounds.
+//! - In a first turn, which does not count, every byte is compared. In every turn the device's counter of packets
+//!   shows that the blocks went through it, with that MTU.
+//!
+//! Needs the guest's devices `rxe0` and `rxe1`, perftest, ucx-utils, and with `--python PROGRAM` a Python that has the
+//! packages of `peers/requirements.txt`. Arguments choose loads (`64k`, `16k`, `4k`, `100000`) and peers (`nixl`,
+//! `mooncake`, `hand`, `asleep`, `perftest`, `ucx`). `--quick` takes one round of an eighth of the blocks.
+
+// Not every benchmark needs all of it.
+#[allow(dead_code)]
+#[path = "common/mod.rs"]
+mod common;
+#[path = "peers/layout.rs"]
+mod layout;
+#[path = "peers/library.rs"]
+mod library;
+#[path = "peers/process.rs"]
+mod process;
+#[path = "peers/report.rs"]
+mod report;
+#[path = "peers/single.rs"]
+mod single;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Result, Rows};
+use layout::{End, Layout, Load};
+use process::Pair;
+
+/// The two ends of the wire.
+const NEAR: &str = "rxe0";
+const FAR: &str = "rxe1";
+const FAR_ADDRESS: &str = "192.168.77.2";
+
+/// Requests in flight and in a chain, as the library has them by default.
+const WINDOW: u32 = 128;
+const CHAIN: u32 = 16;
+const MTU: u64 = 4096;
+
+/// Names the file with the far side's table.
+const FAR_TABLE: &str = "FAR_TABLE";
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Peer {
+    Library,
+    Asleep,
+    Hand,
+    Perftest,
+    Ucx,
+    Nixl,
+    Mooncake,
+}
+
+impl Peer {
+    const ALL: [Self; 7] =
+        [Self::Library, Self::Asleep, Self::Hand, Self::Perftest, Self::Ucx, Self::Nixl, Self::Mooncake];
+
+    /// The argument that chooses it, and the role.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Library => "library",
+            Self::Asleep => "asleep",
+            Self::Hand => "hand",
+            Self::Perftest => "perftest",
+            Self::Ucx => "ucx",
+            Self::Nixl => "nixl",
+            Self::Mooncake => "mooncake",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Library => "this library",
+            Self::Asleep => "this library, asleep",
+            Self::Hand => "by hand",
+            Self::Perftest => "ib_write_bw",
+            Self::Ucx => "ucx_perftest",
+            Self::Nixl => "NIXL",
+            Self::Mooncake => "Mooncake",
+        }
+    }
+
+    /// What the ratio of the library's rate to this one's should be.
+    fn goal(self, size: u64) -> Option<&'static str> {
+        match (self, size / KIB) {
+            (Self::Hand, _) => Some("ratio >= 1.00"),
+            (Self::Perftest, _) => Some("ratio >= 0.97"),
+            (Self::Nixl | Self::Mooncake, 4) => Some("ratio >= 1.30"),
+            (Self::Nixl | Self::Mooncake, 16) => Some("ratio >= 1.50"),
+            (Self::Nixl | Self::Mooncake, 64) => Some("ratio >= 1.10"),
+            _ => None,
+        }
+    }
+
+    /// The command of one side.
+    fn command(self, python: Option<&Path>, size: u64, near: bool, ends: [&End; 2]) -> Result<Command> {
+        let mut command = match self {
+            Self::Nixl | Self::Mooncake => {
+                let python = python.ok_or("NIXL and Mooncake need --python PROGRAM")?;
+                let script = format!("benches/peers/over_{}.py", self.word());
+                let mut command = Command::new(python);
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script));
+                command
+            }
+            _ => {
+                let mut command = Command::new(env::current_exe()?);
+                command.args([library::ROLE, self.word()]);
+                command
+            }
+        };
+        match self {
+            // Its wheel has a libibverbs of its own, without providers.
+            Self::Nixl => command.env("LD_PRELOAD", libibverbs()?).env("UCX_TLS", "rc"),
+            Self::Mooncake => command.env("MC_GID_INDEX", "1").env("MC_MTU", MTU.to_string()),
+            _ => &mut command,
+        };
+        let (device, side, end) =
+            if near { (NEAR, "near", ends[0]) } else { (FAR, "far", ends[1]) };
+        command.args([device, side, &size.to_string(), &end.memory()?]).arg(end.table());
+        command.env(FAR_TABLE, ends[1].table()).env_remove("BENCH_ROWS");
+        Ok(command)
+    }
+}
+
+/// The libibverbs that this program runs with.
+fn libibverbs() -> Result<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    let found = path.into_iter().find(|path| path.contains("/libibverbs.so"));
+    Ok(found.ok_or("this program has no libibverbs")?.into())
+}
+
+/// A peer that is ready for its turn.
+enum Ready {
+    /// Its two processes.
+    Pair(Box<Pair>),
+    /// A program that is run for each turn.
+    Program(fn(Load) -> Result<f64>),
+}
+
+impl Ready {
+    /// Blocks per second.
+    fn turn(&mut self, load: Load) -> Result<f64> {
+        match self {
+            Self::Pair(pair) => Ok(load.count as f64 / pair.turn()?),
+            Self::Program(run) => run(load),
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let mut arguments: Vec<String> = env::args().skip(1).collect();
+    if let Some(at) = arguments.iter().position(|word| word == library::ROLE) {
+        return library::play(&arguments[at + 1..]);
+    }
+    let python = match arguments.iter().position(|word| word == "--python") {
+        Some(at) => arguments.drain(at..at + 2).nth(1).map(PathBuf::from),
+        None => None,
+    };
+    let quick = arguments.iter().any(|word| word == "--quick");
+    // cargo's own arguments begin with dashes.
+    let words: Vec<_> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+    let load = |word, count, size, rounds| (word, Load { count, size: size * KIB, rounds });
+    let mut loads = vec![
+        load("64k", 512, 64, 15),
+        load("16k", 4096, 16, 15),
+        load("4k", 4096, 4, 15),
+        load("100000", 100_000, 16, 7),
+    ];
+    let known: Vec<&str> =
+        loads.iter().map(|(name, _)| *name).chain(Peer::ALL.into_iter().map(Peer::word)).collect();
+    if let Some(unknown) = words.iter().find(|word| !known.contains(&word.as_str())) {
+        return Err(format!("`{unknown}` is neither a load nor a peer; choose from {}", known.join(", ")).into());
+    }
+    let peer = |peer: &Peer| *peer == Peer::Library || words.iter().any(|word| word.as_str() == peer.word());
+    let mut peers: Vec<Peer> = Peer::ALL.into_iter().filter(peer).collect();
+    if peers.len() == 1 {
+        peers = Peer::ALL.to_vec();
+    }
+    let chosen = |name: &str| words.iter().any(|word| word.as_str() == name);
+    if loads.iter().any(|(name, _)| chosen(name)) {
+        loads.retain(|(name, _)| chosen(name));
+    }
+    let mut rows = Rows::new()?;
+    let mut table = report::Table::default();
+    for (_, mut load) in loads {
+        if quick {
+            (load.count, load.rounds) = (load.count / 8, 1);
+        }
+        let rates = measure(&peers, python.as_deref(), load)?;
+        report::add(&mut rows, &mut table, load, &rates)?;
+    }
+    table.print();
+    Ok(())
+}
+
+/// Blocks per second of each peer in each round.
+fn measure(peers: &[Peer], python: Option<&Path>, load: Load) -> Result<Vec<(Peer, Vec<f64>)>> {
+    let folder = env::temp_dir().join(format!("peers-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let layout = Layout::new(load, &folder)?;
+    let mut all = Vec::new();
+    for &peer in peers {
+        let named = |error| format!("{}, {}: {error}", peer.name(), load.name());
+        let mut ready = match peer {
+            Peer::Perftest => Ready::Program(single::perftest),
+            Peer::Ucx => Ready::Program(single::ucx),
+            _ => {
+                let ends = [&layout.near, &layout.far];
+                let near = peer.command(python, load.size, true, ends)?;
+                let far = peer.command(python, load.size, false, ends)?;
+                Ready::Pair(Box::new(Pair::start(near, far, &folder).map_err(named)?))
+            }
+        };
+        if let Ready::Pair(_) = ready {
+            layout.clear()?;
+            counted(peer, &mut ready, load).map_err(named)?;
+            layout.verify().map_err(named)?;
+        }
+        all.push((peer, ready, Vec::new()));
+    }
+    for round in 0..load.rounds {
+        let turn = |(peer, ready, rates): &mut (Peer, Ready, Vec<f64>)| -> Result<()> {
+            rates.push(counted(*peer, ready, load).map_err(|error| format!("{}: {error}", peer.name()))?);
+            Ok(())
+        };
+        match round % 2 {
+            0 => all.iter_mut().try_for_each(turn)?,
+            _ => all.iter_mut().rev().try_for_each(turn)?,
+        }
+        let rates: Vec<_> =
+            all.iter().map(|(peer, _, rates)| format!("{} {:.0}", peer.name(), rates[round])).collect();
+        println!("{}, round {}, blocks/s: {}", load.name(), round + 1, rates.join(", "));
+    }
+    let rates = all.into_iter().map(|(peer, _, rates)| (peer, rates)).collect();
+    fs::remove_dir_all(&folder)?;
+    Ok(rates)
+}
+
+/// A turn, in which the near device must have sent the packets of all blocks.
+fn counted(peer: Peer, ready: &mut Ready, load: Load) -> Result<f64> {
+    let sent = || -> Result<u64> {
+        let counter = format!("/sys/class/infiniband/{NEAR}/ports/1/hw_counters/sent_pkts");
+        Ok(fs::read_to_string(counter)?.trim().parse()?)
+    };
+    let before = sent()?;
+    let rate = ready.turn(load)?;
+    let packets = sent()? - before;
+    let count = if let Ready::Program(_) = ready { load.count.min(single::MOST) } else { load.count };
+    let least = count * load.size.div_ceil(MTU);
+    // Half as many again for what is sent twice; UCX sends a packet more with each message.
+    let most = least + least / 2 + if peer == Peer::Ucx { 2 * count } else { 64 };
+    if !(least..=most).contains(&packets) {
+        return Err(format!(
+            "{NEAR} sent {packets} packets for {count} blocks of {} KiB instead of {least}: this peer does not use it, \
+             or not with an MTU of {MTU}",
+            load.size / KIB
+        )
+        .into());
+    }
+    Ok(rate)
+}
