@@ -16,6 +16,7 @@ unsafe extern "C" {
         size: u32,
         window: u64,
         chain: u64,
+        asleep: i32,
     ) -> i64;
 }
 
@@ -32,6 +33,8 @@ pub struct Writes<'a> {
     pub window: u64,
     /// Work requests in a chain, at most `window`.
     pub chain: u64,
+    /// Sleep on the completion channel instead of polling without a pause.
+    pub asleep: bool,
 }
 
 /// Writes block for block and returns the time from the first post to the last completion.
@@ -43,16 +46,16 @@ pub struct Writes<'a> {
 /// If the sides have different numbers of blocks, or a chain does not fit into the window.
 ///
 /// # Safety
-/// `qp` is a live, connected `ibv_qp` with room for `window` requests, whose completions go to `cq` alone, and
-/// nothing else is in flight. The peer lets its memory be written.
+/// `qp` is a live, connected `ibv_qp` with room for `window` requests, whose completions go to `cq` alone, which has a
+/// channel, and nothing else is in flight. The peer lets its memory be written.
 pub unsafe fn write_blocks(qp: *mut c_void, cq: *mut c_void, writes: Writes<'_>) -> io::Result<Duration> {
-    let Writes { local: (local, lkey), remote: (remote, rkey), size, window, chain } = writes;
+    let Writes { local: (local, lkey), remote: (remote, rkey), size, window, chain, asleep } = writes;
     assert!(local.len() == remote.len() && (1..=window).contains(&chain));
     let count = local.len() as u64;
+    let (from, to, asleep) = (local.as_ptr(), remote.as_ptr(), asleep.into());
     // SAFETY: both lists have `count` entries; the caller vouches for the objects.
-    let answer = unsafe {
-        bare_write_blocks(qp, cq, lkey, rkey, local.as_ptr(), remote.as_ptr(), count, size, window, chain)
-    };
+    let answer =
+        unsafe { bare_write_blocks(qp, cq, lkey, rkey, from, to, count, size, window, chain, asleep) };
     match u64::try_from(answer) {
         Ok(nanoseconds) => Ok(Duration::from_nanos(nanoseconds)),
         Err(_) => Err(io::Error::from_raw_os_error(answer.unsigned_abs() as i32)),

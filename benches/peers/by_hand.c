@@ -2,6 +2,7 @@
  * in chains, the last of each signaled, no check of anything but errors.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
@@ -10,12 +11,27 @@
 
 #define POLLED 16
 
+/* Sleeps until the queue has completions. */
+static int sleep_for(struct ibv_cq *cq)
+{
+	struct pollfd channel = { .fd = cq->channel->fd, .events = POLLIN };
+	struct ibv_cq *of;
+	void *context;
+
+	if (poll(&channel, 1, -1) < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (ibv_get_cq_event(cq->channel, &of, &context))
+		return -errno;
+	ibv_ack_cq_events(cq, 1);
+	return 0;
+}
+
 /* One block from `local[i]` to `remote[i]` for each i. Returns nanoseconds from the first post to the last
- * completion, or a negative errno; EIO for a work request that failed.
+ * completion, or a negative errno; EIO for a work request that failed. Polls without a pause unless `asleep`.
  */
 int64_t bare_write_blocks(struct ibv_qp *qp, struct ibv_cq *cq, uint32_t lkey, uint32_t rkey,
 			  const uint64_t *local, const uint64_t *remote, uint64_t count, uint32_t size,
-			  uint64_t window, uint64_t chain)
+			  uint64_t window, uint64_t chain, int asleep)
 {
 	struct ibv_send_wr *wrs = calloc(chain, sizeof(*wrs)), *bad;
 	struct ibv_sge *sges = calloc(chain, sizeof(*sges));
@@ -23,6 +39,7 @@ int64_t bare_write_blocks(struct ibv_qp *qp, struct ibv_cq *cq, uint32_t lkey, u
 	struct timespec start, end;
 	uint64_t posted = 0, done = 0;
 	int64_t failed = 0;
+	int armed = 0;
 
 	if (!wrs || !sges) {
 		free(wrs);
@@ -58,6 +75,11 @@ int64_t bare_write_blocks(struct ibv_qp *qp, struct ibv_cq *cq, uint32_t lkey, u
 
 		if (polled < 0)
 			failed = -EIO;
+		if (polled == 0 && asleep) {
+			/* A completion between the poll and the arming raises no event, so poll again before sleeping. */
+			failed = armed ? sleep_for(cq) : -ibv_req_notify_cq(cq, 0);
+			armed = !armed;
+		}
 		for (int i = 0; i < polled; i++) {
 			if (wcs[i].status != IBV_WC_SUCCESS)
 				failed = -EIO;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use dmabuf_rdma::dmabuf::CpuAccess;
 use dmabuf_rdma::exporter::{Allocation, Exporter, Udmabuf};
 
-use super::common::Result;
 use super::KIB;
+use super::common::Result;
 
 /// Blocks of one size.
 #[derive(Clone, Copy)]

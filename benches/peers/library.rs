@@ -47,8 +47,8 @@ pub fn play(words: &[String]) -> Result<()> {
     };
     let blocks = Tables { size: size.parse()?, ours, theirs };
     match role.as_str() {
-        "hand" => by_hand(&domain, &region, blocks),
-        _ => library(&domain, &region, blocks, role == "asleep"),
+        "hand" | "hand-polling" => by_hand(&domain, &region, blocks, role == "hand"),
+        _ => library(&domain, &region, blocks, role == "library"),
     }
 }
 
@@ -76,7 +76,7 @@ fn library(domain: &ProtectionDomain, region: &MemoryRegion, tables: Tables, asl
     })
 }
 
-fn by_hand(domain: &ProtectionDomain, region: &MemoryRegion, tables: Tables) -> Result<()> {
+fn by_hand(domain: &ProtectionDomain, region: &MemoryRegion, tables: Tables, asleep: bool) -> Result<()> {
     let queue = CompletionQueue::new(domain.context(), 2 * WINDOW)?;
     let pair = QueuePair::new(domain, &queue, &queue, QueuePairOptions::default().send_depth(WINDOW))?;
     let endpoint = pair.endpoint().ok_or("a new queue pair has an endpoint")?;
@@ -92,11 +92,11 @@ fn by_hand(domain: &ProtectionDomain, region: &MemoryRegion, tables: Tables) -> 
             size: tables.size as u32,
             window: WINDOW.into(),
             chain: CHAIN.into(),
+            asleep,
         };
         // SAFETY: the queue pair is connected and this is its only user; it has room for the window.
-        let time = unsafe {
-            write_blocks(pair.as_raw().as_ptr().cast(), queue.as_raw().as_ptr().cast(), writes)
-        };
+        let time =
+            unsafe { write_blocks(pair.as_raw().as_ptr().cast(), queue.as_raw().as_ptr().cast(), writes) };
         Ok(time?.as_secs_f64())
     })
 }

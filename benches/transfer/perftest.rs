@@ -4,8 +4,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
 
-use super::common::{Result, until_it_listens};
 use super::common::steps::between_posts;
+use super::common::{Result, until_it_listens};
 use super::party::{processor_time, spent_by};
 use super::{DEPTH, FAR, FAR_ADDRESS, Kind, Load, NEAR, Outcome};
 

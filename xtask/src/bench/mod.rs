@@ -153,7 +153,7 @@ const BENCHMARKS: &[Benchmark] = &[
             requirements: "benches/peers/requirements.txt",
             // The arguments that choose them, and those that choose the other peers.
             words: &["nixl", "mooncake"],
-            others: &["hand", "asleep", "perftest", "ucx"],
+            others: &["hand", "hand-polling", "perftest", "ucx"],
         }),
     },
 ];
