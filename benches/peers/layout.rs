@@ -58,7 +58,7 @@ impl End {
 pub struct Layout {
     pub near: End,
     pub far: End,
-    load: Load,
+    pub load: Load,
 }
 
 impl Layout {
