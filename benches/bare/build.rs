@@ -1,7 +1,7 @@
 //! Compiles the C halves of the benchmarks.
 
 fn main() {
-    let sources = ["../register.c", "../sg.c"];
+    let sources = ["../peers/by_hand.c", "../register.c", "../sg.c"];
     for source in sources {
         println!("cargo::rerun-if-changed={source}");
     }

@@ -3,10 +3,12 @@
 //! A crate of its own because cargo has no build script for a benchmark alone, and the library's users
 //! should not get one.
 //!
-//! `unsafe` is here and in `sg.rs` for calling it. It keeps nothing of what it is given.
+//! `unsafe` is here, in `blocks.rs` and in `sg.rs` for calling it. It keeps nothing of what it is given.
 
+mod blocks;
 mod sg;
 
+pub use blocks::{Writes, write_blocks};
 pub use sg::Scatterlist;
 
 use std::ffi::c_void;

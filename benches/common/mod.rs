@@ -7,6 +7,7 @@ use std::env;
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -107,6 +108,22 @@ impl Peer {
         let value = Spread::of(pairs.iter().map(|pair| pair.bare)).median;
         Self { value, ratio: ratios[ratios.len() / 2], half: (at(1), at(3)) }
     }
+}
+
+/// Waits until a server listens. A connection would be taken for the client's, so this reads /proc.
+#[allow(dead_code)] // not every benchmark uses it
+pub fn until_it_listens(port: u16) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    let port = format!(":{port:04X} ");
+    while Instant::now() < end {
+        let sockets = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+        let listens = |text: &str| text.lines().any(|line| line.contains(&port) && line.contains(" 0A "));
+        if sockets.iter().flatten().any(|text| listens(text)) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err("the server does not listen".into())
 }
 
 /// Prints rows on stdout and writes them as JSON lines to the file named by `BENCH_ROWS`.

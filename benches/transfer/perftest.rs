@@ -1,12 +1,11 @@
 //! Runs perftest's programs and reads the figure that they print.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use super::common::Result;
 use super::common::steps::between_posts;
+use super::common::{Result, until_it_listens};
 use super::party::{processor_time, spent_by};
 use super::{DEPTH, FAR, FAR_ADDRESS, Kind, Load, NEAR, Outcome};
 
@@ -33,7 +32,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         Ok(command.spawn().map_err(|error| format!("{program} (package perftest): {error}"))?)
     };
     let server = start(FAR, None)?;
-    until_it_listens()?;
+    until_it_listens(PORT)?;
     let before = processor_time();
     let client = start(NEAR, Some(FAR_ADDRESS))?;
     let pid = Pid::from_raw(client.id() as i32);
@@ -61,19 +60,4 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
     });
     let figure = figures.ok_or_else(|| format!("{program} printed no figure: {text}"))?;
     Ok(Outcome { figure, cpu, instructions })
-}
-
-/// Waits until the server listens. A connection would be taken for the client's, so this reads /proc.
-fn until_it_listens() -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
-    let port = format!(":{PORT:04X} ");
-    while Instant::now() < end {
-        let sockets = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
-        let listens = |text: &str| text.lines().any(|line| line.contains(&port) && line.contains(" 0A "));
-        if sockets.iter().flatten().any(|text| listens(text)) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Err("perftest's server does not listen".into())
 }

@@ -154,7 +154,7 @@ impl Engine {
         let slept = self.events.wait(left);
         let mut state = self.lock();
         state.sleeping = false;
-        self.events.woken();
+        self.events.end_kicks();
         if state.followers > 0 {
             // One of them sleeps now, unless this thread comes back first.
             self.changed.notify_one();
@@ -259,6 +259,9 @@ impl Engine {
     pub(super) fn look(&self, state: &mut State) -> Result<()> {
         state.watched = true;
         self.events.looked();
+        if !state.sleeping {
+            self.events.end_kicks();
+        }
         let readable = self.events.wait(Duration::ZERO);
         self.take_events(state, readable)?;
         self.arm(state)?;

@@ -1,4 +1,4 @@
-//! The descriptors on which the events of an engine arrive: the completion channel the connection managers' and
+//! The descriptors on which the events of an engine arrive: the completion channel, the connection managers' and
 //! the device's asynchronous events.
 //!
 //! A thread that waits sleeps on them and on a counter, by which others wake it. Event loops have one descriptor, an
@@ -34,6 +34,8 @@ pub(super) struct Events {
     /// For the thread that sleeps.
     inner: Epoll,
     kick: EventFd,
+    /// Whether the counter is to be read.
+    kicked: AtomicBool,
     /// For event loops.
     outer: Epoll,
     notice: EventFd,
@@ -48,6 +50,7 @@ impl Events {
         let events = Self {
             inner: epoll()?,
             kick: counter()?,
+            kicked: AtomicBool::new(false),
             outer: epoll()?,
             notice: counter()?,
             reported: AtomicBool::new(false),
@@ -81,12 +84,16 @@ impl Events {
     pub(super) fn kick(&self) {
         // Fails only if the counter is full, and then the thread wakes anyway.
         let _ = self.kick.write(1);
+        // Last, so that a kick that is not seen yet is ended later.
+        self.kicked.store(true, Ordering::Release);
     }
 
-    /// Ends the kicks; the thread that slept is awake. Nobody else takes them, or it might sleep on.
-    pub(super) fn woken(&self) {
-        // There may be none.
-        let _ = self.kick.read();
+    /// Ends the kicks. Called while no thread sleeps, or it might sleep on.
+    pub(super) fn end_kicks(&self) {
+        // Read first: this runs after every sleep.
+        if self.kicked.load(Ordering::Relaxed) && self.kicked.swap(false, Ordering::AcqRel) {
+            let _ = self.kick.read();
+        }
     }
 
     /// Whether there is an asynchronous event that another reader has found.

@@ -60,6 +60,10 @@ const PEERS: &[Package] = &[
     ("openmpi-bin", Some("mpirun")),
 ];
 
+/// Programs that only `cargo xtask bench peers` compares with. Its Python packages are in a virtual environment.
+const BLOCK_PEERS: &[Package] =
+    &[("ucx-utils", Some("ucx_perftest")), ("python3", Some("python3")), ("python3-venv", None)];
+
 /// For building a kernel.
 const KERNEL_BUILD: &[Package] = &[
     ("gcc-12", Some("gcc-12")),
@@ -76,6 +80,7 @@ pub enum Need {
     Guest,
     Library,
     Peers,
+    BlockPeers,
     KernelBuild,
 }
 
@@ -87,6 +92,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             Need::Guest => GUEST,
             Need::Library => LIBRARY,
             Need::Peers => PEERS,
+            Need::BlockPeers => BLOCK_PEERS,
             Need::KernelBuild => KERNEL_BUILD,
         };
         wanted.extend(

@@ -21,7 +21,8 @@ const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
 
 /// Distinguishable in print and for colour-blind readers.
-const COLOURS: &[&str] = &["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+const COLOURS: &[&str] =
+    &["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"];
 
 struct Series<'a> {
     name: &'a str,

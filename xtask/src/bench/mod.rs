@@ -6,6 +6,7 @@
 //! if rows have points.
 
 mod chart;
+mod python;
 mod rows;
 
 use crate::guest::{Guest, Job};
@@ -36,6 +37,8 @@ struct Benchmark {
     parts: &'static [Part],
     /// The labels of its chart, `target/bench/NAME.svg`, if it has one.
     chart: Option<chart::Labels>,
+    /// Peers that are Python packages, if it has any.
+    packages: Option<python::Packages>,
 }
 
 /// The part of a benchmark that runs in one place.
@@ -68,18 +71,21 @@ const BENCHMARKS: &[Benchmark] = &[
             }),
         }],
         chart: Some(chart::Labels { title: "Registration time per GiB", x: "region size", peer: "C" }),
+        packages: None,
     },
     Benchmark {
         name: "cache",
         about: "hits of the registration cache, compared with a HashMap behind a RwLock",
         parts: &[Part { program: Program::UnitTest("mr::tests::cache_bench::cache_hit"), guest: None }],
         chart: None,
+        packages: None,
     },
     Benchmark {
         name: "post",
         about: "post transfers and blocks natively, compared with requests by hand on the same stub provider",
         parts: &[Part { program: Program::UnitTest("transfer::tests::post_bench::post"), guest: None }],
         chart: None,
+        packages: None,
     },
     Benchmark {
         name: "export",
@@ -94,6 +100,7 @@ const BENCHMARKS: &[Benchmark] = &[
             }),
         }],
         chart: None,
+        packages: None,
     },
     Benchmark {
         name: "sg",
@@ -111,6 +118,7 @@ const BENCHMARKS: &[Benchmark] = &[
             },
         ],
         chart: None,
+        packages: None,
     },
     Benchmark {
         name: "transfer",
@@ -125,6 +133,28 @@ const BENCHMARKS: &[Benchmark] = &[
             }),
         }],
         chart: Some(chart::Labels { title: "Over the wire", x: "message size", peer: "perftest" }),
+        packages: None,
+    },
+    Benchmark {
+        name: "peers",
+        about: "scattered blocks over the guest's wire, compared with NIXL, Mooncake, UCX and perftest",
+        parts: &[Part {
+            program: Program::Bench("peers"),
+            guest: Some(Shape {
+                rxe: Rxe::Dmabuf,
+                memory: Size::gib(7),
+                cpus: 2,
+                timeout: Duration::from_secs(3 * 3600),
+            }),
+        }],
+        chart: Some(chart::Labels { title: "Scattered blocks over the wire", x: "block size", peer: "" }),
+        packages: Some(python::Packages {
+            folder: "peers",
+            requirements: "benches/peers/requirements.txt",
+            // The arguments that choose them, and those that choose the other peers.
+            words: &["nixl", "mooncake"],
+            others: &["hand", "hand-polling", "perftest", "ucx"],
+        }),
     },
 ];
 
@@ -144,8 +174,8 @@ pub struct Args {
     arguments: Vec<String>,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
-    let Some(name) = &args.name else {
+pub fn run(mut args: Args) -> Result<ExitCode> {
+    let Some(name) = args.name.clone() else {
         for benchmark in BENCHMARKS {
             println!("{:12} {}", benchmark.name, benchmark.about);
         }
@@ -156,9 +186,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("benchmark `{name}` is unknown; use one of {}", names.join(", "));
     };
     let in_guests = !args.host && benchmark.parts.iter().any(|part| part.guest.is_some());
-    let needs: &[Need] =
-        if in_guests { &[Need::Library, Need::Peers, Need::Guest] } else { &[Need::Library, Need::Peers] };
-    host::ensure(needs)?;
+    let mut needs = vec![Need::Library, Need::Peers];
+    needs.extend(in_guests.then_some(Need::Guest));
+    needs.extend(benchmark.packages.is_some().then_some(Need::BlockPeers));
+    host::ensure(&needs)?;
+    if let Some(packages) = benchmark.packages.as_ref().filter(|packages| packages.wanted(&args.arguments)) {
+        let python = packages.install()?;
+        args.arguments.extend(["--python".into(), python.to_string_lossy().into_owned()]);
+    }
     let step = ui::Step::start("Building", benchmark.name);
     let programs = benchmark.parts.iter().map(|part| part.program.build()).collect::<Result<Vec<_>>>()?;
     step.done("Built", benchmark.name);

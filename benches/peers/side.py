@@ -1,0 +1,43 @@
+"""A side of a Python peer: its memory, its table of blocks, and the lines that it exchanges with the benchmark.
+
+Arguments: device, role (`near` writes, `far` is written), bytes of a block, memory (a path), table (a path).
+"""
+
+import mmap
+import os
+import sys
+
+import numpy
+
+device, role, size, memory, table = sys.argv[1:]
+near = role == "near"
+size = int(size)
+
+# The file must stay mapped until the process ends, so this holds it.
+_file = os.open(memory, os.O_RDWR)
+_mapping = numpy.frombuffer(mmap.mmap(_file, 0), dtype=numpy.uint8)
+address = _mapping.ctypes.data
+length = _mapping.nbytes
+# Where the blocks of this side are.
+blocks = address + numpy.fromfile(table, dtype=numpy.uint64)
+
+
+def say(text):
+    """A line for the benchmark; libraries print others."""
+    print("=", text, flush=True)
+
+
+def hear():
+    """A line from the benchmark. Ends the process without clean-up if there is none: NIXL crashes in it."""
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(0)
+    return line.strip()
+
+
+def serve(write):
+    """Connected: the near side writes when it is told to, and says how many seconds that took."""
+    say("ready")
+    while True:
+        hear()
+        say(repr(write()))
