@@ -39,6 +39,8 @@ pub(super) struct Events {
     /// For event loops.
     outer: Epoll,
     notice: EventFd,
+    /// As `kicked`.
+    noticed: AtomicBool,
     /// Whether another reader of the context has found an event of a queue pair here.
     reported: AtomicBool,
 }
@@ -53,6 +55,7 @@ impl Events {
             kicked: AtomicBool::new(false),
             outer: epoll()?,
             notice: counter()?,
+            noticed: AtomicBool::new(false),
             reported: AtomicBool::new(false),
         };
         events.watch(completions, Source::Completions)?;
@@ -105,11 +108,14 @@ impl Events {
     /// Makes the descriptor of event loops readable.
     pub(super) fn notify(&self) {
         let _ = self.notice.write(1);
+        self.noticed.store(true, Ordering::Release);
     }
 
     /// Ends the notification; an event loop is looking.
     pub(super) fn looked(&self) {
-        let _ = self.notice.read();
+        if self.noticed.load(Ordering::Relaxed) && self.noticed.swap(false, Ordering::AcqRel) {
+            let _ = self.notice.read();
+        }
     }
 
     /// Waits until something is readable, for at most `timeout`, and says what. A signal counts as a wake-up.
