@@ -137,14 +137,14 @@ impl MemoryRegion {
     ///
     /// # Errors
     /// - [`verbs::Error::Range`]: the range is empty, inverted, or not inside the region.
-    /// - [`verbs::Error::SgeTooLong`]: the range is longer than 4 GiB less 4 KiB; [`RegionSlice::sges`] splits
+    /// - [`verbs::Error::RequestTooLarge`]: the range is longer than 4 GiB less 4 KiB; [`RegionSlice::sges`] splits
     ///   it.
     pub fn sge(&self, range: impl RangeBounds<u64>) -> verbs::Result<Sge<'_>> {
         let range = dma_sg::resolve_range(range, self.len())?;
         let length = range.end - range.start;
         let limit = super::slice::MAX_SGE_LEN;
         if length > limit {
-            return Err(verbs::Error::SgeTooLong { length, limit });
+            return Err(verbs::Error::sge_too_long(length, limit));
         }
         Ok(Sge::new(self.domain(), self.iova().0 + range.start, length as u32, self.lkey()))
     }

@@ -185,12 +185,12 @@ impl RegionSlice {
     /// The slice as one scatter/gather element, for [`QueuePair::post`](verbs::QueuePair::post).
     ///
     /// # Errors
-    /// [`verbs::Error::SgeTooLong`]: the slice spans several regions, or is longer than 4 GiB less 4 KiB. Use
+    /// [`verbs::Error::RequestTooLarge`]: the slice spans several regions, or is longer than 4 GiB less 4 KiB. Use
     /// [`sges`](Self::sges).
     pub fn sge(&self) -> verbs::Result<Sge<'_>> {
         let limit = self.first().length.min(MAX_SGE_LEN);
         if self.length > limit {
-            return Err(verbs::Error::SgeTooLong { length: self.length, limit });
+            return Err(verbs::Error::sge_too_long(self.length, limit));
         }
         let region = self.region();
         Ok(Sge::new(region.domain(), self.iova().0, self.length as u32, region.lkey()))
@@ -380,7 +380,7 @@ mod tests {
         let lengths: Vec<_> = slice.sges().iter().map(Sge::len).collect();
         assert_eq!(lengths, [0xffff_f000, 0xffff_f000, 0x8000_2000]);
         match slice.sge() {
-            Err(verbs::Error::SgeTooLong { length: 0x2_8000_0000, limit: 0xffff_f000 }) => {}
+            Err(verbs::Error::RequestTooLarge { count: 0x2_8000_0000, limit: 0xffff_f000, .. }) => {}
             other => panic!("{other:?}"),
         }
         assert_eq!(slice.slice(..0xffff_f000).unwrap().sge().unwrap().len(), 0xffff_f000);

@@ -98,29 +98,18 @@ pub enum Error {
     /// The range is empty or not inside the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// One scatter/gather element cannot hold this many bytes.
-    #[error(
-        "{length} bytes do not fit in one scatter/gather element, which holds at most {limit} bytes here: split the range (RegionSlice::sges does)"
-    )]
-    SgeTooLong {
-        /// The requested length in bytes.
-        length: u64,
-        /// The longest element from there, in bytes.
-        limit: u64,
-    },
-    /// More scatter/gather elements, or more inline bytes, than the queue pair has room for.
-    #[error(
-        "the work request has {count} {what} and the queue pair takes {limit}: split the request, or create the queue pair with a larger {option}"
-    )]
+    /// More scatter/gather elements or inline bytes than the queue pair has room for, or more bytes than one element
+    /// holds.
+    #[error("{count} {what} are too many, since at most {limit} fit: {remedy}")]
     RequestTooLarge {
-        /// "scatter/gather elements" or "inline bytes".
+        /// "scatter/gather elements", "inline bytes" or "bytes in one scatter/gather element".
         what: &'static str,
-        /// How many the work request has.
+        /// How many they are.
         count: u64,
-        /// How many the queue pair takes.
-        limit: u32,
-        /// The option of the queue pair that sets the limit: "max_sge" or "max_inline".
-        option: &'static str,
+        /// How many fit.
+        limit: u64,
+        /// What to do: split the request, or raise an option of the queue pair.
+        remedy: &'static str,
     },
     /// An atomic on other than 8 bytes at a multiple of 8.
     #[error(
@@ -175,6 +164,12 @@ pub enum Error {
 readable_error!(Error);
 
 impl Error {
+    /// More bytes than one scatter/gather element holds.
+    pub(crate) fn sge_too_long(count: u64, limit: u64) -> Self {
+        let what = "bytes in one scatter/gather element";
+        Self::RequestTooLarge { what, count, limit, remedy: "split the range (RegionSlice::sges does)" }
+    }
+
     /// The kind of the error: what a program can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -184,7 +179,6 @@ impl Error {
             Self::InvalidOption { .. }
             | Self::ContextMismatch { .. }
             | Self::Range(_)
-            | Self::SgeTooLong { .. }
             | Self::RequestTooLarge { .. }
             | Self::InvalidAtomic { .. } => ErrorKind::Misuse,
             Self::Chain { source, .. } => source.kind(),

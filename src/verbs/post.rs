@@ -140,8 +140,11 @@ impl QueuePair {
         }
         let limit = self.max_inline;
         if bytes > limit.into() {
-            let (what, option) = ("inline bytes", "max_inline");
-            return Err(Error::RequestTooLarge { what, count: bytes, limit, option });
+            let (what, remedy) = (
+                "inline bytes",
+                "send them from a region, or create the queue pair with a larger max_inline",
+            );
+            return Err(Error::RequestTooLarge { what, count: bytes, limit: limit.into(), remedy });
         }
         Ok(())
     }
@@ -150,8 +153,12 @@ impl QueuePair {
     fn check_elements(&self, opcode: Opcode, elements: &[Sge<'_>]) -> Result<()> {
         let limit = self.max_sge(opcode);
         if elements.len() > limit as usize {
-            let (what, option) = ("scatter/gather elements", "max_sge");
-            return Err(Error::RequestTooLarge { what, count: elements.len() as u64, limit, option });
+            let (what, remedy) = (
+                "scatter/gather elements",
+                "split the request, or create the queue pair with a larger max_sge",
+            );
+            let count = elements.len() as u64;
+            return Err(Error::RequestTooLarge { what, count, limit: limit.into(), remedy });
         }
         if self.domain.is_some_and(|domain| elements.iter().any(|element| !element.fits(domain))) {
             return Err(Error::ContextMismatch {

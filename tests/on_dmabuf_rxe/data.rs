@@ -70,10 +70,10 @@ fn four_gibibytes_are_one_region() {
     let limit = size - 4096;
     let message = assert_refused!(
         region.sge(..),
-        verbs::Error::SgeTooLong { length: 0x1_0000_0000, limit: 0xffff_f000 }
+        verbs::Error::RequestTooLarge { count: 0x1_0000_0000, limit: 0xffff_f000, .. }
     );
     assert!(message.contains("RegionSlice::sges"), "{message}");
-    assert_refused!(region.sge(..=limit), verbs::Error::SgeTooLong { .. });
+    assert_refused!(region.sge(..=limit), verbs::Error::RequestTooLarge { .. });
     assert_eq!(u64::from(region.sge(..limit).unwrap().len()), limit);
     let small = heap(4096);
     let small_region = peers.register(&small);
