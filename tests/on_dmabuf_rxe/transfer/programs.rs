@@ -126,6 +126,7 @@ fn the_service_survives_its_clients() {
     assert!(server.wait().unwrap().success(), "{lines:?}");
     silent.kill().unwrap();
     silent.wait().unwrap();
+    drop((silent, killed));
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
     assert_eq!((count("has verified all bytes"), count("is gone: ")), (9, 3), "{lines:?}");
     assert_eq!(count("it was silent for 2s"), 1, "{lines:?}");
