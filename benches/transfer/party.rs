@@ -20,6 +20,8 @@ use super::common::Result;
 use super::common::steps::between_posts;
 use super::{CHAIN, DEPTH, FAR, Kind, Load, NEAR, Outcome};
 
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The option before the role's arguments.
 pub const ROLE: &str = "--role";
 
@@ -95,7 +97,7 @@ pub(super) fn ours(load: Load) -> Result<Outcome> {
     let cpu = spent_by(before, load.times);
     far.end()?;
     let figure = match load.kind {
-        Kind::Latency => seconds * 1e6 / 2.0,
+        Kind::Latency | Kind::Notify => seconds * 1e6 / 2.0,
         _ => (load.size * load.times) as f64 / f64::from(1 << 20) / seconds,
     };
     Ok(Outcome { figure, cpu, instructions })
@@ -120,9 +122,14 @@ struct Side {
 
 fn side(device: &str, load: Load) -> Result<Side> {
     let domain = ProtectionDomain::new(&Device::by_name(device)?.open()?)?;
-    let asleep = load.asleep || (load.kind != Kind::Latency && device == FAR);
-    let options =
-        ConnectionOptions::default().message_size(load.size).window(DEPTH).chain(CHAIN).busy_poll(!asleep);
+    let asleep = load.asleep || (!load.kind.is_latency() && device == FAR);
+    let notifications = if load.kind == Kind::Notify { DEPTH } else { 0 };
+    let options = ConnectionOptions::default()
+        .message_size(load.size)
+        .window(DEPTH)
+        .chain(CHAIN)
+        .busy_poll(!asleep)
+        .notifications(notifications);
     let connection = Connection::new(&domain, options)?;
     let length = if load.whole { load.size * load.times } else { load.size.max(4096) };
     let buffer = DmaHeap::open("system")?.allocate(length)?.dmabuf;
@@ -149,7 +156,7 @@ pub fn play(words: &[String]) -> Result<()> {
     let [device, kind, size, times, whole, asleep] = words else {
         return Err("a role has six arguments".into());
     };
-    let kinds = [Kind::Write, Kind::Read, Kind::Send, Kind::Latency];
+    let kinds = [Kind::Write, Kind::Read, Kind::Send, Kind::Latency, Kind::Notify];
     let kind = kinds
         .into_iter()
         .find(|known| known.name() == kind)
@@ -165,6 +172,10 @@ pub fn play(words: &[String]) -> Result<()> {
         (Kind::Latency, _) => {
             println!("connected");
             latency(&mut connection, &region, &buffer, &peer.region, load.times, device == NEAR)
+        }
+        (Kind::Notify, _) => {
+            println!("connected");
+            notify(&connection, load, device == NEAR)
         }
         (Kind::Send, FAR) => {
             let local = local(&region, load)?;
@@ -243,9 +254,13 @@ fn latency(
             write(number)?;
         }
     }
+    report(start, stamps, first)
+}
+
+/// Prints the median of the rounds, which perftest calls typical.
+fn report(start: (Instant, u64), stamps: Vec<u64>, first: bool) -> Result<()> {
     let tick = start.0.elapsed().as_secs_f64() / (ticks() - start.1) as f64;
     if first {
-        // The median, which ib_write_lat calls typical.
         let mut trips: Vec<u64> = stamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
         trips.sort();
         println!("{}", trips[trips.len() / 2] as f64 * tick);
@@ -253,6 +268,28 @@ fn latency(
         while !line()?.is_empty() {}
     }
     Ok(())
+}
+
+/// The sides take turns to notify each other, as ib_send_lat does.
+fn notify(connection: &Connection, load: Load, first: bool) -> Result<()> {
+    let (payload, arrived) = (vec![7; load.size as usize], connection.notifications());
+    if first {
+        line()?;
+    }
+    let mut stamps = Vec::with_capacity(load.times as usize);
+    let start = (Instant::now(), ticks());
+    for number in 0..load.times as u32 {
+        if first {
+            stamps.push(ticks());
+            connection.notify(number, &payload)?.wait()?;
+        }
+        arrived.take(TIMEOUT)?;
+        if !first {
+            stamps.push(ticks());
+            connection.notify(number, &payload)?.wait()?;
+        }
+    }
+    report(start, stamps, first)
 }
 
 /// perftest's clock. Reading it takes a few instructions; `Instant` takes a hundred.

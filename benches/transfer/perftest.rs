@@ -18,6 +18,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         Kind::Read => "ib_read_bw",
         Kind::Send => "ib_send_bw",
         Kind::Latency => "ib_write_lat",
+        Kind::Notify => "ib_send_lat",
     };
     let start = |device: &str, server: Option<&str>| -> Result<Child> {
         let mut command = Command::new(program);
@@ -25,6 +26,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
         command.args(["-s", &load.size.to_string(), "-n", &load.times.to_string()]);
         match load.kind {
             Kind::Latency => command.args(["-I", "0"]),
+            Kind::Notify => &mut command,
             // Without the peak, for which perftest would read the clock at each message.
             _ => command.args(["-N", "-t", &DEPTH.to_string()]),
         };
@@ -53,7 +55,7 @@ pub(super) fn theirs(load: Load) -> Result<Outcome> {
     }
     // The columns for bandwidth: bytes, iterations, peak, average; for latency: bytes, iterations, min, max,
     // typical, average, …
-    let column = if load.kind == Kind::Latency { 4 } else { 3 };
+    let column = if load.kind.is_latency() { 4 } else { 3 };
     let figures = text.lines().rev().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         (words.first()? == &load.size.to_string()).then(|| words.get(column)?.parse::<f64>().ok()).flatten()
