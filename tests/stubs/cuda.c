@@ -439,8 +439,10 @@ int cuMemGetHandleForAddressRange(void *handle, uintptr_t address, size_t size, 
 	NEEDS(cuMemGetHandleForAddressRange, memory && memory->kind != HOST && memory->kind != MANAGED);
 	NEEDS(cuMemGetHandleForAddressRange,
 	      memory->physical || address + size <= memory->block + round_up(memory->block_size, PAGE));
-	if (!CURRENT ||
-	    (memory->owner && !memory->physical ? CURRENT != memory->owner : CURRENT->device != memory->device))
+	/* Memory of a pool and mapped memory are of no context. */
+	if (!CURRENT || (memory->owner && !memory->physical && memory->kind != POOL ?
+				 CURRENT != memory->owner :
+				 CURRENT->device != memory->device))
 		return INVALID_CONTEXT;
 	if (flags && !pcie)
 		return NOT_SUPPORTED;

@@ -154,6 +154,22 @@ impl RegionCache {
         })
     }
 
+    /// Inserts a unit test's region of a whole allocation.
+    #[cfg(test)]
+    pub(in crate::mr) fn insert_pointer_for_test(
+        &self,
+        domain: &ProtectionDomain,
+        info: &PointerInfo,
+        region: MemoryRegion,
+        ranges: Vec<ExportedRange>,
+    ) {
+        let key = Key::of_allocation(domain, Allocation::of(info), region.access());
+        let range = 0..region.len();
+        let exported = (!ranges.is_empty()).then(|| Arc::new(Exported::new(info, &range, ranges)));
+        let kept = super::Kept { slice: region.into(), exported };
+        self.inner.write().insert(key, range, Growth::Exact, kept, &mut Vec::new());
+    }
+
     /// Memory without an identity of its own: exports it, and looks up its dma-bufs.
     fn by_buffer(&self, request: &Request<'_>) -> Result<RegionSlice> {
         let Request { domain, runtime, info, length, access } = request;

@@ -1,6 +1,5 @@
 //! Registrations by pointer, through the cache.
 
-use dmabuf_rdma::RemoteSlice;
 use dmabuf_rdma::exporter::{Cuda, Extent, LevelZero, PointerError, Runtime, Runtimes};
 use dmabuf_rdma::mr::{Access, CacheOptions, Path, RegionCache, RegionSlice, RegisterError};
 use dmabuf_rdma::verbs::Operation;
@@ -23,7 +22,7 @@ fn read(peers: &Peers, slice: &RegionSlice) -> Vec<u8> {
     let region = peers.register(&target);
     let mut at = 0;
     for run in slice.remote().runs() {
-        let remote = RemoteSlice::from(slice.remote().slice(at..at + run.length).unwrap()).addr().unwrap();
+        let remote = slice.remote().slice(at..at + run.length).unwrap().addr().unwrap();
         peers.ours.succeed(Operation::Read { remote }, &[region.sge(at..at + run.length).unwrap()]);
         at += run.length;
     }
@@ -189,7 +188,11 @@ fn several_devices_share_one_buffer() {
     each(|gpu, stub| {
         let (one, other, cache) = (domain(), domain(), RegionCache::default());
         let memory = gpu.memory(2 * MIB).unwrap();
-        let (exports, before, open) = (stub.exports(), regions(), fds());
+        // Level Zero's driver makes one dma-buf of an allocation and keeps its descriptor.
+        let kept = Runtime::name(gpu) == "Level Zero";
+        let first = kept.then(|| gpu.export_at(memory.address(), 1).unwrap());
+        drop(first);
+        let (exports, before, open) = (stub.exports() - i32::from(kept), regions(), fds());
         let get = |domain, access| cache.get_pointer(domain, gpu, memory.address(), 4096, access).unwrap();
         let slices = [get(&one, Access::REMOTE), get(&other, Access::REMOTE), get(&one, Access::empty())];
         let buffers: std::collections::HashSet<_> =

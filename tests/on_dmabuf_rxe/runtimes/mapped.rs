@@ -1,4 +1,5 @@
 //! CUDA memory mapped into reserved addresses, as PyTorch's expandable segments are.
+#![allow(clippy::single_range_in_vec_init)] // one dma-buf is a list of one range
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -210,16 +211,17 @@ fn holes_and_other_devices_end_a_range() {
         for (part, device) in [(0, 0), (1, 0), (2, 1), (4, 0)] {
             memory.map(part, device, true);
         }
-        let past = |address: u64, length: u64, size: u64| {
+        // Into the memory of the other device, and into a hole. The message says how far the memory goes.
+        for (address, length, start, end) in [
+            (memory.part(1), PART + 1, 1, 2),
+            (memory.part(0) + 5, 2 * PART, 0, 2),
+            (memory.part(2) + 4096, PART, 2, 3),
+        ] {
             let refused = cuda.export_at(address, length);
             let message = assert_refused!(refused, PointerError::PastAllocation { .. });
-            assert!(
-                message.contains(&format!("which has {size} bytes from {:#x}", memory.base)),
-                "{message}"
-            );
-        };
-        // Into the memory of the other device, and into a hole.
-        past(memory.part(1), PART + 1, 2 * PART);
+            let expected = format!("which has {} bytes from {:#x}", (end - start) * PART, memory.part(start));
+            assert!(message.contains(&expected), "{message}");
+        }
         assert_eq!(ranges(&cuda.export_at(memory.part(0), 2 * PART).unwrap()), [0..2 * PART]);
         assert_refused!(cuda.export_at(memory.part(2), PART + 1), PointerError::PastAllocation { .. });
         assert_eq!(cuda.find(memory.part(3)).unwrap(), None, "a hole");
@@ -285,6 +287,8 @@ fn copies_synchronize_once_memory_is_exported() {
     // SAFETY: as above.
     let synced = |device| unsafe { synced(device) };
     clean(&CUDA, || {
+        // SAFETY: as above. Other tests have exported mapped memory.
+        [0, 1].into_iter().for_each(|device| unsafe { unsync(device) });
         let cuda = Cuda::load().unwrap();
         let plain = cuda.device_memory(1 << 20).unwrap();
         let before = synced(-1);
