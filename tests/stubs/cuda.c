@@ -388,7 +388,7 @@ int cuMemGetHandleForAddressRange(void *handle, uintptr_t address, size_t size, 
 	NEEDS(cuMemGetHandleForAddressRange, handle && type == 1 && flags <= 1);
 	NEEDS(cuMemGetHandleForAddressRange, size && address % PAGE == 0 && size % PAGE == 0);
 	/* The range may begin in the block before a small allocation. */
-	for (int i = 0; i < MOST; i++)
+	for (int i = 0; i < used_end; i++)
 		if (all[i].kind != FREE && address - all[i].block < all[i].block_size)
 			memory = &all[i];
 	NEEDS(cuMemGetHandleForAddressRange, memory && memory->kind != HOST && memory->kind != MANAGED);

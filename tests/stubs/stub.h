@@ -90,9 +90,12 @@ const char *stub_misuse(void)
 	return misuse[0] ? misuse : NULL;
 }
 
+/* Entries before this one may be used, so that a look-up does not search all. */
+static int used_end;
+
 static struct memory *find(uintptr_t address)
 {
-	for (int i = 0; i < MOST; i++)
+	for (int i = 0; i < used_end; i++)
 		if (all[i].kind != FREE && address - all[i].base < all[i].size)
 			return &all[i];
 	return NULL;
@@ -101,8 +104,10 @@ static struct memory *find(uintptr_t address)
 static struct memory *unused(void)
 {
 	for (int i = 0; i < MOST; i++)
-		if (all[i].kind == FREE)
+		if (all[i].kind == FREE) {
+			used_end = i < used_end ? used_end : i + 1;
 			return &all[i];
+		}
 	return NULL;
 }
 
