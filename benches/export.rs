@@ -1,9 +1,9 @@
 //! Exporting device memory as a dma-buf, and finding the runtime of a pointer: this library on the tests' stub
-//! libraries, against the driver's own calls alone.
+//! libraries, against the driver's own calls alone. `src/mr/tests/pointer_bench.rs` measures a hit of the cache.
 //!
 //! Both sides run in this process and take turns in pairs, A B then B A, on one processor; see
 //! `register.rs`. The driver's own calls are those that a correct export cannot omit: looking up the pointer,
-//! making its context current, the export, and closing the descriptor. The library adds a check of the
+//! making its context current, the export, setting SYNC_MEMOPS (CUDA), and closing the descriptor. The library adds a check of the
 //! descriptor (fstat and fcntl), a duplicate where the runtime keeps its own descriptor, and its own code. The
 //! difference is the median over the pairs, not that of two medians.
 //!
@@ -134,31 +134,31 @@ fn check(code: u32) -> Result<()> {
 
 fn cuda(stub: &Stub, address: u64, size: u64) -> Box<dyn Fn() -> Result<()>> {
     type Attributes = unsafe extern "C" fn(u32, *const c_int, *const *mut c_void, u64) -> u32;
-    type Range = unsafe extern "C" fn(*mut u64, *mut usize, u64) -> u32;
+    type Set = unsafe extern "C" fn(*const c_void, u32, u64) -> u32;
     type Export = unsafe extern "C" fn(*mut c_void, u64, usize, u32, u64) -> u32;
     // SAFETY: the types of cuda.h.
-    let (attributes, push, range, export, pop) = unsafe {
+    let (attributes, push, set, export, pop) = unsafe {
         (
             stub.function::<Attributes>("cuPointerGetAttributes"),
             stub.function::<unsafe extern "C" fn(*mut c_void) -> u32>("cuCtxPushCurrent_v2"),
-            stub.function::<Range>("cuMemGetAddressRange_v2"),
+            stub.function::<Set>("cuPointerSetAttribute"),
             stub.function::<Export>("cuMemGetHandleForAddressRange"),
             stub.function::<unsafe extern "C" fn(*mut *mut c_void) -> u32>("cuCtxPopCurrent_v2"),
         )
     };
-    // The attributes context, memory type, buffer id, managed, ordinal, base and size.
-    const NAMES: [c_int; 7] = [1, 2, 7, 8, 9, 11, 12];
+    // The attributes context, memory type, buffer id, managed, pool, ordinal, base and size.
+    const NAMES: [c_int; 8] = [1, 2, 7, 8, 17, 9, 11, 12];
     Box::new(move || {
-        let mut words = [0_u64; 7];
+        let mut words = [0_u64; 8];
         let places = words.each_mut().map(|word| std::ptr::from_mut(word).cast::<c_void>());
-        let (mut base, mut length, mut fd, mut popped) = (0, 0, -1, std::ptr::null_mut());
+        let (sync, mut fd, mut popped) = (1_u32, -1, std::ptr::null_mut());
         // SAFETY: each place has room for its attribute, and the context is the memory's. The export writes one
         // descriptor, which only this closes.
         unsafe {
             check(attributes(NAMES.len() as u32, NAMES.as_ptr(), places.as_ptr(), address))?;
             check(push(words[0] as *mut c_void))?;
-            check(range(&raw mut base, &raw mut length, address))?;
-            check(export((&raw mut fd).cast(), base, size as usize, 1, 0))?;
+            check(export((&raw mut fd).cast(), address, size as usize, 1, 0))?;
+            check(set((&raw const sync).cast(), 6, address))?;
             check(pop(&raw mut popped))?;
             libc::close(fd);
         }

@@ -78,6 +78,19 @@ pub const POINTER_TYPE_HSA: u32 = 1;
 #[doc(alias = "HSA_EXT_POINTER_TYPE_LOCKED")]
 pub const POINTER_TYPE_LOCKED: u32 = 2;
 
+/// Memory of a graphics component.
+#[doc(alias = "HSA_EXT_POINTER_TYPE_GRAPHICS")]
+pub const POINTER_TYPE_GRAPHICS: u32 = 3;
+/// Allocated by another process, and opened here.
+#[doc(alias = "HSA_EXT_POINTER_TYPE_IPC")]
+pub const POINTER_TYPE_IPC: u32 = 4;
+/// Reserved addresses without memory.
+#[doc(alias = "HSA_EXT_POINTER_TYPE_RESERVED_ADDR")]
+pub const POINTER_TYPE_RESERVED: u32 = 5;
+/// Memory mapped into reserved addresses.
+#[doc(alias = "HSA_EXT_POINTER_TYPE_HSA_VMEM")]
+pub const POINTER_TYPE_VMEM: u32 = 6;
+
 /// Type of the agent: [`DEVICE_TYPE_CPU`] or [`DEVICE_TYPE_GPU`]. `uint32_t`.
 #[doc(alias = "HSA_AGENT_INFO_DEVICE")]
 pub const AGENT_INFO_DEVICE: u32 = 17;
@@ -87,6 +100,21 @@ pub const AGENT_INFO_BDFID: u32 = 0xa006;
 /// PCI domain. `uint32_t`.
 #[doc(alias = "HSA_AMD_AGENT_INFO_DOMAIN")]
 pub const AGENT_INFO_DOMAIN: u32 = 0xa00f;
+
+/// Addresses of the registers that flush writes of other devices to a GPU's memory: [`HdpFlush`].
+#[doc(alias = "HSA_AMD_AGENT_INFO_HDP_FLUSH")]
+pub const AGENT_INFO_HDP_FLUSH: u32 = 0xa00e;
+
+/// Registers of the host data path, null on a GPU without them.
+#[doc(alias = "hsa_amd_hdp_flush_t")]
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct HdpFlush {
+    /// Writing 1 flushes memory.
+    pub memory: *mut u32,
+    /// Writing 1 flushes registers.
+    pub registers: *mut u32,
+}
 
 /// A CPU.
 #[doc(alias = "HSA_DEVICE_TYPE_CPU")]

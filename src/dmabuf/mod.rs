@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::SystemTime;
 
+use dma_sg::pci::PciAddress;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
@@ -42,7 +43,15 @@ pub struct DmaBuf {
     size: u64,
     id: BufferId,
     writable: bool,
+    origin: Origin,
     _held: HeldFd,
+}
+
+/// What the exporter knows about the memory, and the descriptor does not tell.
+#[derive(Debug, Clone, Copy, Default)]
+struct Origin {
+    device: Option<PciAddress>,
+    pcie: bool,
 }
 
 /// Identity of a buffer, equal for every descriptor of one dma-buf in any process.
@@ -127,14 +136,39 @@ impl DmaBuf {
             // Completes the span of an exporter's allocation, if this runs within one.
             tracing::Span::current().record("buffer", id.inode);
         }
-        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
+        Ok(Self { fd, size, id, writable, origin: Origin::default(), _held: HeldFd::new() })
     }
 
     /// A buffer for a unit test that needs only identity and size; its descriptor is /dev/null.
     #[cfg(test)]
     pub(crate) fn fake(inode: u64, size: u64) -> Self {
         let fd = fs::File::open("/dev/null").expect("/dev/null").into();
-        Self { fd, size, id: BufferId { device: 13, inode }, writable: true, _held: HeldFd::new() }
+        let (id, origin) = (BufferId { device: 13, inode }, Origin::default());
+        Self { fd, size, id, writable: true, origin, _held: HeldFd::new() }
+    }
+
+    /// Notes the PCI device that the memory belongs to.
+    pub(crate) fn with_device(mut self, device: Option<PciAddress>) -> Self {
+        self.origin.device = device;
+        self
+    }
+
+    /// Notes that the exporter maps the memory through the PCIe BAR although a nearer path exists.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_pcie_mapping(mut self, pcie: bool) -> Self {
+        self.origin.pcie = pcie;
+        self
+    }
+
+    /// Whether the exporter maps the memory through the PCIe BAR although a nearer path exists.
+    pub(crate) fn is_mapped_by_pcie(&self) -> bool {
+        self.origin.pcie
+    }
+
+    /// The PCI device that the memory belongs to, if this process exported the buffer and the exporter knows it: a
+    /// GPU, a DRM card, a VFIO device, a camera. A descriptor alone does not tell.
+    pub fn pci_device(&self) -> Option<PciAddress> {
+        self.origin.device
     }
 
     /// Size of the buffer in bytes, a multiple of the page size.
@@ -190,8 +224,8 @@ impl DmaBuf {
     /// [`Error::Inspect`] (`EMFILE`): the process is out of descriptors.
     pub fn try_clone(&self) -> Result<Self> {
         let fd = self.duplicate()?;
-        let Self { size, id, writable, .. } = *self;
-        Ok(Self { fd, size, id, writable, _held: HeldFd::new() })
+        let Self { size, id, writable, origin, .. } = *self;
+        Ok(Self { fd, size, id, writable, origin, _held: HeldFd::new() })
     }
 
     /// Maps the whole buffer for the CPU; see [`Mapping`].

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use ::drm::buffer::{Buffer as _, DrmFourcc};
 use ::drm::control::Device as _;
 use dma_sg::page_size;
+use dma_sg::pci::{PciAddress, Sysfs};
 
-use super::{Allocation, Error, Exporter, Result, nodes, open_device, whole_pages};
+use super::{Allocation, Error, Exporter, Result, nodes, open_device, pci_device_of, whole_pages};
 use crate::dmabuf::DmaBuf;
 use crate::kind::ErrorKind;
 
@@ -30,6 +31,7 @@ pub struct DumbBuffers {
     card: Card,
     path: PathBuf,
     driver: String,
+    device: Option<PciAddress>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,8 @@ impl DumbBuffers {
         let unusable = |source| Error::Unusable { device: path.display().to_string(), source };
         let driver = ::drm::Device::get_driver(&card).map_err(unusable)?;
         let driver = driver.name().to_string_lossy().into_owned();
-        Ok(Self { card, path: path.into(), driver })
+        let device = pci_device_of(path, Sysfs::drm_card);
+        Ok(Self { card, path: path.into(), driver, device })
     }
 
     /// Opens the first card of a driver: `vgem`, `virtio_gpu`, `amdgpu`, … Card numbers change from boot to
@@ -99,6 +102,11 @@ impl DumbBuffers {
     pub fn driver(&self) -> &str {
         &self.driver
     }
+
+    /// The card's PCI address; `None` for a card that is not on the PCI bus, such as vgem.
+    pub fn pci_device(&self) -> Option<PciAddress> {
+        self.device
+    }
 }
 
 impl Exporter for DumbBuffers {
@@ -129,7 +137,7 @@ impl Exporter for DumbBuffers {
             self.card.buffer_to_prime_fd(dumb.handle(), flags).map_err(failed("export it over PRIME"));
         // The dma-buf keeps the memory. The handle goes in either case.
         let destroyed = self.card.destroy_dumb_buffer(dumb).map_err(failed("drop the dumb buffer's handle"));
-        let dmabuf = DmaBuf::from_fd(exported?)?;
+        let dmabuf = DmaBuf::from_fd(exported?)?.with_device(self.device);
         destroyed?;
         Ok(Allocation { dmabuf, backing: None })
     }

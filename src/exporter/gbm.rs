@@ -13,6 +13,7 @@ use std::path::Path;
 use ::drm::buffer::DrmFourcc;
 use ::drm::control::{Device as _, from_u32};
 use ::gbm::{BufferObject, BufferObjectFlags};
+use dma_sg::pci::PciAddress;
 use dma_sg::{RangeError, page_size};
 
 use super::drm::Card;
@@ -28,6 +29,8 @@ const WIDTH: u64 = 1024;
 pub struct Gbm {
     device: ::gbm::Device<Card>,
     name: String,
+    /// The card's PCI address.
+    card: Option<PciAddress>,
 }
 
 impl std::fmt::Debug for Gbm {
@@ -54,10 +57,10 @@ impl Gbm {
     }
 
     fn new(card: DumbBuffers) -> Result<Self> {
-        let name = Exporter::name(&card).replacen("drm", "gbm", 1);
+        let (name, address) = (Exporter::name(&card).replacen("drm", "gbm", 1), card.pci_device());
         let device = ::gbm::Device::new(card.into_card())
             .map_err(|source| Error::Unusable { device: name.clone(), source })?;
-        Ok(Self { device, name })
+        Ok(Self { device, name, card: address })
     }
 
     /// Makes a linear image of `width` by `height` pixels of XRGB8888, readable and writable, and returns it
@@ -91,7 +94,7 @@ impl Gbm {
         let handle = from_u32(handle).ok_or_else(nothing).map_err(failed("find its handle"))?;
         let flags = (libc::O_CLOEXEC | libc::O_RDWR) as u32;
         let fd = self.device.buffer_to_prime_fd(handle, flags).map_err(failed("export it over PRIME"))?;
-        Ok((DmaBuf::from_fd(fd)?, object.stride()))
+        Ok((DmaBuf::from_fd(fd)?.with_device(self.card), object.stride()))
     }
 }
 

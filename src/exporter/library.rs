@@ -100,14 +100,19 @@ pub(super) fn answered(call: &'static str, code: u32) -> Answer {
     if code == 0 { Ok(()) } else { Err(Refused { call, code }) }
 }
 
-/// Declares `Api`: the functions of the module's `LIBRARY` with their C types, all found when it is loaded.
+/// Declares `Api`: the functions of the module's `LIBRARY` with their C types, all found when it is loaded. Those
+/// after `?` are `None` in a library without them.
 #[cfg(any(feature = "cuda", feature = "hsa", feature = "level-zero"))]
 macro_rules! functions {
-    ($($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*) => {
+    (
+        $($name:ident: $symbol:literal, $since:literal, ($($argument:ty),*);)*
+        $(? $newer:ident: $newer_symbol:literal, ($($newer_argument:ty),*);)*
+    ) => {
         /// The functions that this module calls.
         #[derive(Debug, Clone, Copy)]
         pub(super) struct Api {
             $($name: unsafe extern "C" fn($($argument),*) -> u32,)*
+            $($newer: Option<unsafe extern "C" fn($($newer_argument),*) -> u32>,)*
         }
 
         impl Api {
@@ -115,7 +120,10 @@ macro_rules! functions {
             pub(super) fn load() -> Result<Self, $crate::exporter::PointerError> {
                 let library = LIBRARY.open()?;
                 // SAFETY: the types are those of the headers; the library is never unloaded.
-                Ok(unsafe { Self { $($name: LIBRARY.symbol(&library, $symbol, $since)?,)* } })
+                Ok(unsafe { Self {
+                    $($name: LIBRARY.symbol(&library, $symbol, $since)?,)*
+                    $($newer: LIBRARY.symbol(&library, $newer_symbol, "").ok(),)*
+                } })
             }
         }
     };

@@ -51,6 +51,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dma_sg::RangeError;
+use dma_sg::pci::{self, Location, PciAddress, Sysfs};
 
 pub use backing::Backing;
 #[cfg(feature = "cuda")]
@@ -67,7 +68,7 @@ pub use gbm::Gbm;
 pub use hsa::Hsa;
 #[cfg(feature = "level-zero")]
 pub use level_zero::LevelZero;
-pub use runtime::{ExportedRange, MemoryKind, PointerInfo, Runtime, Runtimes};
+pub use runtime::{ExportOptions, ExportedRange, Extent, MemoryKind, PointerInfo, Runtime, Runtimes};
 pub use udmabuf::{PageKind, Udmabuf};
 pub use v4l2::CaptureDevice;
 pub use vfio::VfioDevice;
@@ -137,6 +138,17 @@ fn nodes(folder: &str, prefix: &str) -> Result<Vec<PathBuf>> {
         .collect();
     nodes.sort();
     Ok(nodes.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The PCI address of the device that a node belongs to, if sysfs knows one.
+fn pci_device_of(
+    node: &Path,
+    find: impl FnOnce(&Sysfs, &str) -> pci::Result<Location>,
+) -> Option<PciAddress> {
+    // A name by udev, such as /dev/dri/by-path/…, is a link to the node.
+    let node = fs::canonicalize(node).ok()?;
+    let found = find(&Sysfs::new(), node.file_name()?.to_str()?).ok()?;
+    found.into_pci().ok().map(|device| device.address())
 }
 
 /// Rounds `size` up to whole pages of `page` bytes; refuses 0 and sizes beyond 2^63 - 1.

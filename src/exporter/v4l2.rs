@@ -12,11 +12,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use dma_sg::pci::{PciAddress, Sysfs};
 use dma_sg::{RangeError, check_range};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdma_sys_ext::v4l2 as sys;
 
-use super::{Error, Result, nodes, open_error};
+use super::{Error, Result, nodes, open_error, pci_device_of};
 use crate::dmabuf::{self, DmaBuf};
 use crate::kind::ErrorKind;
 use crate::observe::Process;
@@ -138,6 +139,12 @@ impl CaptureDevice {
         &self.driver
     }
 
+    /// The PCI address of the device, or of the controller that it is attached to; `None` for a device that is not on the
+    /// PCI bus, such as vivid.
+    pub fn pci_device(&self) -> Option<PciAddress> {
+        pci_device_of(&self.path, Sysfs::video_device)
+    }
+
     /// Largest size of a frame in bytes, in the device's present format.
     ///
     /// # Errors
@@ -235,7 +242,7 @@ impl CaptureDevice {
         let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
         let fd = sys::export(self.node.as_fd(), self.kind, index, flags)
             .map_err(self.failed("export a buffer", size))?;
-        Ok(DmaBuf::from_fd(fd)?)
+        Ok(DmaBuf::from_fd(fd)?.with_device(self.pci_device()))
     }
 
     /// The buffers, indexed by [`Frame::buffer`]; none while the device does not capture.

@@ -136,7 +136,7 @@ impl VfioDevice {
         let flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
         let fd = sys::dma_buf(self.device.as_fd(), bar.into(), flags, &ranges)
             .map_err(|source| VfioError::Export { device: self.address, bar, size, source })?;
-        Ok(DmaBuf::from_fd(fd)?)
+        Ok(DmaBuf::from_fd(fd)?.with_device(Some(self.address)))
     }
 
     fn name(&self) -> String {

@@ -46,7 +46,7 @@ impl Access {
         Ok(())
     }
 
-    fn check_flags(self) -> Result<()> {
+    pub(super) fn check_flags(self) -> Result<()> {
         let flags = self.difference(Self::PERMITTED);
         if !flags.is_empty() {
             return Err(RegisterError::AccessNotPermitted { flags, device: None, source: None });

@@ -111,7 +111,8 @@ impl<'a> MemoryRegionBuilder<'a> {
     ///   [`RegisterError::ReadOnlyBuffer`]: the access flags are invalid, or the buffer's descriptor forbids them.
     /// - [`RegisterError::Host`]: host pages of another buffer, or host memory that is gone, as
     ///   [`HostBuffer::read`] says.
-    /// - [`RegisterError::NoPath`]: no path is allowed.
+    /// - [`RegisterError::NoPath`]: no path is allowed; or the buffer is mapped through the PCIe BAR beside a nearer path
+    ///   ([`ExportOptions::pcie`](crate::exporter::ExportOptions::pcie)), and [`Path::DataDirect`] is not allowed.
     /// - [`RegisterError::Verbs`] with [`verbs::Error::ContextMismatch`]: the DMA handle belongs to another context.
     ///
     /// From the kernel or the provider:
@@ -123,8 +124,8 @@ impl<'a> MemoryRegionBuilder<'a> {
     ///   and this system lacks it; or host pages on iWARP with an [`iova`](Self::iova).
     /// - [`RegisterError::AccessNotPermitted`] (`EOPNOTSUPP`): the device imports dma-bufs, but does not support these
     ///   flags.
-    /// - [`RegisterError::Probe`]: every path returned "not supported", and a probe without the buffer could not tell
-    ///   why.
+    /// - [`RegisterError::Verbs`] with [`verbs::Error::Device`]: every path returned "not supported", and a probe without
+    ///   the buffer could not tell why.
     /// - [`RegisterError::Refused`]: the kernel or the provider returned any other errno. `EFAULT`: the pages of a file
     ///   cannot be pinned for writing, see [`HostBuffer::map_file`].
     pub fn register(self) -> Result<MemoryRegion> {
@@ -155,6 +156,10 @@ impl<'a> MemoryRegionBuilder<'a> {
         if self.backing.is_some_and(|backing| backing.buffer() != umem.buffer()) {
             return Err(host::Error::ForeignBacking.into());
         }
+        // Another path may register such a buffer, and its transfers then fail.
+        if self.is_mapped_by_pcie() && self.paths != [Path::DataDirect] {
+            return self.data_direct_only()?.carry_out(umem);
+        }
         let (offset, length, iova) = (umem.offset(), umem.len(), umem.iova());
         self.buffer.check_present(offset + length)?;
         let request = Request { offset, length, iova, access: self.access };
@@ -175,6 +180,18 @@ impl<'a> MemoryRegionBuilder<'a> {
         Ok(MemoryRegion::new(registered, path, self.access, umem, self.domain.clone(), kept))
     }
 
+    fn is_mapped_by_pcie(&self) -> bool {
+        matches!(self.buffer, Buffer::DmaBuf(dmabuf) if dmabuf.is_mapped_by_pcie())
+    }
+
+    fn data_direct_only(self) -> Result<Self> {
+        if !self.paths.contains(&Path::DataDirect) {
+            let reason = "the buffer was exported for the PCIe BAR (ExportOptions::pcie), which only DataDirect can use; allow it, or export without";
+            return Err(RegisterError::NoPath { reason });
+        }
+        Ok(Self { paths: &[Path::DataDirect], backing: None, ..self })
+    }
+
     /// Registers with the kernel's command directly if the provider imports no dma-bufs, the usual case.
     /// After any failure [`try_each`](Self::try_each) finds out the reason.
     fn try_kernel(self, dmabuf: &DmaBuf, request: &Request) -> Option<Registered> {
@@ -189,7 +206,8 @@ impl<'a> MemoryRegionBuilder<'a> {
     fn try_host(self, host: &HostBuffer, request: Request) -> Result<(Registered, Path, Iova)> {
         let path = Path::HostMemory;
         if !self.paths.contains(&path) {
-            return Err(RegisterError::NoPath);
+            let reason = "none of the allowed paths registers host memory; allow HostMemory for host memory";
+            return Err(RegisterError::NoPath { reason });
         }
         let request = self.host_request(host.as_ptr(), request)?;
         path::register_host(self.domain, host, &request)
@@ -284,11 +302,14 @@ impl<'a> MemoryRegionBuilder<'a> {
             }
             Ok(Cause::Import) => {}
             Err((path, source)) => {
-                return RegisterError::Probe { device: self.device().into(), path, source };
+                return probe::unclear(self.device(), path, source);
             }
         }
         match refusals.as_slice() {
-            [] => return RegisterError::NoPath,
+            [] => {
+                let reason = "none is allowed; allow Verbs, Uverbs, or HostMapping with its backing";
+                return RegisterError::NoPath { reason };
+            }
             [refusal] => {
                 if let Some((operation, needs)) = refusal.path().needs() {
                     let (device, source) = (self.device().into(), Some(refusal.source()));

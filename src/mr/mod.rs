@@ -42,6 +42,7 @@ pub use slice::RegionSlice;
 pub use umem::Umem;
 
 pub(crate) use remote::RemoteCursor;
+pub(crate) use self_check::Loopback;
 pub(crate) use slice::SliceCursor;
 
 #[cfg(test)]

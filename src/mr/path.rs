@@ -70,7 +70,7 @@ impl Path {
             )),
             Self::DataDirect => Some((
                 "mlx5dv_reg_dmabuf_mr",
-                "rdma-core 54 or later, Linux 6.12 or later, and an mlx5 device with a data-direct function",
+                "rdma-core 54 or later, Linux 6.12 or later, and an mlx5 device with a data-direct function, on GB300 at offset 0 of the dma-buf",
             )),
             _ => None,
         }

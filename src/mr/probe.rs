@@ -107,7 +107,7 @@ impl fmt::Display for Refusal {
 ///
 /// # Errors
 /// - [`RegisterError::ImportUnsupported`]: neither Verbs nor Uverbs imports dma-bufs, with the refusal of each.
-/// - [`RegisterError::Probe`]: an errno that means neither yes nor no.
+/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`]: an errno that means neither yes nor no.
 /// - [`RegisterError::Verbs`]: the protection domain for the probe cannot be allocated.
 pub fn probe(context: &Context) -> Result<Path, RegisterError> {
     let mut refusals = Vec::new();
@@ -124,13 +124,13 @@ pub fn probe(context: &Context) -> Result<Path, RegisterError> {
 /// [`Path::HostMapping`] it probes the kernel's command, as for `Uverbs`.
 ///
 /// # Errors
-/// - [`RegisterError::Probe`]: an errno that means neither yes nor no.
+/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`]: an errno that means neither yes nor no.
 /// - [`RegisterError::Verbs`]: the protection domain for the probe cannot be allocated.
 pub fn probe_path(context: &Context, path: Path) -> Result<Option<Refusal>, RegisterError> {
     let domain = ProtectionDomain::new(context)?;
     match probe_in(&domain, path, Access::LOCAL_WRITE) {
         Ok(answer) => Ok(answer.err()),
-        Err(source) => Err(RegisterError::Probe { device: context.device_name().into(), path, source }),
+        Err(source) => Err(unclear(context.device_name(), path, source)),
     }
 }
 
@@ -230,6 +230,14 @@ fn interpret(path: Path, answer: io::Result<()>) -> io::Result<Result<(), Refusa
         Err(error) => error,
     };
     Refusal::from_errno(path, &error).map(Err).ok_or(error)
+}
+
+/// The error of a probe that got an unexpected errno.
+pub(super) fn unclear(device: &str, path: Path, source: io::Error) -> RegisterError {
+    let operation = format!(
+        "tell whether it imports dma-bufs through {path}: the probe got an unexpected errno; try the registration, which reports its own"
+    );
+    crate::verbs::Error::Device { device: device.into(), operation, source }.into()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Checks that the device reaches registered memory, with transfers of single bytes on a queue pair connected to
-//! itself.
+//! itself. A flush of received bytes uses the same queue pair.
 //!
 //! `unsafe` is here for a page of scratch memory. It is mapped and registered here, and accessed only with
 //! volatile reads and writes, because the device accesses it too.
@@ -15,6 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use dma_sg::page_size;
 
 use super::{Access, MemoryRegion, SelfCheckError};
+use crate::observe::Process;
 use crate::verbs::{
     self, CompletionQueue, Lkey, Operation, ProtectionDomain, QueuePair, QueuePairOptions, RemoteAddr, Rkey,
     Sge, WorkRequest,
@@ -38,7 +39,7 @@ pub(super) fn check(domain: &ProtectionDomain, regions: &[MemoryRegion]) -> Resu
 }
 
 /// A queue pair connected to itself, and a registered page for the other end of its transfers.
-struct Loopback {
+pub(crate) struct Loopback {
     // First, so that it is destroyed before the scratch page is deregistered.
     pair: QueuePair,
     queue: CompletionQueue,
@@ -46,7 +47,7 @@ struct Loopback {
 }
 
 impl Loopback {
-    fn new(domain: &ProtectionDomain) -> verbs::Result<Self> {
+    pub(crate) fn new(domain: &ProtectionDomain) -> verbs::Result<Self> {
         let scratch = Scratch::new(domain)?;
         let context = domain.context();
         let port = first_active(context.limits()?.ports, |port| Ok(context.port(port)?.active))?;
@@ -88,15 +89,19 @@ impl Loopback {
         Err(SelfCheckError::Mismatch { device, path, offset, wrote, read })
     }
 
-    /// Reads a byte with the remote key if the region permits that, else with the local key.
-    fn read(&self, region: &MemoryRegion, offset: u64) -> Result<u8> {
-        self.scratch.set(0);
-        let result = if region.access().contains(Access::REMOTE_READ) {
+    /// Has the device read a byte. After a failure the queue pair is unusable.
+    pub(crate) fn touch(&self, region: &MemoryRegion, offset: u64) -> verbs::Result<()> {
+        if region.access().contains(Access::REMOTE_READ) {
             self.transfer(Operation::Read { remote: remote_byte(region, offset) }, self.scratch.sge())
         } else {
             self.transfer(Operation::Write { remote: self.scratch.remote() }, local_byte(region, offset))
-        };
-        result.map_err(failed(region, "reading", offset))?;
+        }
+    }
+
+    /// Reads a byte with the remote key if the region permits that, else with the local key.
+    fn read(&self, region: &MemoryRegion, offset: u64) -> Result<u8> {
+        self.scratch.set(0);
+        self.touch(region, offset).map_err(failed(region, "reading", offset))?;
         Ok(self.scratch.get())
     }
 
@@ -157,6 +162,7 @@ struct Scratch {
     page: NonNull<u8>,
     size: NonZeroUsize,
     region: NonNull<ffi::ibv_mr>,
+    creator: Process,
     // Last, so that it is dropped after the region is deregistered.
     domain: ProtectionDomain,
 }
@@ -183,7 +189,7 @@ impl Scratch {
             let _ = unsafe { munmap(page, size.get()) };
             return Err(failed(error));
         };
-        Ok(Self { page: page.cast(), size, region, domain: domain.clone() })
+        Ok(Self { page: page.cast(), size, region, creator: Process::current(), domain: domain.clone() })
     }
 
     fn keys(&self) -> (Lkey, Rkey) {
@@ -210,12 +216,17 @@ impl Scratch {
     }
 }
 
+// SAFETY: any thread may use the page and the region; the page is only accessed as a volatile byte.
+unsafe impl Send for Scratch {}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         // SAFETY: the region is live and is deregistered only here. The page is unmapped only if that
         // succeeded.
         unsafe {
-            if ffi::ibv_dereg_mr(self.region.as_ptr()) == 0 {
+            if !self.creator.is_current() {
+                // The parent's, and so is the page.
+            } else if ffi::ibv_dereg_mr(self.region.as_ptr()) == 0 {
                 let _ = munmap(self.page.cast(), self.size.get());
             } else {
                 let device = self.domain.context().device_name();

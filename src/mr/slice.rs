@@ -105,10 +105,21 @@ impl RegionSlice {
         Self { memory, offset: 0, length }
     }
 
-    /// A range of a region, already checked.
-    pub(super) fn of_region(region: MemoryRegion, offset: u64, length: u64) -> Self {
-        debug_assert!(check_range(offset, length, region.len()).is_ok());
-        Self { memory: Memory::Region(region), offset, length }
+    /// A range of this slice, already checked.
+    pub(super) fn part(&self, offset: u64, length: u64) -> Self {
+        debug_assert!(check_range(offset, length, self.length).is_ok());
+        Self { memory: self.memory.clone(), offset: self.offset + offset, length }
+    }
+
+    /// Whether other handles of its memory live.
+    pub(super) fn is_shared(&self) -> bool {
+        match &self.memory {
+            Memory::Region(region) => region.is_shared(),
+            Memory::Set(set) => set.is_shared(),
+            Memory::List(list) => {
+                Arc::strong_count(list) > 1 || list.segments.iter().any(|segment| segment.region.is_shared())
+            }
+        }
     }
 
     /// Joins several slices into one, in this order: rows of an image, pages of a cache, regions of different

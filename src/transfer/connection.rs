@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::engine::Engine;
 use super::error::Result;
+use super::flush::Flush;
 use super::options::max_message_size;
 use super::pair::Pair;
 use super::request::Request;
@@ -42,6 +44,7 @@ pub struct Receiver {
     /// For messages, if `pair` receives notifications.
     messages: Option<Arc<Pair>>,
     options: ConnectionOptions,
+    flush: Flush,
 }
 
 impl Connection {
@@ -101,7 +104,7 @@ impl Connection {
             pair.join(messages);
         }
         let sender = Sender { pair: pair.clone(), messages: messages.clone(), options };
-        Ok(Self { sender, receiver: Receiver { pair, messages, options } })
+        Ok(Self { sender, receiver: Receiver { pair, messages, options, flush: Flush::default() } })
     }
 
     /// The description that the peer needs to connect. Send it by any means.
@@ -152,6 +155,14 @@ impl Connection {
     #[doc(alias = "rdma_disconnect")]
     pub fn disconnect(&self) {
         self.sender.disconnect();
+    }
+
+    /// Makes what the peer has written visible to a GPU; see [`Receiver::flush`].
+    ///
+    /// # Errors
+    /// As [`Receiver::flush`].
+    pub fn flush(&self, slice: &RegionSlice) -> Result<()> {
+        self.receiver.flush(slice)
     }
 
     /// Splits the connection into owned halves, for use by two threads or tasks at once. The queue pair is destroyed
@@ -559,5 +570,36 @@ impl Receiver {
     /// The notifications of the peer; see [`Connection::notifications`].
     pub fn notifications(&self) -> Notifications {
         Notifications::of(self.pair.engine(), Some(&self.pair))
+    }
+
+    /// Makes what the peer has written into local memory visible to work that a GPU starts after this returns. The
+    /// connection's device reads a byte of each region of the slice, over a queue pair that is connected to itself.
+    ///
+    /// A completion says that the bytes have left the NIC, not that the GPU sees them: they may still be on the PCIe bus.
+    /// A read by the same device follows them, and its answer comes only after them (PCI Express Base Specification,
+    /// "Transaction Ordering"). NCCL flushes in this way. On machines where the bytes take another bus at the end, such
+    /// as NVLink-C2C of GB200, it is the only way known. Memory of the host needs no flush. If several NICs write the
+    /// memory, flush it on a receiver of each. Memory registered with
+    /// [`Access::RELAXED_ORDERING`](crate::mr::Access::RELAXED_ORDERING) has no such order. [`Runtime::flush`](crate::exporter::Runtime::flush) is the driver's own
+    /// call.
+    ///
+    /// The first call creates the queue pair. Not tried with a GPU.
+    ///
+    /// # Errors
+    /// - [`RequestError::ForeignRegion`]: the slice is in another protection domain.
+    /// - [`Error::Verbs`](super::Error::Verbs): the queue pair cannot be created, or the read failed. The connection
+    ///   stays usable, and the next call creates another queue pair.
+    pub fn flush(&self, slice: &RegionSlice) -> Result<()> {
+        self.flush.read(&self.pair.engine().domain, slice)
+    }
+
+    /// Waits for notifications of the peer as [`Notifications::wait`] does, then [flushes](Self::flush) the slice that
+    /// they announce: work that a GPU starts afterwards sees the bytes.
+    ///
+    /// # Errors
+    /// As [`Notifications::wait`], and as [`flush`](Self::flush); the notifications are then taken.
+    pub fn wait_flushed(&self, id: u32, count: u64, timeout: Duration, slice: &RegionSlice) -> Result<()> {
+        self.notifications().wait(id, count, timeout)?;
+        self.flush(slice)
     }
 }

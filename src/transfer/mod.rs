@@ -12,6 +12,7 @@ mod driver;
 mod engine;
 mod error;
 mod events;
+mod flush;
 mod job;
 mod notifications;
 mod options;

@@ -1,9 +1,10 @@
 //! Checks that run on every GPU runtime, on a real GPU and on the stubs.
 
-use dma_sg::RangeError;
+use dma_sg::{RangeError, page_size};
 use dmabuf_rdma::RemoteSlice;
 use dmabuf_rdma::exporter::{
-    Cuda, DeviceMemory, Error, Exporter, Hsa, LevelZero, MemoryKind, PointerError, Runtime,
+    Cuda, DeviceMemory, Error, ExportOptions, Exporter, Extent, Hsa, LevelZero, MemoryKind, PointerError,
+    Runtime,
 };
 use dmabuf_rdma::mr::{Access, MemoryRegion};
 use dmabuf_rdma::verbs::Operation;
@@ -75,11 +76,17 @@ pub fn sub_allocations_come_out_exact(gpu: &dyn Gpu) {
         assert_eq!((info.runtime, info.address), (Runtime::name(gpu), address));
         assert_eq!((info.base, info.size, info.kind), (base, size, MemoryKind::Device));
         assert!(info.device.is_some(), "{info:?}");
-        let exported = gpu.export(&info, length).unwrap();
-        let [part] = exported.as_slice() else { panic!("one allocation, {exported:?}") };
-        assert_eq!(part.range(), offset..offset + length, "the allocation begins at a page");
-        assert_eq!(part.len(), length);
-        assert!(part.dmabuf.size() >= offset + length && part.dmabuf.is_writable());
+        for extent in [Extent::Range, Extent::Allocation] {
+            let exported = gpu.export(&info, length, ExportOptions::default().extent(extent)).unwrap();
+            let [part] = exported.as_slice() else { panic!("one allocation, {exported:?}") };
+            assert_eq!(part.len(), length);
+            assert_eq!(part.dmabuf.pci_device(), info.device);
+            assert!(part.dmabuf.is_writable() && part.range().end <= part.dmabuf.size());
+            let whole = part.memory() == (0..size) && part.range() == (offset..offset + length);
+            // CUDA exports less than the allocation.
+            let pages = part.range().start == offset % page_size();
+            assert!(whole || extent == Extent::Range && pages, "{extent:?} {offset} {part:?}");
+        }
     }
 }
 
@@ -136,7 +143,7 @@ pub fn wrong_pointers_are_refused(gpu: &dyn Gpu) {
     let info = gpu.find(base).unwrap().unwrap();
     drop(memory);
     assert_eq!(gpu.find(base).unwrap(), None, "freed");
-    let message = assert_refused!(gpu.export(&info, 1), PointerError::Freed { .. });
+    let message = assert_refused!(gpu.export(&info, 1, ExportOptions::default()), PointerError::Freed { .. });
     assert!(message.contains("was freed after it was looked up"), "{message}");
     assert_refused!(gpu.export_at(base, 1), PointerError::ForeignPointer { .. });
 }

@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod capture;
 pub mod census;
 pub mod cgroup;
+pub mod cuda;
 pub mod drm;
 pub mod faults;
 pub mod gpu;
@@ -15,6 +16,7 @@ pub mod link;
 pub mod peers;
 pub mod profile;
 pub mod raw;
+pub mod report;
 pub mod system;
 pub mod wire;
 

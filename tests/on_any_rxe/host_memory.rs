@@ -256,7 +256,7 @@ fn the_cache_knows_a_buffer_by_its_identity() {
                 ..,
                 Access::empty()
             ),
-            RegisterError::NoPath
+            RegisterError::NoPath { .. }
         );
     }
     census.assert_unchanged();
@@ -364,10 +364,10 @@ fn wrong_ranges_flags_and_paths_are_refused() {
     let flush = Access::from_bits_retain(1 << 8);
     assert_refused!(builder.access(flush).register(), RegisterError::AccessNotPermitted { device: None, .. });
     for paths in [&[] as &[_], &[Path::Verbs, Path::Uverbs, Path::HostMapping]] {
-        let message = assert_refused!(builder.paths(paths).register(), RegisterError::NoPath);
+        let message = assert_refused!(builder.paths(paths).register(), RegisterError::NoPath { .. });
         assert!(message.contains("HostMemory for host memory"), "{message}");
     }
-    assert_refused!(builder.data_direct().register(), RegisterError::NoPath);
+    assert_refused!(builder.data_direct().register(), RegisterError::NoPath { .. });
     assert_refused!(buffer.read(8191, &mut [0; 2]), Error::Range(RangeError::OutOfRange { .. }));
     assert_refused!(buffer.write(8192, &[0]), Error::Range(RangeError::OutOfRange { .. }));
     assert_refused!(buffer.read(u64::MAX, &mut [0; 2]), Error::Range(RangeError::OutOfRange { .. }));

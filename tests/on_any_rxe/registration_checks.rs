@@ -86,7 +86,8 @@ fn host_pages_of_another_buffer_and_no_path() {
         builder().host_mapping(backing).register(),
         RegisterError::Host(host::Error::ForeignBacking)
     );
-    assert_refused!(builder().paths(&[]).register(), RegisterError::NoPath);
+    let none = assert_refused!(builder().paths(&[]).register(), RegisterError::NoPath { .. });
+    assert!(none.contains("none is allowed"), "{none}");
 }
 
 #[test]

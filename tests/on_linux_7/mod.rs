@@ -104,6 +104,7 @@ fn a_bar_is_exported_whole_in_part_and_in_two_ranges() {
     assert_eq!([whole.size(), part.size(), two.size()], [size, 0x4000, 0x3000]);
     assert_eq!(whole.exporter_name().unwrap(), "vfio_pci_core");
     assert_ne!(whole.id(), part.id());
+    assert_eq!((whole.pci_device(), two.pci_device()), (Some(device.address()), Some(device.address())));
     // The CPU cannot map it, and the error names the exporter.
     let refused = whole.map();
     let message =

@@ -6,7 +6,9 @@ use std::process::Command;
 fn main() {
     let out = std::env::var("OUT_DIR").expect("set by cargo");
     let compiler = cc::Build::new().opt_level(1).warnings_into_errors(true).get_compiler();
-    println!("cargo::rerun-if-changed=stub.h");
+    for header in ["stub.h", "cuda_mapped.h", "cuda_kinds.h"] {
+        println!("cargo::rerun-if-changed={header}");
+    }
     for (source, name) in [
         ("cuda.c", "libcuda.so.1"),
         ("hsa.c", "libhsa-runtime64.so.1"),

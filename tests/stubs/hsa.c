@@ -21,7 +21,13 @@ struct info {
 	uint32_t flags;
 };
 
-static int initialised;
+static int initialised, without_callbacks, without_hdp;
+/* The register that flushes, which the library writes. */
+static volatile uint32_t hdp[2];
+static struct {
+	void (*callback)(void *, void *);
+	uintptr_t address;
+} watches[MOST];
 
 #define BEGIN(call)                                                                                \
 	do {                                                                                       \
@@ -82,6 +88,10 @@ int hsa_agent_get_info(handle agent, int attribute, void *value)
 	NEEDS(hsa_agent_get_info, agent.handle >= 1 && agent.handle <= 3);
 	switch (attribute) {
 	case 17: *word = agent.handle > 1; return OK;
+	case 0xa00e:
+		((const volatile void **)value)[0] = without_hdp ? NULL : &hdp[0];
+		((const volatile void **)value)[1] = without_hdp ? NULL : &hdp[1];
+		return OK;
 	case 0xa006: *word = agent.handle << 8 | 5 << 3 | 1; return OK;
 	case 0xa00f: *word = agent.handle == 3; return OK;
 	}
@@ -129,6 +139,18 @@ int hsa_amd_memory_pool_allocate(handle pool, size_t size, uint32_t flags, void 
 	return OK;
 }
 
+/* Calls back after the memory has no owner any more, and before its addresses can be used again. */
+static void released(uintptr_t address)
+{
+	for (int i = 0; i < MOST; i++)
+		if (watches[i].callback && watches[i].address == address) {
+			void (*callback)(void *, void *) = watches[i].callback;
+
+			watches[i].callback = NULL;
+			callback((void *)address, NULL);
+		}
+}
+
 int hsa_amd_memory_pool_free(void *address)
 {
 	struct memory *memory = find((uintptr_t)address);
@@ -136,7 +158,27 @@ int hsa_amd_memory_pool_free(void *address)
 	BEGIN(hsa_amd_memory_pool_free);
 	NEEDS(hsa_amd_memory_pool_free, memory && memory->base == (uintptr_t)address);
 	release(memory);
+	released((uintptr_t)address);
 	return OK;
+}
+
+int hsa_amd_register_deallocation_callback(void *address, void (*callback)(void *, void *), void *data)
+{
+	const struct memory *memory = find((uintptr_t)address);
+
+	BEGIN(hsa_amd_register_deallocation_callback);
+	NEEDS(hsa_amd_register_deallocation_callback, address && callback && !data);
+	if (without_callbacks)
+		return ERROR;
+	if (!memory)
+		return INVALID_ALLOCATION;
+	for (int i = 0; i < MOST; i++)
+		if (!watches[i].callback) {
+			watches[i].callback = callback;
+			watches[i].address = (uintptr_t)address;
+			return OK;
+		}
+	return OUT_OF_RESOURCES;
 }
 
 int hsa_amd_memory_fill(void *address, uint32_t word, size_t count)
@@ -159,10 +201,16 @@ int hsa_amd_pointer_info(const void *address, struct info *info, void *(*alloc)(
 	BEGIN(hsa_amd_pointer_info);
 	NEEDS(hsa_amd_pointer_info, address && info && info->size == sizeof(*info));
 	NEEDS(hsa_amd_pointer_info, !alloc && !count && !agents);
-	info->type = !memory ? 0 : memory->kind == HOST ? 2 : 1;
+	lookups++;
+	info->type = !memory			? 0 :
+		     memory->kind == HOST	? 2 :
+		     memory->kind == IMPORTED	? 4 :
+		     memory->kind == RESERVED	? 6 :
+						  1;
 	if (memory) {
-		info->agent_base = info->host_base = (void *)memory->base;
-		info->bytes = memory->size;
+		info->agent_base = info->host_base =
+			(void *)(nonsense == BASE_ABOVE ? (uintptr_t)address + PAGE : memory->base);
+		info->bytes = nonsense == SIZE_ZERO ? 0 : memory->size;
 		info->owner.handle = memory->device;
 		info->flags = 4;
 	}
@@ -180,7 +228,9 @@ int hsa_amd_portable_export_dmabuf(const void *address, size_t size, int *fd, ui
 
 	BEGIN(hsa_amd_portable_export_dmabuf);
 	NEEDS(hsa_amd_portable_export_dmabuf, address && size && fd && offset);
-	if (!memory || (uintptr_t)address + size > memory->base + memory->size)
+	/* Its own pools' memory only. */
+	if (!memory || (uintptr_t)address + size > memory->base + memory->size || memory->kind == IMPORTED ||
+	    memory->kind == RESERVED)
 		return INVALID_ALLOCATION;
 	if (memory->kind != DEVICE)
 		return INVALID_AGENT;
@@ -209,14 +259,40 @@ int hsa_amd_portable_close_dmabuf(int fd)
 }
 #endif
 
-/* For the test: locked host memory. */
-uintptr_t stub_other(int managed, size_t size)
+/* For the test: locked host memory, memory of another process, memory mapped into reserved addresses, and
+ * fine-grained memory of the host (hipHostMalloc) and of the GPU. */
+uintptr_t stub_other(int kind, size_t size)
 {
-	(void)managed;
-	return make(HOST, size, NULL, 1)->base;
+	static const enum kind kinds[] = { HOST, HOST, IMPORTED, RESERVED, DEVICE, DEVICE };
+
+	return make(kinds[kind], size, NULL, kind < 2 || kind == 4 ? 1 : 2)->base;
 }
 
 void stub_free(uintptr_t address)
 {
 	release(find(address));
+	released(address);
+}
+
+/* For the test: memory from its own pool, at an address of its choice. */
+uintptr_t stub_allocate(size_t size)
+{
+	return make(DEVICE, size, NULL, 2)->base;
+}
+
+/* For the test: a runtime without deallocation callbacks, GPUs without HDP registers. */
+void stub_set(const char *what, uintptr_t value)
+{
+	if (!strcmp(what, "callbacks"))
+		without_callbacks = !value;
+	else if (!strcmp(what, "hdp"))
+		without_hdp = !value;
+	else
+		wrong("stub_set", what);
+}
+
+/* For the test: what was written to the register. */
+uint32_t stub_hdp(void)
+{
+	return hdp[0];
 }

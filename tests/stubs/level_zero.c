@@ -173,6 +173,7 @@ uint32_t zeMemGetAllocProperties(void *context, const void *address, struct prop
 
 	BEGIN(zeMemGetAllocProperties);
 	NEEDS(zeMemGetAllocProperties, IS(contexts, context) && address && found->stype == ALLOC_PROPERTIES);
+	lookups++;
 	found->type = !memory ? 0 : memory->kind == HOST ? 1 : memory->kind == DEVICE ? 2 : 3;
 	found->id = memory ? memory->id : 0;
 	found->page_size = PAGE;
@@ -206,8 +207,8 @@ uint32_t zeMemGetAddressRange(void *context, const void *address, void **base, s
 
 	BEGIN(zeMemGetAddressRange);
 	NEEDS(zeMemGetAddressRange, IS(contexts, context) && memory && base && size);
-	*base = (void *)memory->base;
-	*size = memory->size;
+	*base = (void *)(nonsense == BASE_ABOVE ? (uintptr_t)address + PAGE : memory->base);
+	*size = nonsense == SIZE_ZERO ? 0 : memory->size;
 	return OK;
 }
 #endif

@@ -43,11 +43,50 @@ impl Stub {
 
     /// Makes the next call of a function return `code`.
     pub fn refuse(&self, call: &str, code: i64) {
+        self.refuse_times(call, code, 1);
+    }
+
+    /// Makes the next calls of a function return `code`.
+    pub fn refuse_times(&self, call: &str, code: i64, times: i32) {
         let call = CString::new(call).expect("a name");
+        type Refuse = unsafe extern "C" fn(*const c_char, i64, c_int);
         // SAFETY: the type is that in stub.h; the stub copies the name.
+        unsafe { self.function::<Refuse>("stub_refuse")(call.as_ptr(), code, times) };
+    }
+
+    /// Sets what the driver or its devices are like, by a name in the stub's source.
+    pub fn set(&self, what: &str, value: usize) {
+        let what = CString::new(what).expect("a name");
+        // SAFETY: the type is that in the stub's source; the stub does not keep the name.
         unsafe {
-            self.function::<unsafe extern "C" fn(*const c_char, i64)>("stub_refuse")(call.as_ptr(), code)
+            self.function::<unsafe extern "C" fn(*const c_char, usize)>("stub_set")(what.as_ptr(), value)
         };
+    }
+
+    /// Makes look-ups and exports succeed with numbers that cannot be true.
+    pub fn nonsense(&self, nonsense: Nonsense) {
+        // SAFETY: the type is that in stub.h.
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_nonsense")(nonsense as c_int) };
+    }
+
+    /// The number of look-ups of pointers so far.
+    pub fn lookups(&self) -> i32 {
+        self.count(c"lookups")
+    }
+
+    /// The number of dma-bufs exported so far.
+    pub fn exports(&self) -> i32 {
+        self.count(c"exports")
+    }
+
+    /// The number of flushes so far.
+    pub fn flushes(&self) -> i32 {
+        self.count(c"flushes")
+    }
+
+    fn count(&self, what: &CStr) -> i32 {
+        // SAFETY: the type is that in stub.h; the stub does not keep the name.
+        unsafe { self.function::<unsafe extern "C" fn(*const c_char) -> c_int>("stub_count")(what.as_ptr()) }
     }
 
     /// The number of objects not released yet: allocations, contexts, descriptors, …
@@ -60,6 +99,12 @@ impl Stub {
     pub fn share(&self, sharing: bool) {
         // SAFETY: the type is that in stub.h.
         unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_share")(sharing.into()) };
+    }
+
+    /// With `reusing`, new memory gets the lowest free addresses. Otherwise addresses are never used again.
+    pub fn reuse(&self, reusing: bool) {
+        // SAFETY: the type is that in stub.h.
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("stub_reuse")(reusing.into()) };
     }
 
     /// With `bare`, exports report success and make no descriptor.
@@ -76,4 +121,19 @@ impl Stub {
             (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
         }
     }
+}
+
+/// Success with numbers that cannot be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nonsense {
+    /// None.
+    No,
+    /// An allocation of 0 bytes.
+    SizeZero,
+    /// An allocation that begins after the address.
+    BaseAbove,
+    /// A dma-buf of one page.
+    ShortBuffer,
+    /// A mapping elsewhere.
+    RangeElsewhere,
 }

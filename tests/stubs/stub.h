@@ -13,9 +13,9 @@
 
 #define PAGE 4096UL
 #define BLOCK (2UL << 20)
-#define MOST 64
+#define MOST 1024
 
-enum kind { FREE, DEVICE, HOST, MANAGED };
+enum kind { FREE, DEVICE, HOST, MANAGED, POOL, IMPORTED, RESERVED };
 
 /* One allocation, or one of several mappings in a reservation. */
 struct memory {
@@ -30,6 +30,8 @@ struct memory {
 	void *owner;
 	int device;
 	int exportable, fd;
+	/* The physical memory of a mapping, from 1. */
+	int physical;
 };
 
 static struct memory all[MOST];
@@ -37,6 +39,9 @@ static int live;
 static char misuse[200];
 static char refused[64];
 static int64_t refusal;
+static int refusals;
+/* What a test counts: look-ups of pointers, exports, flushes. */
+static int lookups, exports, flushes;
 static int udmabuf = -1;
 
 /* Open the device at load time, as a driver does, so that no measured call does it. */
@@ -48,9 +53,9 @@ __attribute__((constructor)) static void open_device(void)
 /* Whether the test requested that this call fails, and the code. */
 static int refuses(const char *call, int64_t *code)
 {
-	if (!refused[0] || strcmp(refused, call))
+	if (!refusals || strcmp(refused, call))
 		return 0;
-	refused[0] = 0;
+	refusals--;
 	*code = refusal;
 	return 1;
 }
@@ -62,10 +67,17 @@ static int wrong(const char *call, const char *what)
 	return 1;
 }
 
-void stub_refuse(const char *call, int64_t code)
+/* Makes the next `times` calls of a function fail. */
+void stub_refuse(const char *call, int64_t code, int times)
 {
 	snprintf(refused, sizeof(refused), "%s", call);
 	refusal = code;
+	refusals = times;
+}
+
+int stub_count(const char *what)
+{
+	return *what == 'l' ? lookups : *what == 'e' ? exports : flushes;
 }
 
 int stub_live(void)
@@ -78,9 +90,12 @@ const char *stub_misuse(void)
 	return misuse[0] ? misuse : NULL;
 }
 
+/* Entries before this one may be used, so that a look-up does not search all. */
+static int used_end;
+
 static struct memory *find(uintptr_t address)
 {
-	for (int i = 0; i < MOST; i++)
+	for (int i = 0; i < used_end; i++)
 		if (all[i].kind != FREE && address - all[i].base < all[i].size)
 			return &all[i];
 	return NULL;
@@ -89,8 +104,10 @@ static struct memory *find(uintptr_t address)
 static struct memory *unused(void)
 {
 	for (int i = 0; i < MOST; i++)
-		if (all[i].kind == FREE)
+		if (all[i].kind == FREE) {
+			used_end = i < used_end ? used_end : i + 1;
 			return &all[i];
+		}
 	return NULL;
 }
 
@@ -99,10 +116,45 @@ static uintptr_t round_up(uintptr_t value, uintptr_t to)
 	return (value + to - 1) / to * to;
 }
 
+/* With `stub_reuse`, new memory of at most 4 MiB gets the lowest addresses that are free, as from an allocator that
+ * hands out what was freed last. */
+#define SLOT (4UL << 20)
+#define SLOTS 64
+static int reusing;
+static uintptr_t slots;
+
+void stub_reuse(int wanted)
+{
+	reusing = wanted;
+}
+
+static uintptr_t lowest(void)
+{
+	for (uintptr_t at = slots; at < slots + SLOTS * SLOT; at += SLOT) {
+		int taken = 0;
+
+		for (int i = 0; i < MOST; i++)
+			taken |= all[i].kind != FREE && all[i].block - at < SLOT;
+		if (!taken)
+			return at;
+	}
+	return 0;
+}
+
 /* Reserves addresses at a multiple of BLOCK. */
 static uintptr_t reserve(uintptr_t size)
 {
-	void *at = mmap(NULL, size + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *at;
+
+	if (reusing && size <= SLOT) {
+		if (!slots) {
+			reusing = 0;
+			slots = reserve(SLOTS * SLOT);
+			reusing = 1;
+		}
+		return lowest();
+	}
+	at = mmap(NULL, size + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return at == MAP_FAILED ? 0 : round_up((uintptr_t)at, BLOCK);
 }
@@ -146,7 +198,7 @@ static void release(struct memory *memory)
 	for (int i = 0; i < MOST; i++)
 		if (all[i].kind != FREE && &all[i] != memory && all[i].memfd == memory->memfd)
 			last = 0;
-	if (last) {
+	if (last && !memory->physical) {
 		/* Keep the addresses reserved, so that a freed pointer belongs to no allocation. */
 		mmap((void *)memory->block, memory->block_size, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -156,6 +208,15 @@ static void release(struct memory *memory)
 		close(memory->fd);
 	memory->kind = FREE;
 	live--;
+}
+
+/* With `stub_nonsense`, the next look-ups or exports succeed with numbers that cannot be true. */
+enum nonsense { SENSE, SIZE_ZERO, BASE_ABOVE, SHORT_BUFFER, RANGE_ELSEWHERE };
+static int nonsense;
+
+void stub_nonsense(int which)
+{
+	nonsense = which;
 }
 
 /* With `stub_bare`, exports succeed without a descriptor, as those of some drivers do. */
@@ -184,6 +245,9 @@ static int dmabuf(const struct memory *memory, uintptr_t address, uintptr_t leng
 	struct udmabuf_create create = { .memfd = memory->memfd, .flags = flags,
 					 .offset = address - memory->block, .size = length };
 
+	exports++;
+	if (nonsense == SHORT_BUFFER)
+		create.size = PAGE;
 	if (!sharing)
 		return ioctl(udmabuf, UDMABUF_CREATE, &create);
 	if (shared < 0 || memcmp(&create, &shared_range, sizeof(create))) {

@@ -15,7 +15,7 @@ pub struct Sysfs {
     root: PathBuf,
 }
 
-/// Where an RDMA device or a DRM card is.
+/// Where an RDMA device, a DRM card or a video device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// On the PCI bus.
@@ -117,6 +117,15 @@ impl Sysfs {
     /// - [`Error::Sysfs`]: it cannot be read.
     pub fn drm_card(&self, name: &str) -> Result<Location> {
         self.class_device("drm", "DRM card", name)
+    }
+
+    /// Finds a video device by its name: `video0`.
+    ///
+    /// # Errors
+    /// - [`Error::NotInSysfs`] (`ENOENT`): there is none.
+    /// - [`Error::Sysfs`]: it cannot be read.
+    pub fn video_device(&self, name: &str) -> Result<Location> {
+        self.class_device("video4linux", "video device", name)
     }
 
     fn names(&self, class: &str) -> Result<Vec<String>> {

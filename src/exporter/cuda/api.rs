@@ -12,6 +12,7 @@ use sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE;
 use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD;
 use sys::CUpointer_attribute_enum as Attribute;
 pub(super) use sys::{CUcontext as Context, CUdeviceptr as Address};
+use sys::{CUdevice_attribute_enum as DeviceAttribute, CUmemAllocationProp as Properties};
 
 use super::LIBRARY;
 use crate::exporter::PointerError;
@@ -26,6 +27,7 @@ pub(super) mod code {
     pub(crate) const OUT_OF_MEMORY: u32 = C::CUDA_ERROR_OUT_OF_MEMORY as u32;
     pub(crate) const NOT_INITIALIZED: u32 = C::CUDA_ERROR_NOT_INITIALIZED as u32;
     pub(crate) const DEINITIALIZED: u32 = C::CUDA_ERROR_DEINITIALIZED as u32;
+    pub(crate) const CONTEXT_IS_DESTROYED: u32 = C::CUDA_ERROR_CONTEXT_IS_DESTROYED as u32;
     pub(crate) const NO_DEVICE: u32 = C::CUDA_ERROR_NO_DEVICE as u32;
     pub(crate) const INVALID_CONTEXT: u32 = C::CUDA_ERROR_INVALID_CONTEXT as u32;
     pub(crate) const NOT_FOUND: u32 = C::CUDA_ERROR_NOT_FOUND as u32;
@@ -36,23 +38,35 @@ functions! {
     init: "cuInit", "CUDA 4", (c_uint);
     device_count: "cuDeviceGetCount", "CUDA 4", (*mut c_int);
     device_get: "cuDeviceGet", "CUDA 4", (*mut c_int, c_int);
+    device_attribute: "cuDeviceGetAttribute", "CUDA 4", (*mut c_int, c_uint, c_int);
     pci_bus_id: "cuDeviceGetPCIBusId", "CUDA 4.1", (*mut c_char, c_int, c_int);
     error_name: "cuGetErrorName", "CUDA 6", (c_uint, *mut *const c_char);
     retain: "cuDevicePrimaryCtxRetain", "CUDA 7", (*mut Context, c_int);
     release: "cuDevicePrimaryCtxRelease_v2", "CUDA 11", (c_int);
     push: "cuCtxPushCurrent_v2", "CUDA 4", (Context);
     pop: "cuCtxPopCurrent_v2", "CUDA 4", (*mut Context);
+    flags: "cuCtxGetFlags", "CUDA 7", (*mut c_uint);
     attributes: "cuPointerGetAttributes", "CUDA 7",
         (c_uint, *const Attribute, *const *mut c_void, Address);
+    set_attribute: "cuPointerSetAttribute", "CUDA 6", (*const c_void, c_uint, Address);
     address_range: "cuMemGetAddressRange_v2", "CUDA 3.2", (*mut Address, *mut usize, Address);
     handle: "cuMemGetHandleForAddressRange", "CUDA 11.7",
         (*mut c_void, Address, usize, c_uint, c_ulonglong);
+    retain_handle: "cuMemRetainAllocationHandle", "CUDA 11", (*mut Handle, *mut c_void);
+    release_handle: "cuMemRelease", "CUDA 10.2", (Handle);
+    handle_properties: "cuMemGetAllocationPropertiesFromHandle", "CUDA 10.2", (*mut Properties, Handle);
+    flush: "cuFlushGPUDirectRDMAWrites", "CUDA 11.3", (c_uint, c_uint);
     alloc: "cuMemAlloc_v2", "CUDA 3.2", (*mut Address, usize);
     free: "cuMemFree_v2", "CUDA 3.2", (Address);
     info: "cuMemGetInfo_v2", "CUDA 3.2", (*mut usize, *mut usize);
     set: "cuMemsetD32_v2", "CUDA 3.2", (Address, c_uint, usize);
     synchronize: "cuCtxSynchronize", "CUDA 4", ();
+    // CUDA 12.1.
+    ? set_flags: "cuCtxSetFlags", (c_uint);
 }
+
+/// A `CUmemGenericAllocationHandle`: physical memory that `cuMemMap` maps.
+pub(super) type Handle = c_ulonglong;
 
 /// What the driver reports about a pointer; all zero for one that it does not know.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,6 +75,8 @@ pub(super) struct Attributes {
     pub(super) memory_type: c_uint,
     pub(super) buffer_id: c_ulonglong,
     pub(super) managed: c_uint,
+    /// A `CUmemoryPool`; null for memory of no pool.
+    pub(super) pool: usize,
     pub(super) ordinal: c_int,
     pub(super) base: Address,
     pub(super) size: usize,
@@ -110,6 +126,26 @@ impl Api {
         answered("cuDevicePrimaryCtxRelease", unsafe { (self.release)(device) })
     }
 
+    /// Whether the host can have the device make remote writes visible, with `flush_writes`.
+    pub(super) fn flushes_writes(&self, device: c_int) -> Answer<bool> {
+        let mut options = 0;
+        let which = DeviceAttribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS as c_uint;
+        // SAFETY: writes one int.
+        let code = unsafe { (self.device_attribute)(&raw mut options, which, device) };
+        answered("cuDeviceGetAttribute", code)?;
+        let host = sys::CUflushGPUDirectRDMAWritesOptions_enum::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST;
+        Ok(options as c_uint & host as c_uint != 0)
+    }
+
+    /// Waits until remote writes are visible to the device of the current context.
+    pub(super) fn flush_writes(&self) -> Answer {
+        let target =
+            sys::CUflushGPUDirectRDMAWritesTarget_enum::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX;
+        let scope = sys::CUflushGPUDirectRDMAWritesScope_enum::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER;
+        // SAFETY: takes two numbers.
+        answered("cuFlushGPUDirectRDMAWrites", unsafe { (self.flush)(target as c_uint, scope as c_uint) })
+    }
+
     /// Makes a context current for this thread until the guard is dropped.
     ///
     /// # Safety
@@ -127,15 +163,17 @@ impl Api {
             Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
             Attribute::CU_POINTER_ATTRIBUTE_BUFFER_ID,
             Attribute::CU_POINTER_ATTRIBUTE_IS_MANAGED,
+            Attribute::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE,
             Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
             Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
             Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE,
         ];
-        let places: [*mut c_void; 7] = [
+        let places: [*mut c_void; 8] = [
             (&raw mut found.context).cast(),
             (&raw mut found.memory_type).cast(),
             (&raw mut found.buffer_id).cast(),
             (&raw mut found.managed).cast(),
+            (&raw mut found.pool).cast(),
             (&raw mut found.ordinal).cast(),
             (&raw mut found.base).cast(),
             (&raw mut found.size).cast(),
@@ -155,6 +193,61 @@ impl Api {
         let code = unsafe { (self.address_range)(&raw mut base, &raw mut size, address) };
         answered("cuMemGetAddressRange", code)?;
         Ok((base, size as u64))
+    }
+
+    /// Makes synchronous memory operations on the allocation at an address always synchronize.
+    pub(super) fn sync_memory(&self, address: Address) -> Answer {
+        let (yes, which) = (1 as c_uint, Attribute::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS as c_uint);
+        // SAFETY: the attribute is one unsigned int. Nothing is read at the address.
+        let code = unsafe { (self.set_attribute)((&raw const yes).cast(), which, address) };
+        answered("cuPointerSetAttribute", code)
+    }
+
+    /// The same for all memory operations of the current context. False if the driver has no such call.
+    pub(super) fn sync_context(&self) -> Answer<bool> {
+        let Some(set_flags) = self.set_flags else { return Ok(false) };
+        let (mut flags, wanted) = (0, sys::CUctx_flags_enum::CU_CTX_SYNC_MEMOPS as c_uint);
+        // SAFETY: writes one unsigned int.
+        answered("cuCtxGetFlags", unsafe { (self.flags)(&raw mut flags) })?;
+        if flags & wanted == 0 {
+            // SAFETY: takes flags; those that were set stay set.
+            answered("cuCtxSetFlags", unsafe { set_flags(flags | wanted) })?;
+        }
+        Ok(true)
+    }
+
+    /// The physical memory mapped at an address, retained once more: the same handle each time, until the memory is
+    /// released by all.
+    pub(super) fn retain_handle(&self, address: Address) -> Answer<Handle> {
+        let mut handle = 0;
+        // SAFETY: writes one handle; nothing is read at the address.
+        let code = unsafe { (self.retain_handle)(&raw mut handle, address as *mut c_void) };
+        answered("cuMemRetainAllocationHandle", code)?;
+        Ok(handle)
+    }
+
+    /// Releases what `retain_handle` retained.
+    ///
+    /// # Safety
+    /// `retain_handle` returned the handle, once more than this was called with it.
+    pub(super) unsafe fn release_handle(&self, handle: Handle) -> Answer {
+        // SAFETY: the caller's promise.
+        answered("cuMemRelease", unsafe { (self.release_handle)(handle) })
+    }
+
+    /// The ordinal of the device that physical memory is in, and whether it may be a target of a NIC.
+    pub(super) fn physical(&self, handle: Handle) -> Answer<(c_int, bool)> {
+        let mut found = std::mem::MaybeUninit::<Properties>::zeroed();
+        // SAFETY: writes one struct, which is zeroed.
+        let (code, found) = unsafe {
+            let code = (self.handle_properties)(found.as_mut_ptr(), handle);
+            // The first fields are enums: read the numbers instead.
+            let words = found.as_ptr().cast::<c_int>();
+            let flags = (&raw const (*found.as_ptr()).allocFlags.gpuDirectRDMACapable).read();
+            (code, (words.add(3).read(), flags != 0))
+        };
+        answered("cuMemGetAllocationPropertiesFromHandle", code)?;
+        Ok(found)
     }
 
     /// A dma-buf of whole pages, which the caller owns. The memory's context must be current.

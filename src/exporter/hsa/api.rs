@@ -14,6 +14,9 @@ use crate::exporter::PointerError;
 pub(super) use crate::exporter::library::{Answer, Refused};
 use crate::exporter::library::{answered, functions};
 
+/// A function that HSA calls with the address when the memory there is freed.
+pub(super) type Released = extern "C" fn(*mut c_void, *mut c_void);
+
 type Visit<T> = extern "C" fn(T, *mut c_void) -> Status;
 
 functions! {
@@ -31,6 +34,7 @@ functions! {
         (*const c_void, *mut HsaPointerInfo, *mut c_void, *mut u32, *mut *mut Agent);
     export: "hsa_amd_portable_export_dmabuf", "ROCm 5.6", (*const c_void, usize, *mut c_int, *mut u64);
     close: "hsa_amd_portable_close_dmabuf", "ROCm 5.6", (c_int);
+    ? register_release: "hsa_amd_register_deallocation_callback", (*mut c_void, Released, *mut c_void);
 }
 
 /// A callback that appends its value to the vector behind `list`.
@@ -74,6 +78,24 @@ impl Api {
         let code = unsafe { (self.agent_info)(agent, attribute, (&raw mut value).cast()) };
         answered("hsa_agent_get_info", code)?;
         Ok(value)
+    }
+
+    /// The register that flushes writes of other devices to the GPU's memory; null without one.
+    pub(super) fn hdp_flush(&self, agent: Agent) -> Answer<*mut u32> {
+        let none = std::ptr::null_mut();
+        let mut found = sys::HdpFlush { memory: none, registers: none };
+        // SAFETY: the attribute is this struct.
+        let code = unsafe { (self.agent_info)(agent, sys::AGENT_INFO_HDP_FLUSH, (&raw mut found).cast()) };
+        answered("hsa_agent_get_info", code)?;
+        Ok(found.memory)
+    }
+
+    /// Has the library call a function when the allocation at an address is freed. False if it cannot.
+    pub(super) fn on_release(&self, address: u64, released: Released) -> bool {
+        let Some(register) = self.register_release else { return false };
+        // SAFETY: the function is static and does not use its second argument.
+        let code = unsafe { register(address as *mut c_void, released, std::ptr::null_mut()) };
+        code == sys::SUCCESS
     }
 
     /// An attribute of a pool: a `uint32_t`, a `size_t` or a bool, in a zeroed word.

@@ -8,6 +8,7 @@
 //! Source: `hsa.h` and `hsa_ext_amd.h` of ROCR-Runtime.
 
 mod api;
+mod numbers;
 
 use std::sync::Arc;
 
@@ -17,7 +18,9 @@ use rdma_sys_ext::hsa as sys;
 
 use super::device_memory::{DeviceMemory, Heap};
 use super::library::{Named, duplicate, out_of_descriptors};
-use super::runtime::{ExportFound, ExportedRange, MemoryKind, PointerInfo, Runtime, not_null};
+use super::runtime::{
+    ExportFound, ExportOptions, ExportedRange, MemoryKind, PointerInfo, Runtime, allocation_in, not_null,
+};
 use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
 use crate::dmabuf::DmaBuf;
 use crate::observe::Process;
@@ -54,6 +57,8 @@ struct Gpu {
     address: Option<PciAddress>,
     /// The pool of its own memory, and the pool's size in bytes.
     pool: Option<(Pool, u64)>,
+    /// Address of the register that flushes writes of other devices to its memory; 0 without one.
+    hdp_flush: usize,
 }
 
 impl Drop for Initialised {
@@ -61,6 +66,7 @@ impl Drop for Initialised {
         if !self.creator.is_current() {
             return;
         }
+        numbers::forget();
         if let Err(refused) = self.api.shut_down() {
             tracing::warn!(error = %self.api.error(refused), "cannot shut HSA down");
         }
@@ -97,7 +103,8 @@ impl Initialised {
                 break;
             }
         }
-        Ok(Some(Gpu { agent, address: Some(address), pool }))
+        let hdp_flush = self.api.hdp_flush(agent)?.addr();
+        Ok(Some(Gpu { agent, address: Some(address), pool, hdp_flush }))
     }
 }
 
@@ -180,29 +187,39 @@ impl Hsa {
     }
 
     fn describe(&self, address: u64, info: &HsaPointerInfo) -> PointerInfo {
-        let owner = self.runtime.gpus.iter().find(|gpu| gpu.agent == info.agent_owner);
+        let owner = self.owner(info);
         // Memory of no GPU is the host's.
-        let kind = match owner {
-            Some(_) if info.pointer_type != sys::POINTER_TYPE_LOCKED => MemoryKind::Device,
-            _ => MemoryKind::Host,
+        let kind = match (owner, info.pointer_type) {
+            (None, _) | (_, sys::POINTER_TYPE_LOCKED) => MemoryKind::Host,
+            (_, sys::POINTER_TYPE_VMEM | sys::POINTER_TYPE_RESERVED) => MemoryKind::Virtual,
+            (_, sys::POINTER_TYPE_IPC | sys::POINTER_TYPE_GRAPHICS) => MemoryKind::Imported,
+            _ => MemoryKind::Device,
         };
         let base = match kind {
-            MemoryKind::Device => info.agent_base_address,
             // A locked buffer has a host address and a GPU address, and the caller may pass either.
-            _ if address.wrapping_sub(info.host_base_address as u64) < info.size_in_bytes as u64 => {
+            MemoryKind::Host
+                if address.wrapping_sub(info.host_base_address as u64) < info.size_in_bytes as u64 =>
+            {
                 info.host_base_address
             }
             _ => info.agent_base_address,
         };
+        let base = base as u64;
+        let id = || numbers::number(&self.runtime.api, base);
         PointerInfo {
             runtime: LIBRARY.runtime,
             address,
-            base: base as u64,
+            base,
             size: info.size_in_bytes as u64,
             kind,
-            id: None,
-            device: owner.filter(|_| kind == MemoryKind::Device).and_then(|gpu| gpu.address),
+            // HSA reports the end of allocations from its pools only.
+            id: if kind == MemoryKind::Device { id() } else { None },
+            device: owner.filter(|_| kind != MemoryKind::Host).and_then(|gpu| gpu.address),
         }
+    }
+
+    fn owner(&self, info: &HsaPointerInfo) -> Option<&Gpu> {
+        self.runtime.gpus.iter().find(|gpu| gpu.agent == info.agent_owner)
     }
 }
 
@@ -221,12 +238,33 @@ impl Runtime for Hsa {
 
     /// Exports one range: HSA exports ranges of one allocation.
     #[doc(alias = "hsa_amd_portable_export_dmabuf")]
-    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+    fn export(
+        &self,
+        info: &PointerInfo,
+        length: u64,
+        _options: ExportOptions,
+    ) -> Result<Vec<ExportedRange>, PointerError> {
         self.export_checked(info, length)
     }
 
     fn export_at(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
         self.find_and_export(address, length)
+    }
+
+    /// Writes the GPU's HDP flush register, as RCCL does, if the GPU has one. Not tried on hardware.
+    #[doc(alias = "HDP_MEM_FLUSH_CNTL")]
+    fn flush(&self, info: &PointerInfo) -> Result<bool, PointerError> {
+        let found =
+            self.runtime.api.pointer_info(info.address).map_err(|refused| self.runtime.refused(refused))?;
+        let register = self.owner(&found).map_or(0, |gpu| gpu.hdp_flush) as *mut u32;
+        if register.is_null() {
+            return Ok(false);
+        }
+        // SAFETY: HSA mapped the register for this process and keeps it mapped while it is initialized. Any value
+        // written flushes and changes nothing else.
+        unsafe { register.write_volatile(1) };
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        Ok(true)
     }
 }
 
@@ -236,6 +274,11 @@ impl ExportFound for Hsa {
         let runtime = &self.runtime;
         let exported = runtime.api.export(info.address, length);
         let (fd, offset) = exported.map_err(|refused| match refused.code {
+            sys::ERROR_INVALID_ALLOCATION if info.kind != MemoryKind::Device => PointerError::WrongKind {
+                runtime: Some(LIBRARY.runtime),
+                address: info.address,
+                kind: info.kind,
+            },
             sys::ERROR_INVALID_ALLOCATION => info.past(length, info.base, info.size),
             sys::ERROR_INVALID_AGENT => {
                 PointerError::NotExportable { runtime: LIBRARY.runtime, remedy: UNSUPPORTED }
@@ -247,7 +290,8 @@ impl ExportFound for Hsa {
         // SAFETY: open until the guard is dropped, or negative.
         let copy = unsafe { duplicate(fd, LIBRARY.runtime, UNSUPPORTED) }?;
         drop(guard);
-        Ok(vec![ExportedRange::new(DmaBuf::from_fd(copy)?, offset..offset.saturating_add(length))?])
+        let dmabuf = DmaBuf::from_fd(copy)?.with_device(info.device);
+        Ok(vec![allocation_in(info, dmabuf, offset, length, "hsa_amd_portable_export_dmabuf")?])
     }
 }
 

@@ -16,7 +16,9 @@ use rdma_sys_ext::level_zero as sys;
 
 use super::device_memory::{DeviceMemory, Heap};
 use super::library::{Named, duplicate, out_of_descriptors};
-use super::runtime::{ExportFound, ExportedRange, MemoryKind, PointerInfo, Runtime, not_null};
+use super::runtime::{
+    ExportFound, ExportOptions, ExportedRange, MemoryKind, PointerInfo, Runtime, allocation_in, not_null,
+};
 use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
 use crate::dmabuf::DmaBuf;
 use crate::observe::Process;
@@ -221,7 +223,12 @@ impl Runtime for LevelZero {
     /// # Errors
     /// [`PointerError::NotExportable`]: `ZE_RESULT_ERROR_UNSUPPORTED_FEATURE`.
     #[doc(alias = "ze_external_memory_export_fd_t")]
-    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>, PointerError> {
+    fn export(
+        &self,
+        info: &PointerInfo,
+        length: u64,
+        _options: ExportOptions,
+    ) -> Result<Vec<ExportedRange>, PointerError> {
         self.export_checked(info, length)
     }
 
@@ -246,7 +253,8 @@ impl ExportFound for LevelZero {
         // SAFETY: the allocation was alive a moment ago and keeps its descriptor, if any, open.
         let copy = unsafe { duplicate(fd, LIBRARY.runtime, UNSUPPORTED) }?;
         let offset = info.address - info.base;
-        Ok(vec![ExportedRange::new(DmaBuf::from_fd(copy)?, offset..offset + length)?])
+        let dmabuf = DmaBuf::from_fd(copy)?.with_device(info.device);
+        Ok(vec![allocation_in(info, dmabuf, offset, length, "zeMemGetAllocProperties")?])
     }
 }
 

@@ -135,7 +135,8 @@ impl VulkanBuffer {
     pub fn export(&self) -> Result<DmaBuf> {
         let _span = crate::observe::exporting(|| RUNTIME.into(), self.size);
         // SAFETY: this allocated the memory, which is alive.
-        Ok(unsafe { export(&self.device.fd, self.memory) }?)
+        let dmabuf = unsafe { export(&self.device.fd, self.memory) }?;
+        Ok(dmabuf.with_device(self.device.address))
     }
 
     /// Has the device set every aligned 32-bit word inside the range, and waits for it.

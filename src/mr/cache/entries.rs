@@ -2,19 +2,29 @@
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::FxHashMap;
 
+use super::pointers::{Allocation, Exported};
 use super::{CacheOptions, Growth};
 use crate::dmabuf::BufferId;
-use crate::mr::{Access, Buffer, MemoryRegion, RegionSlice, RegisterError};
+use crate::mr::{Access, Buffer, RegionSlice, RegisterError};
 use crate::verbs::ProtectionDomain;
+
+/// The memory of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    Buffer(BufferId),
+    /// An allocation of a runtime, looked up by a pointer.
+    Allocation(Allocation),
+}
 
 /// The key of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
-    pub buffer: BufferId,
+    pub memory: Memory,
     /// Address of the domain's C object. An entry holds its domain, so no other domain can get this address.
     pub domain: usize,
     pub access: Access,
@@ -25,13 +35,24 @@ pub(super) struct Key {
 /// The other fields tell few keys apart, and each would cost a hit a nanosecond.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.buffer.inode(), self.domain).hash(state);
+        let memory = match &self.memory {
+            Memory::Buffer(buffer) => buffer.inode(),
+            Memory::Allocation(allocation) => allocation.base,
+        };
+        (memory, self.domain).hash(state);
     }
 }
 
 impl Key {
     pub(super) fn new(domain: &ProtectionDomain, buffer: Buffer<'_>, access: Access) -> Self {
-        Self { buffer: buffer.id(), domain: Self::domain_of(domain), access, writable: buffer.is_writable() }
+        let (memory, writable) = (Memory::Buffer(buffer.id()), buffer.is_writable());
+        Self { memory, domain: Self::domain_of(domain), access, writable }
+    }
+
+    /// Runtimes export memory writable.
+    pub(super) fn of_allocation(domain: &ProtectionDomain, of: Allocation, access: Access) -> Self {
+        let memory = Memory::Allocation(of);
+        Self { memory, domain: Self::domain_of(domain), access, writable: true }
     }
 
     pub(super) fn domain_of(domain: &ProtectionDomain) -> usize {
@@ -62,8 +83,16 @@ pub(super) struct Pending {
     pub doomed: bool,
 }
 
+/// Registered memory, which is dropped without a lock.
+pub(super) struct Kept {
+    /// All of it.
+    pub slice: RegionSlice,
+    /// What a runtime exported, for registrations on other devices.
+    pub exported: Option<Arc<Exported>>,
+}
+
 struct Entry {
-    region: MemoryRegion,
+    kept: Kept,
     range: Range<u64>,
     /// The clock when it was inserted, and when it was last used.
     inserted: u64,
@@ -104,8 +133,9 @@ impl Entries {
         self.map.iter().flat_map(|(key, entries)| entries.iter().map(move |entry| (key, entry)))
     }
 
-    /// A slice of an entry that covers the range. The entry counts as used now.
-    pub(super) fn find(&self, key: &Key, range: &Range<u64>) -> Option<RegionSlice> {
+    /// A slice of an entry that covers the range, and what was exported if it may have changed since. The entry counts
+    /// as used now.
+    pub(super) fn find(&self, key: &Key, range: &Range<u64>) -> Option<(RegionSlice, Option<Arc<Exported>>)> {
         let entry = self.map.get(key)?.iter().find(|entry| covers(&entry.range, range))?;
         self.hits.fetch_add(1, Ordering::Relaxed);
         // Write only a change, so that threads with hits on one entry share its cache line.
@@ -113,7 +143,15 @@ impl Entries {
             entry.used.store(self.clock, Ordering::Relaxed);
         }
         let offset = range.start - entry.range.start;
-        Some(RegionSlice::of_region(entry.region.clone(), offset, len(range)))
+        let watched = entry.kept.exported.as_ref().filter(|exported| exported.is_watched()).cloned();
+        Some((entry.kept.slice.part(offset, len(range)), watched))
+    }
+
+    /// What an entry of any domain keeps of this part of an allocation.
+    pub(super) fn exported(&self, of: &Allocation, range: &Range<u64>) -> Option<Arc<Exported>> {
+        let same = |(key, _): &(&Key, &Entry)| key.memory == Memory::Allocation(*of);
+        let exported = self.iter().filter(same).filter_map(|(_, entry)| entry.kept.exported.clone());
+        exported.into_iter().find(|exported| covers(&exported.covers, range))
     }
 
     /// The range merged with all entries that it touches, and those that the merged range touches.
@@ -140,13 +178,13 @@ impl Entries {
         key: &Key,
         range: &Range<u64>,
         growth: Growth,
-        evicted: &mut Vec<MemoryRegion>,
+        evicted: &mut Vec<Kept>,
     ) -> bool {
         let (max_bytes, max_entries) = (u128::from(options.max_bytes), options.max_entries);
         let busy: u128 = pending.iter().map(|pending| u128::from(len(&pending.range))).sum();
         let stays = |(of, entry): &(&Key, &Entry)| !is_replaced(of, entry, key, range, growth);
         // An unused entry stays unused: a new handle needs this lock or another handle.
-        let unused = |(_, entry): &(&Key, &Entry)| !entry.region.is_shared();
+        let unused = |(_, entry): &(&Key, &Entry)| !entry.kept.slice.is_shared();
         let fits = |entries: &mut dyn Iterator<Item = (&Key, &Entry)>| {
             let new = (busy + u128::from(len(range)), pending.len() + 1);
             let add = |(bytes, count), (_, entry): (&Key, &Entry)| {
@@ -176,7 +214,7 @@ impl Entries {
         pending: &[Pending],
         range: &Range<u64>,
     ) -> RegisterError {
-        let used = self.iter().filter(|(_, entry)| entry.region.is_shared());
+        let used = self.iter().filter(|(_, entry)| entry.kept.slice.is_shared());
         let used: Vec<_> = used.map(|(_, entry)| len(&entry.range)).collect();
         let busy = pending.iter().map(|pending| len(&pending.range));
         RegisterError::CacheFull {
@@ -194,24 +232,30 @@ impl Entries {
         key: Key,
         range: Range<u64>,
         growth: Growth,
-        region: MemoryRegion,
-        replaced: &mut Vec<MemoryRegion>,
+        kept: Kept,
+        replaced: &mut Vec<Kept>,
     ) {
         self.remove_entries(|of, entry| is_replaced(of, entry, &key, &range, growth), replaced);
         let now = self.clock;
         self.clock += 1;
-        let entry = Entry { region, range, inserted: now, used: AtomicU64::new(now) };
+        let entry = Entry { kept, range, inserted: now, used: AtomicU64::new(now) };
         self.map.entry(key).or_default().push(entry);
     }
 
     /// Removes the entries of the keys that match.
-    pub(super) fn remove_if(&mut self, which: impl Fn(&Key) -> bool, removed: &mut Vec<MemoryRegion>) {
+    pub(super) fn remove_if(&mut self, which: impl Fn(&Key) -> bool, removed: &mut Vec<Kept>) {
         self.remove_entries(|key, _| which(key), removed);
     }
 
-    fn remove_entries(&mut self, which: impl Fn(&Key, &Entry) -> bool, removed: &mut Vec<MemoryRegion>) {
+    /// Removes the entries that keep this export.
+    pub(super) fn remove_exported(&mut self, gone: &Arc<Exported>, removed: &mut Vec<Kept>) {
+        let keeps = |entry: &Entry| entry.kept.exported.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, gone));
+        self.remove_entries(|_, entry| keeps(entry), removed);
+    }
+
+    fn remove_entries(&mut self, which: impl Fn(&Key, &Entry) -> bool, removed: &mut Vec<Kept>) {
         self.map.retain(|key, entries| {
-            removed.extend(entries.extract_if(.., |entry| which(key, entry)).map(|entry| entry.region));
+            removed.extend(entries.extract_if(.., |entry| which(key, entry)).map(|entry| entry.kept));
             !entries.is_empty()
         });
     }

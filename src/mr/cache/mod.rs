@@ -1,26 +1,29 @@
 //! A cache of registrations: a map of region handles behind a lock.
 //!
-//! `entries.rs` contains the map and its policy, `tests.rs` the tests. A hit takes the read lock and clones a
+//! `entries.rs` contains the map and its policy, `pointers.rs` the memory of runtimes, `tests.rs` the tests. A hit takes the read lock and clones a
 //! handle. A miss announces its range under the lock of `pending`, registers without any lock, and inserts the
 //! region. Lock order: `pending`, then `entries`. Regions are never dropped under a lock, because dropping the
 //! last handle deregisters.
 
 mod entries;
+mod pointers;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::ops::{Range, RangeBounds};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use dma_sg::resolve_range;
 
-use self::entries::{Entries, Key, Pending, covers, touches};
+use self::entries::{Entries, Kept, Key, Memory, Pending, covers, touches};
+use self::pointers::Exported;
 use super::path::DEFAULT;
 use super::{Access, Buffer, MemoryRegion, Path, RegionSlice, RegisterError};
 use crate::dmabuf::BufferId;
+use crate::exporter::Extent;
 use crate::observe::{self, CacheGauges, CountedCache, Process};
 use crate::verbs::ProtectionDomain;
 
@@ -32,8 +35,12 @@ pub struct CacheOptions {
     pub max_bytes: u64,
     /// Maximum number of entries; 0 counts as 1. Default 1024.
     pub max_entries: usize,
-    /// What a miss registers. Default [`Growth::Adjoining`].
+    /// What a miss of [`get`](RegionCache::get) registers. Default [`Growth::Adjoining`].
     pub growth: Growth,
+    /// What a miss of [`get_pointer`](RegionCache::get_pointer) exports and registers. Default [`Extent::Allocation`]:
+    /// one export and one region serve all requests for an allocation, such as a pool of tensors. A peer with the key
+    /// can access all of it.
+    pub extent: Extent,
     /// The allowed paths, as in [`MemoryRegionBuilder::paths`](super::MemoryRegionBuilder::paths). Default:
     /// [`Path::Verbs`] and [`Path::Uverbs`] for dma-bufs, [`Path::HostMemory`] for host memory.
     pub paths: &'static [Path],
@@ -41,11 +48,18 @@ pub struct CacheOptions {
 
 impl Default for CacheOptions {
     fn default() -> Self {
-        Self { max_bytes: u64::MAX, max_entries: 1024, growth: Growth::default(), paths: DEFAULT }
+        let (growth, extent) = (Growth::default(), Extent::Allocation);
+        Self { max_bytes: u64::MAX, max_entries: 1024, growth, extent, paths: DEFAULT }
     }
 }
 
-setters!(CacheOptions { max_bytes: u64, max_entries: usize, growth: Growth, paths: &'static [Path] });
+setters!(CacheOptions {
+    max_bytes: u64,
+    max_entries: usize,
+    growth: Growth,
+    extent: Extent,
+    paths: &'static [Path],
+});
 
 /// What a miss registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +75,7 @@ pub enum Growth {
     Whole,
 }
 
-/// A cache of registrations, keyed by buffer, protection domain and access flags. Clones share one cache.
+/// A cache of registrations, keyed by buffer or allocation, protection domain and access flags. Clones share one cache.
 ///
 /// The cache identifies a dma-buf by its inode, never by a descriptor or an address. An entry's region holds the
 /// buffer in the kernel, so no other buffer can get that inode. [Host memory](crate::HostBuffer) has an identity that
@@ -92,7 +106,7 @@ struct Inner {
 
 impl CountedCache for Inner {
     fn gauges(&self) -> CacheGauges {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.read();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheGauges {
             hits: entries.hits(),
@@ -165,13 +179,14 @@ impl RegionCache {
             range: resolve_range(range, buffer.size())?,
             size: buffer.size(),
         };
-        if let Some(slice) = self.inner.find(&wanted) {
+        if let Some((slice, _)) = self.inner.find(&wanted) {
             return Ok(slice);
         }
         access.check(buffer)?;
-        self.inner.miss(&wanted, |range| {
-            let builder = MemoryRegion::builder(domain, buffer).range(range).access(access);
-            builder.paths(self.inner.options.paths).register()
+        self.inner.miss(&wanted, self.inner.options.growth, |range| {
+            let builder = MemoryRegion::builder(domain, buffer).range(range.clone()).access(access);
+            let region = builder.paths(self.inner.options.paths).register()?;
+            Ok(Registered { slice: region.into(), range, exported: None })
         })
     }
 
@@ -185,7 +200,8 @@ impl RegionCache {
     ) {
         let buffer = buffer.into();
         let (key, range) = (Key::new(domain, buffer, region.access()), 0..buffer.size());
-        self.inner.write().insert(key, range, Growth::Exact, region, &mut Vec::new());
+        let kept = Kept { slice: region.into(), exported: None };
+        self.inner.write().insert(key, range, Growth::Exact, kept, &mut Vec::new());
     }
 
     /// Removes the entries of a buffer, and returns how many. A region in use is deregistered with its last slice.
@@ -194,7 +210,7 @@ impl RegionCache {
     /// The buffer may be closed already: while it has entries, no other buffer has its identity.
     /// [`gauges`](crate::observe::gauges) shows what stays registered.
     pub fn invalidate(&self, buffer: BufferId) -> usize {
-        self.inner.remove_if(|key| key.buffer == buffer)
+        self.inner.remove_if(|key| key.memory == Memory::Buffer(buffer))
     }
 
     /// Removes the entries of a protection domain, and returns how many. Call it before the device is removed: an
@@ -226,12 +242,19 @@ impl Default for RegionCache {
     }
 }
 
-/// A request to the cache.
+/// A request to the cache. Ranges are of the buffer, or of the allocation.
 struct Wanted {
     key: Key,
     range: Range<u64>,
-    /// Size of the buffer in bytes.
+    /// Size of the buffer or allocation in bytes.
     size: u64,
+}
+
+/// What a miss registered.
+struct Registered {
+    slice: RegionSlice,
+    range: Range<u64>,
+    exported: Option<Arc<Exported>>,
 }
 
 /// A registration in progress. Dropping it ends the announcement, also on a panic.
@@ -251,22 +274,25 @@ impl Inner {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, wanted: &Wanted) -> Option<RegionSlice> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.find(&wanted.key, &wanted.range)
+    fn find(&self, wanted: &Wanted) -> Option<(RegionSlice, Option<Arc<Exported>>)> {
+        self.read().find(&wanted.key, &wanted.range)
     }
 
     #[cold]
     fn miss(
         &self,
         wanted: &Wanted,
-        register: impl Fn(Range<u64>) -> Result<MemoryRegion, RegisterError>,
+        mut growth: Growth,
+        register: impl Fn(Range<u64>) -> Result<Registered, RegisterError>,
     ) -> Result<RegionSlice, RegisterError> {
-        let mut growth = self.options.growth;
         loop {
             let mut evicted = Vec::new();
             let step = self.announce(wanted, growth, &mut evicted);
@@ -281,7 +307,7 @@ impl Inner {
             let nanoseconds = start.elapsed().as_nanos().try_into().unwrap_or(u64::MAX);
             self.registering.fetch_add(nanoseconds, Ordering::Relaxed);
             match answer {
-                Ok(region) => return Ok(self.keep(wanted, announced, growth, region)),
+                Ok(registered) => return Ok(self.keep(wanted, announced, growth, registered)),
                 // The grown range may be too long for the device: try the requested one.
                 Err(RegisterError::Refused { .. }) if announced.range != wanted.range => {
                     growth = Growth::Exact
@@ -297,11 +323,11 @@ impl Inner {
         &self,
         wanted: &Wanted,
         growth: Growth,
-        evicted: &mut Vec<MemoryRegion>,
+        evicted: &mut Vec<Kept>,
     ) -> Result<Step<'_>, RegisterError> {
         let mut pending = self.lock_pending();
         loop {
-            if let Some(slice) = self.find(wanted) {
+            if let Some((slice, _)) = self.find(wanted) {
                 return Ok(Step::Found(slice));
             }
             let mut entries = self.write();
@@ -346,16 +372,18 @@ impl Inner {
         wanted: &Wanted,
         announced: Announced<'_>,
         growth: Growth,
-        region: MemoryRegion,
+        registered: Registered,
     ) -> RegionSlice {
         let Range { start, end } = wanted.range;
-        let slice = RegionSlice::of_region(region.clone(), start - announced.range.start, end - start);
+        let Registered { slice: all, range, exported } = registered;
+        let slice = all.part(start - range.start, end - start);
         let mut replaced = Vec::new();
         {
             let mut pending = self.lock_pending();
             let doomed = announced.remove_from(&mut pending);
             if !doomed {
-                self.write().insert(wanted.key, announced.range.clone(), growth, region, &mut replaced);
+                let kept = Kept { slice: all, exported };
+                self.write().insert(wanted.key, range, growth, kept, &mut replaced);
             }
         }
         slice

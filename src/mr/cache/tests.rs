@@ -27,7 +27,7 @@ impl Bench {
 
     fn wanted(&self, buffer: u64, range: Range<u64>) -> Wanted {
         let key = Key {
-            buffer: BufferId::from_parts(13, buffer),
+            memory: Memory::Buffer(BufferId::from_parts(13, buffer)),
             domain: Key::domain_of(&self.domain),
             access: Access::REMOTE,
             writable: true,
@@ -45,11 +45,15 @@ impl Bench {
         let register = |range: Range<u64>| {
             while_registering();
             self.registered.fetch_add(1, Ordering::SeqCst);
-            Ok(fake::region_of(&self.domain, wanted.key.buffer, range, wanted.key.access))
+            Ok(registered(&self.domain, wanted, range))
         };
-        let slice = inner.find(wanted).map_or_else(|| inner.miss(wanted, register), Ok)?;
+        let growth = inner.options.growth;
+        let slice = match inner.find(wanted) {
+            Some((slice, _)) => slice,
+            None => inner.miss(wanted, growth, register)?,
+        };
         let (umem, range) = (slice.region().umem(), &wanted.range);
-        assert!(slice.region().is_registered() && umem.buffer() == wanted.key.buffer);
+        assert!(slice.region().is_registered() && Memory::Buffer(umem.buffer()) == wanted.key.memory);
         assert_eq!((slice.iova().0, slice.len()), (range.start, range.end - range.start));
         Ok(slice)
     }
@@ -69,6 +73,12 @@ impl Bench {
     }
 }
 
+fn registered(domain: &ProtectionDomain, wanted: &Wanted, range: Range<u64>) -> Registered {
+    let Memory::Buffer(buffer) = wanted.key.memory else { panic!("a buffer's request") };
+    let region = fake::region_of(domain, buffer, range.clone(), wanted.key.access);
+    Registered { slice: region.into(), range, exported: None }
+}
+
 fn exact(max_bytes: u64, max_entries: usize) -> CacheOptions {
     CacheOptions::default().max_bytes(max_bytes).max_entries(max_entries).growth(Growth::Exact)
 }
@@ -82,7 +92,7 @@ fn an_entry_serves_only_ranges_that_it_covers() {
     }
     assert_eq!((bench.figures(), bench.cache.gauges().bytes), ((4, 1, 0, 1), SIZE));
     let others = [
-        |key: &mut Key| key.buffer = BufferId::from_parts(13, 8),
+        |key: &mut Key| key.memory = Memory::Buffer(BufferId::from_parts(13, 8)),
         |key: &mut Key| key.access = Access::REMOTE_READ,
         |key: &mut Key| key.writable = false,
         |key: &mut Key| key.domain += 1,
@@ -192,8 +202,8 @@ fn growth_follows_the_options_within_the_limits() {
 fn a_range_that_is_too_long_for_the_device_is_registered_exactly() {
     let bench = Bench::new(CacheOptions::default().growth(Growth::Whole));
     let wanted = bench.wanted(0, 0..PAGE);
-    let slice = bench.cache.inner.miss(&wanted, |range| match range.end - range.start {
-        PAGE => Ok(fake::region_of(&bench.domain, wanted.key.buffer, range, Access::REMOTE)),
+    let slice = bench.cache.inner.miss(&wanted, Growth::Whole, |range| match range.end - range.start {
+        PAGE => Ok(registered(&bench.domain, &wanted, range)),
         length => Err(RegisterError::Refused {
             device: "stub0".into(),
             path: Path::Verbs,

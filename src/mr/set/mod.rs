@@ -157,6 +157,11 @@ impl RegionSet {
         Err(DeregisterError::Chunks { source, others: errors, chunks: count })
     }
 
+    /// Whether other handles of the set or of a chunk live.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.inner) > 1 || self.inner.chunks.iter().any(MemoryRegion::is_shared)
+    }
+
     /// The index of the chunk with the byte at `offset`, and the offset of that chunk in the set.
     pub(super) fn find(&self, offset: u64) -> (usize, u64) {
         let starts = &self.inner.starts;

@@ -3,6 +3,8 @@
 //! `unsafe` is here to call that library, and for a device that exists only in memory.
 
 mod cache_bench;
+#[cfg(feature = "cuda")]
+mod pointer_bench;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;

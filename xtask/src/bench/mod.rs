@@ -89,16 +89,19 @@ const BENCHMARKS: &[Benchmark] = &[
     },
     Benchmark {
         name: "export",
-        about: "export device memory as a dma-buf with stub libraries, compared with the driver's call",
-        parts: &[Part {
-            program: Program::Bench("export"),
-            guest: Some(Shape {
-                rxe: Rxe::Stock,
-                memory: Size::gib(1),
-                cpus: 2,
-                timeout: Duration::from_secs(600),
-            }),
-        }],
+        about: "export device memory and find it in the cache, with stub libraries, compared with the driver's calls",
+        parts: &[
+            Part { program: Program::UnitTest("mr::tests::pointer_bench::pointer_hit"), guest: None },
+            Part {
+                program: Program::Bench("export"),
+                guest: Some(Shape {
+                    rxe: Rxe::Stock,
+                    memory: Size::gib(1),
+                    cpus: 2,
+                    timeout: Duration::from_secs(600),
+                }),
+            },
+        ],
         chart: None,
         packages: None,
     },

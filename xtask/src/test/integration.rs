@@ -5,7 +5,7 @@
 //! is forgotten.
 
 use super::libtest::{Report, Verdict, parse_list};
-use super::{Args, Summary, tee};
+use super::{Args, Summary, gpu, tee};
 use crate::guest::{Guest, Job};
 use crate::kernel::lines::{self, Kernel};
 use crate::kernel::rxe::Rxe;
@@ -48,9 +48,6 @@ const PCI: &str = "on_pci::";
 const LINUX_6_12: &str = "on_linux_6_12::";
 const LINUX_7: &str = "on_linux_7::";
 const DEBUG: &str = "on_debug_kernel::";
-const GPU: &str = "on_gpu::";
-/// The GPU tests that also need an RDMA device.
-const GPU_REGISTERED: &str = "on_gpu::registered::";
 const LONG: &str = "long::";
 #[cfg(test)]
 const MODULES: &[&str] = &[
@@ -66,7 +63,6 @@ const MODULES: &[&str] = &[
     LINUX_6_12,
     LINUX_7,
     DEBUG,
-    GPU,
     LONG,
 ];
 
@@ -237,11 +233,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let mut unavailable: Vec<&str> = Vec::new();
     let kernel = lines::by_name(&args.kernel)?;
     let debug = kernel.configuration;
-    let mut places = places(kernel, args.host, args.long);
-    if args.gpu {
-        places.push(gpu_place(kernel));
-    }
-    for place in places {
+    for place in places(kernel, args.host, args.long) {
         let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
         let tests: Vec<&String> = list.iter().filter(|name| wanted(name)).collect();
         if tests.is_empty() {
@@ -268,10 +260,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if unavailable.iter().any(|module| name.starts_with(*module)) => {}
-            _ if name.starts_with(GPU) && !args.gpu => summary.skipped.push((name.clone(), "needs --gpu")),
-            _ if name.starts_with(GPU_REGISTERED) && !rdma_device() => {
-                summary.skipped.push((name.clone(), "needs an RDMA device on this machine"))
-            }
+            _ if name.starts_with(gpu::MODULE) => summary.skipped.push((name.clone(), "needs --gpu")),
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
             _ if name.starts_with(LINUX_6_12) && debug.is_none() && args.kernel != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
@@ -295,25 +284,6 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-/// The GPU of this machine, with its real driver.
-fn gpu_place(kernel: &'static Kernel) -> Place {
-    Place {
-        name: "GPU",
-        kernel,
-        guest: None,
-        provider: None,
-        siw: false,
-        append: &[],
-        qemu: &[],
-        modules: vec![GPU],
-    }
-}
-
-/// Whether this machine has an RDMA device.
-fn rdma_device() -> bool {
-    std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut all| all.next().is_some())
-}
-
 fn chosen(args: &Args, name: &str) -> bool {
     let named = |part: &String| name.contains(part.as_str());
     (!args.siw || name.starts_with(SIW)) && (args.filter.is_empty() || args.filter.iter().any(named))
@@ -326,12 +296,9 @@ impl Place {
         let start = Instant::now();
         let mut words =
             vec![binary.to_string_lossy().into_owned(), "--test-threads=1".into(), "--exact".into()];
-        // On this machine itself, a test for its RDMA device needs one.
-        let missing_device =
-            |name: &str| self.guest.is_none() && name.starts_with(GPU_REGISTERED) && !rdma_device();
         let too_slow =
             |name: &str| self.kernel.configuration.is_some() && TOO_SLOW_FOR_CHECKS.contains(&name);
-        let runs = |name: &&&String| !missing_device(name) && !too_slow(name);
+        let runs = |name: &&&String| !too_slow(name);
         words.extend(tests.iter().filter(runs).map(|name| name.to_string()));
         let (output, success) = match self.guest {
             None => {
@@ -401,9 +368,8 @@ mod tests {
                 .map(|p| p.name)
                 .collect()
         };
-        assert_eq!(gpu_place(&lines::LINUX_6_12).modules, [GPU]);
         assert_eq!(places(&lines::LINUX_DEBUG, false, false)[0].modules, [ANY, DMABUF, DEBUG]);
-        for module in MODULES.iter().filter(|module| ![GPU, DEBUG].contains(module)) {
+        for module in MODULES.iter().filter(|module| **module != DEBUG) {
             assert!(!runs(module, false, true).is_empty(), "{module}");
             assert_eq!(runs(module, false, false).is_empty(), *module == LONG, "{module}");
         }

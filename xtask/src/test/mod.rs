@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
 mod features;
+mod gpu;
 mod integration;
 mod libtest;
 pub mod refused;
@@ -22,8 +23,8 @@ pub struct Args {
     /// Run the integration tests on this machine's RDMA devices, without a guest
     #[arg(long)]
     host: bool,
-    /// Also run the exporters' tests on this machine's own NVIDIA GPU and driver
-    #[arg(long)]
+    /// Run only the exporters' tests on this machine's own GPUs and drivers, and print a report
+    #[arg(long, conflicts_with_all = ["host", "siw", "long"])]
     gpu: bool,
     /// Also run the tests that take minutes
     #[arg(long)]
@@ -78,6 +79,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// All steps in order; an error ends them.
 fn all(args: &Args, summary: &mut Summary) -> Result<()> {
+    if args.gpu {
+        host::ensure(&[Need::Library])?;
+        return gpu::run(&args.filter, summary);
+    }
     let needs: &[Need] = match args.host {
         true => &[Need::Library, Need::Peers],
         false => &[Need::Library, Need::Peers, Need::Guest],

@@ -1,25 +1,29 @@
 //! From a pointer to the dma-buf behind it, by the runtime that allocated the memory.
 //!
 //! ```no_run
-//! use dmabuf_rdma::exporter::Runtimes;
+//! use dmabuf_rdma::exporter::{Runtime, Runtimes};
 //! use dmabuf_rdma::mr::MemoryRegion;
 //! # use dmabuf_rdma::verbs::ProtectionDomain;
 //! # fn register(domain: &ProtectionDomain, address: u64, length: u64) -> dmabuf_rdma::Result<()> {
-//! for part in Runtimes::loaded()?.export(address, length)? {
+//! for part in Runtimes::loaded()?.export_at(address, length)? {
 //!     let region = MemoryRegion::builder(domain, &part.dmabuf).range(part.range()).register()?;
 //! }
 //! # Ok(())
 //! # }
 //! ```
 
-use std::fmt;
-use std::ops::{Range, RangeBounds};
+mod exported;
+mod info;
 
-use dma_sg::pci::PciAddress;
-use dma_sg::{RangeError, check_range, resolve_range};
+use std::fmt;
 
 use super::{Error, PointerError};
+#[cfg(any(feature = "hsa", feature = "level-zero"))]
 use crate::dmabuf::DmaBuf;
+
+pub(super) use exported::Witness;
+pub use exported::{ExportOptions, ExportedRange, Extent};
+pub use info::{MemoryKind, PointerInfo};
 
 type Result<T, E = PointerError> = std::result::Result<T, E>;
 
@@ -38,130 +42,45 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// - [`PointerError::RuntimeCall`]: the runtime failed. An unknown address is not a failure.
     fn find(&self, address: u64) -> Result<Option<PointerInfo>>;
 
-    /// Exports `length` bytes from the address that was looked up: one range for each allocation, in order
-    /// and without gaps.
+    /// Exports `length` bytes from the address that was looked up: usually one range; without gaps and in order if the
+    /// driver exports each mapping by itself.
     ///
     /// # Errors
     /// - [`PointerError::Range`], [`PointerError::PastAllocation`]: `length` is 0, or too long.
-    /// - [`PointerError::HostMemory`], [`PointerError::ManagedMemory`]: such memory is not exported.
+    /// - [`PointerError::WrongKind`]: host and managed memory is not exported.
     /// - [`PointerError::Freed`]: the allocation is no longer the one that was looked up.
     /// - [`PointerError::NotExportable`]: the device or its driver does not export this memory.
     /// - [`PointerError::OutOfDescriptors`] (`EMFILE`, `ENFILE`).
+    /// - [`PointerError::InvalidAnswer`]: the runtime returned success with numbers that cannot be true.
     /// - [`PointerError::RuntimeCall`]: the runtime failed otherwise.
-    fn export(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>>;
+    fn export(&self, info: &PointerInfo, length: u64, options: ExportOptions) -> Result<Vec<ExportedRange>>;
 
-    /// Looks up an address and exports `length` bytes from it.
+    /// Makes what NICs have written into the memory visible to work that the device starts afterwards, with the
+    /// runtime's own call. False if the runtime has none for this device; then
+    /// [`Receiver::flush`](crate::transfer::Receiver::flush) does it through the NIC.
     ///
     /// # Errors
-    /// [`PointerError::ForeignPointer`]: the runtime has no allocation there. Otherwise as
-    /// [`find`](Self::find) and [`export`](Self::export).
+    /// [`PointerError::RuntimeCall`]: the runtime failed.
+    fn flush(&self, info: &PointerInfo) -> Result<bool> {
+        let _ = info;
+        Ok(false)
+    }
+
+    /// Looks up an address that has to be the runtime's.
+    ///
+    /// # Errors
+    /// [`PointerError::ForeignPointer`]: the runtime has no allocation there. Otherwise as [`find`](Self::find).
+    fn locate(&self, address: u64) -> Result<PointerInfo> {
+        let foreign = || PointerError::ForeignPointer { runtime: self.name(), address };
+        self.find(address)?.ok_or_else(foreign)
+    }
+
+    /// Looks up an address and exports `length` bytes from it, with the default options.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate) and [`export`](Self::export).
     fn export_at(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>> {
-        self.export(&found(self, address)?, length)
-    }
-}
-
-/// What a runtime reports about an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PointerInfo {
-    /// The runtime's name.
-    pub runtime: &'static str,
-    /// The address that was looked up.
-    pub address: u64,
-    /// First byte of the allocation, or of the reserved range that allocations are mapped into.
-    pub base: u64,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Where the memory is.
-    pub kind: MemoryKind,
-    /// The runtime's number of this allocation, which it never reuses in this process; `None` if it has none.
-    pub id: Option<u64>,
-    /// The PCI device that the memory belongs to; `None` for host memory, and if the runtime does not say.
-    pub device: Option<PciAddress>,
-}
-
-/// Where memory of a runtime is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MemoryKind {
-    /// In the device.
-    Device,
-    /// In the host, pinned by the runtime.
-    Host,
-    /// Managed: the runtime moves it to where it is used.
-    Managed,
-}
-
-impl PointerInfo {
-    /// Checks that `length` bytes from the address can be exported, before the runtime is asked.
-    ///
-    /// # Errors
-    /// - [`PointerError::HostMemory`], [`PointerError::ManagedMemory`]: such memory is not exported.
-    /// - [`PointerError::Range`], [`PointerError::PastAllocation`]: `length` is 0, or too long.
-    pub fn check(&self, length: u64) -> Result<()> {
-        let (runtime, address) = (self.runtime, self.address);
-        match self.kind {
-            MemoryKind::Device => {}
-            MemoryKind::Host => return Err(PointerError::HostMemory { runtime: Some(runtime), address }),
-            MemoryKind::Managed => return Err(PointerError::ManagedMemory { runtime, address }),
-        }
-        // A runtime may report a base above the address.
-        let Some(offset) = address.checked_sub(self.base) else {
-            return Err(self.past(length, self.base, self.size));
-        };
-        match check_range(offset, length, self.size) {
-            Ok(()) if address.checked_add(length).is_some() => Ok(()),
-            Err(empty @ RangeError::Empty { .. }) => Err(empty.into()),
-            _ => Err(self.past(length, self.base, self.size)),
-        }
-    }
-
-    /// The error for a range that does not lie in the allocation of `size` bytes from `base`.
-    pub(super) fn past(&self, length: u64, base: u64, size: u64) -> PointerError {
-        let (runtime, address) = (self.runtime, self.address);
-        PointerError::PastAllocation { runtime, address, length, base, size }
-    }
-
-    /// Checks that a second look-up of the address still finds the same allocation.
-    #[cfg(any(test, feature = "cuda", feature = "hsa", feature = "level-zero"))]
-    pub(super) fn check_alive(&self, now: Option<Self>) -> Result<()> {
-        match now {
-            Some(now) if now == *self => Ok(()),
-            _ => Err(PointerError::Freed { runtime: self.runtime, address: self.address }),
-        }
-    }
-}
-
-/// The bytes of a dma-buf that are exported memory: all of it, or a part if it spans several allocations.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct ExportedRange {
-    /// The buffer. It may begin before the exported memory and end after it.
-    pub dmabuf: DmaBuf,
-    /// Whether the driver maps the memory through the PCIe BAR although a nearer path exists, such as NVLink to
-    /// the CPU. `Cuda::with_pcie_mapping` requests this.
-    pub pcie: bool,
-    range: Range<u64>,
-}
-
-impl ExportedRange {
-    /// A range of a dma-buf.
-    ///
-    /// # Errors
-    /// [`RangeError`]: the range is empty or not inside the buffer.
-    pub fn new(dmabuf: DmaBuf, range: impl RangeBounds<u64>) -> Result<Self, RangeError> {
-        let range = resolve_range(range, dmabuf.size())?;
-        Ok(Self { dmabuf, range, pcie: false })
-    }
-
-    /// The bytes of the buffer that are the exported memory.
-    pub fn range(&self) -> Range<u64> {
-        self.range.clone()
-    }
-
-    /// Length of the range in bytes.
-    #[allow(clippy::len_without_is_empty)] // an empty range is refused
-    pub fn len(&self) -> u64 {
-        self.range.end - self.range.start
+        self.export(&self.locate(address)?, length, ExportOptions::default())
     }
 }
 
@@ -215,33 +134,44 @@ impl Runtimes {
         self.all.iter().map(|runtime| runtime.name())
     }
 
+    fn named(&self, name: &str) -> Option<&dyn Runtime> {
+        self.all.iter().map(AsRef::as_ref).find(|runtime| runtime.name() == name)
+    }
+}
+
+/// Each function asks the runtime that allocated the memory.
+impl Runtime for Runtimes {
+    /// Stands for all of them; [`PointerInfo::runtime`] is the name of one.
+    fn name(&self) -> &'static str {
+        "every loaded runtime"
+    }
+
     /// Looks up an address; `None` if no runtime has an allocation there, as for ordinary host memory.
-    ///
-    /// # Errors
-    /// As [`Runtime::find`].
-    pub fn find(&self, address: u64) -> Result<Option<PointerInfo>> {
-        Ok(self.owner(address)?.map(|(_, info)| info))
-    }
-
-    /// Exports `length` bytes from `address`, through the runtime that allocated them.
-    ///
-    /// # Errors
-    /// [`PointerError::HostMemory`]: no runtime has an allocation there. Otherwise as [`Runtime::export`].
-    pub fn export(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>> {
-        match self.owner(address)? {
-            Some((runtime, info)) => runtime.export(&info, length),
-            None => Err(PointerError::HostMemory { runtime: None, address }),
-        }
-    }
-
-    fn owner(&self, address: u64) -> Result<Option<(&dyn Runtime, PointerInfo)>> {
+    fn find(&self, address: u64) -> Result<Option<PointerInfo>> {
         not_null(address)?;
         for runtime in &self.all {
             if let Some(info) = runtime.find(address)? {
-                return Ok(Some((runtime.as_ref(), info)));
+                return Ok(Some(info));
             }
         }
         Ok(None)
+    }
+
+    fn export(&self, info: &PointerInfo, length: u64, options: ExportOptions) -> Result<Vec<ExportedRange>> {
+        let (runtime, address) = (info.runtime, info.address);
+        let foreign = || PointerError::ForeignPointer { runtime, address };
+        self.named(runtime).ok_or_else(foreign)?.export(info, length, options)
+    }
+
+    fn flush(&self, info: &PointerInfo) -> Result<bool> {
+        self.named(info.runtime).map_or(Ok(false), |runtime| runtime.flush(info))
+    }
+
+    /// # Errors
+    /// [`PointerError::WrongKind`]: no runtime has an allocation there, so it is host memory.
+    fn locate(&self, address: u64) -> Result<PointerInfo> {
+        let host = || PointerError::WrongKind { runtime: None, address, kind: MemoryKind::Host };
+        self.find(address)?.ok_or_else(host)
     }
 }
 
@@ -251,7 +181,7 @@ pub(super) trait ExportFound: Runtime {
     /// Exports memory that was looked up, and checked, a moment ago.
     fn export_found(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>>;
 
-    /// [`Runtime::export`] for a look-up of any age.
+    /// [`Runtime::export`] for a look-up of any age. Such runtimes export whole allocations, in one way.
     fn export_checked(&self, info: &PointerInfo, length: u64) -> Result<Vec<ExportedRange>> {
         info.check(length)?;
         info.check_alive(self.find(info.address)?)?;
@@ -260,19 +190,30 @@ pub(super) trait ExportFound: Runtime {
 
     /// [`Runtime::export_at`] with one look-up.
     fn find_and_export(&self, address: u64, length: u64) -> Result<Vec<ExportedRange>> {
-        let info = found(self, address)?;
+        let info = self.locate(address)?;
         info.check(length)?;
         self.export_found(&info, length)
     }
 }
 
-/// Looks up an address that has to be the runtime's.
-fn found(runtime: &(impl Runtime + ?Sized), address: u64) -> Result<PointerInfo> {
-    runtime.find(address)?.ok_or_else(|| foreign(runtime.name(), address))
-}
-
-pub(super) fn foreign(runtime: &'static str, address: u64) -> PointerError {
-    PointerError::ForeignPointer { runtime, address }
+/// A range of a dma-buf of a whole allocation, in which the runtime reports the address at `offset`.
+#[cfg(any(feature = "hsa", feature = "level-zero"))]
+pub(super) fn allocation_in(
+    info: &PointerInfo,
+    dmabuf: DmaBuf,
+    offset: u64,
+    length: u64,
+    call: &'static str,
+) -> Result<ExportedRange> {
+    let size = dmabuf.size();
+    let impossible = |_| {
+        let what = format!("offset {offset} in a dma-buf of {size} bytes for {length} bytes");
+        PointerError::InvalidAnswer { runtime: info.runtime, call, what }
+    };
+    let range = ExportedRange::new(dmabuf, offset..offset.saturating_add(length)).map_err(impossible)?;
+    // `PointerInfo::check` has compared the address with the base.
+    let start = offset.saturating_sub(info.address - info.base);
+    range.with_memory(start..start.saturating_add(info.size).min(size)).map_err(impossible)
 }
 
 pub(super) fn not_null(address: u64) -> Result<()> {
@@ -290,6 +231,8 @@ pub(super) fn pages_around(address: u64, length: u64, page: u64) -> Option<(u64,
 
 #[cfg(test)]
 mod tests {
+    use dma_sg::RangeError;
+
     use super::*;
 
     const INFO: PointerInfo = PointerInfo {
@@ -319,9 +262,20 @@ mod tests {
         assert_error!(INFO.check(u64::MAX), PointerError::PastAllocation { .. });
         assert_error!(INFO.check(0), PointerError::Range(RangeError::Empty { offset: 0x2000 }));
         let host = PointerInfo { kind: MemoryKind::Host, ..INFO };
-        assert_error!(host.check(1), PointerError::HostMemory { runtime: Some("test"), .. });
+        let refused = host.check(1);
+        assert_error!(refused, PointerError::WrongKind { runtime: Some("test"), kind: MemoryKind::Host, .. });
         let managed = PointerInfo { kind: MemoryKind::Managed, ..INFO };
-        assert_error!(managed.check(1), PointerError::ManagedMemory { .. });
+        assert_error!(managed.check(1), PointerError::WrongKind { kind: MemoryKind::Managed, .. });
+    }
+
+    /// A driver may answer anything.
+    #[test]
+    fn numbers_that_cannot_be_true_are_named() {
+        for (base, size) in [(INFO.address + 1, 4096), (INFO.base, 0), (INFO.base, 0x2000), (0, 4096)] {
+            let error = PointerInfo { base, size, ..INFO }.check(1).unwrap_err();
+            assert!(matches!(error, PointerError::InvalidAnswer { runtime: "test", .. }), "{error:?}");
+            assert!(error.to_string().contains(&format!("{size} bytes from {base:#x}")), "{error}");
+        }
     }
 
     /// What passes the check can be subtracted and added without overflow.
@@ -358,7 +312,7 @@ mod tests {
         let none = Runtimes::new(Vec::new());
         assert_eq!(none.find(0x1000).unwrap(), None);
         assert_error!(none.find(0), PointerError::NullPointer);
-        let error = none.export(0x1000, 1).unwrap_err().to_string();
+        let error = none.export_at(0x1000, 1).unwrap_err().to_string();
         assert!(error.contains("0x1000 is host memory, which") && error.contains("udmabuf"), "{error}");
     }
 }

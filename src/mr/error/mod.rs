@@ -1,10 +1,15 @@
-//! Errors of registration, deregistration and descriptions of a peer's memory.
+//! Errors of registration and deregistration.
+
+mod slice;
 
 use std::io;
 
 use dma_sg::{Iova, RangeError};
 
+pub use slice::SliceError;
+
 use super::{Access, MemoryRegion, Path, Refusal, RegionSet};
+use crate::exporter::PointerError;
 use crate::kind::{ENOTSUPP, ErrorKind, readable_error};
 use crate::verbs;
 use crate::{dmabuf, host};
@@ -61,11 +66,12 @@ pub enum RegisterError {
         /// The requested write flags.
         access: Access,
     },
-    /// The caller allowed no registration path for this kind of memory.
-    #[error(
-        "no registration path is allowed: allow Verbs, Uverbs, or HostMapping with its backing for a dma-buf, HostMemory for host memory"
-    )]
-    NoPath,
+    /// No registration path can be tried.
+    #[error("no registration path can be tried: {reason}")]
+    NoPath {
+        /// Why, and what to allow or pass.
+        reason: &'static str,
+    },
     /// Host memory that this process does not have, or host pages of another buffer.
     #[error(transparent)]
     Host(#[from] host::Error),
@@ -121,18 +127,6 @@ pub enum RegisterError {
         /// The errno of the kernel or the provider.
         source: io::Error,
     },
-    /// A probe for dma-buf import got an unexpected errno.
-    #[error(
-        "cannot tell whether {device} imports dma-bufs through {path}: the probe got an unexpected errno; try the registration, which reports its own"
-    )]
-    Probe {
-        /// Name of the device.
-        device: String,
-        /// The path.
-        path: Path,
-        /// The errno of the kernel or the provider.
-        source: io::Error,
-    },
     /// The limits of the cache leave no room beside the entries in use.
     #[error(
         "no room in the cache for {length} bytes: {used_entries} of {max_entries} entries and {used_bytes} of {max_bytes} bytes are in use; drop handles, or raise the limits"
@@ -152,6 +146,9 @@ pub enum RegisterError {
     /// The device's limits, a protection domain or a DMA handle.
     #[error(transparent)]
     Verbs(#[from] verbs::Error),
+    /// The pointer, or the runtime that allocated its memory.
+    #[error(transparent)]
+    Pointer(#[from] PointerError),
 }
 
 /// Why a set of regions could not be registered.
@@ -305,90 +302,10 @@ pub enum SelfCheckError {
     },
 }
 
-/// Why a description of a peer's memory, a range of it, or a table of blocks is invalid.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum SliceError {
-    /// The range does not fit the memory, or a run is empty.
-    #[error(transparent)]
-    Range(#[from] RangeError),
-    /// The bytes do not describe a peer's memory.
-    #[error("the bytes do not describe a peer's memory: {reason}")]
-    InvalidDescriptor {
-        /// What is wrong with them.
-        reason: String,
-    },
-    /// The end of a run does not fit in 64 bits.
-    #[error("a run of {length} bytes at iova {iova} ends beyond 64 bits: the description is wrong")]
-    IovaOverflow {
-        /// Address of the run's first byte.
-        iova: Iova,
-        /// Length of the run in bytes.
-        length: u64,
-    },
-    /// The total length of the runs or blocks does not fit in 64 bits.
-    #[error("{total} bytes plus {length} do not fit in 64 bits: the lengths of the runs or blocks are wrong")]
-    TotalOverflow {
-        /// Bytes of the runs or blocks before.
-        total: u64,
-        /// Length of the run or block in bytes.
-        length: u64,
-    },
-    /// A table of blocks, or a selection, without a block.
-    #[error("a table needs at least one block")]
-    NoBlocks,
-    /// A block is empty or not inside its memory.
-    #[error("block {index} is invalid")]
-    Block {
-        /// Index of the block, from 0.
-        index: usize,
-        /// What is wrong with it.
-        source: RangeError,
-    },
-    /// An index of a selection is past the last block.
-    #[error("index {index}, number {position} of the selection, is past the last of {count} blocks")]
-    Index {
-        /// Position of the index in the selection, from 0.
-        position: usize,
-        /// The index.
-        index: usize,
-        /// Blocks of the table.
-        count: usize,
-    },
-    /// More blocks than a table can have.
-    #[error("{count} blocks are more than the 2^32 of a table: use several tables")]
-    TooManyBlocks {
-        /// Number of the blocks.
-        count: usize,
-    },
-    /// The table was made for another description of the peer's memory: the peer has registered it anew since, or it
-    /// is other memory.
-    #[error(
-        "the table belongs to memory with {table}, and this description is of memory with {region}: get both from one registration"
-    )]
-    Stale {
-        /// The remote key and the fingerprint that the table names.
-        table: String,
-        /// Those of the description.
-        region: String,
-    },
-    /// A range that spans several runs, which one address and key cannot name.
-    #[error(
-        "{length} bytes cross the end of a run of the peer's memory after {left} bytes: use a transfer, or split the range there"
-    )]
-    AcrossRuns {
-        /// Length of the range in bytes.
-        length: u64,
-        /// Bytes from the range's start to the end of the run.
-        left: u64,
-    },
-}
-
 readable_error!(RegisterError);
 readable_error!(SetError);
 readable_error!(DeregisterError);
 readable_error!(SelfCheckError);
-readable_error!(SliceError);
 
 impl From<verbs::Error> for SetError {
     fn from(error: verbs::Error) -> Self {
@@ -405,15 +322,16 @@ impl RegisterError {
             | Self::IovaNotCongruent { .. }
             | Self::AccessNotPermitted { device: None, .. }
             | Self::LocalWriteMissing { .. }
-            | Self::NoPath => ErrorKind::Misuse,
+            | Self::NoPath { .. } => ErrorKind::Misuse,
             Self::ReadOnlyBuffer { .. } => ErrorKind::Permission,
             Self::AccessNotPermitted { .. }
             | Self::ImportUnsupported { .. }
             | Self::MemoryWithoutPages { .. } => ErrorKind::Unsupported,
             Self::MemlockLimit { .. } | Self::CacheFull { .. } => ErrorKind::Limit,
-            Self::Refused { source, .. } | Self::Probe { source, .. } => ErrorKind::of(source),
+            Self::Refused { source, .. } => ErrorKind::of(source),
             Self::Host(error) => error.kind(),
             Self::Verbs(error) => error.kind(),
+            Self::Pointer(error) => error.kind(),
         }
     }
 }
@@ -449,24 +367,6 @@ impl SelfCheckError {
         match self {
             Self::Setup(error) => error.kind(),
             Self::Transfer { .. } | Self::Mismatch { .. } => ErrorKind::Unsupported,
-        }
-    }
-}
-
-impl SliceError {
-    /// The kind of the error: what a program can do about it.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Range(_)
-            | Self::AcrossRuns { .. }
-            | Self::NoBlocks
-            | Self::Block { .. }
-            | Self::Index { .. }
-            | Self::TooManyBlocks { .. } => ErrorKind::Misuse,
-            Self::InvalidDescriptor { .. }
-            | Self::IovaOverflow { .. }
-            | Self::TotalOverflow { .. }
-            | Self::Stale { .. } => ErrorKind::InvalidData,
         }
     }
 }
@@ -532,7 +432,14 @@ mod tests {
     #[test]
     fn the_message_never_repeats_its_source_and_the_errno_is_kept() {
         let source = io::Error::from_raw_os_error(libc::EIO);
-        let error = RegisterError::Probe { device: "rxe0".into(), path: Path::Uverbs, source };
+        let error = RegisterError::Refused {
+            device: "rxe0".into(),
+            path: Path::Uverbs,
+            exporter: "system".into(),
+            offset: 0,
+            length: 1,
+            source,
+        };
         let chunk = SetError::Chunk {
             device: "rxe0".into(),
             chunk: 1,
@@ -544,6 +451,6 @@ mod tests {
         assert_eq!((chunk.errno(), chunk.kind()), (Some(libc::EIO), ErrorKind::DeviceGone));
         assert!(!chunk.to_string().contains("Input/output"));
         assert_eq!(format!("{chunk:?}").matches("Input/output").count(), 1);
-        assert_eq!(RegisterError::NoPath.errno(), None);
+        assert_eq!(RegisterError::NoPath { reason: "" }.errno(), None);
     }
 }
