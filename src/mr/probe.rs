@@ -107,7 +107,7 @@ impl fmt::Display for Refusal {
 ///
 /// # Errors
 /// - [`RegisterError::ImportUnsupported`]: neither Verbs nor Uverbs imports dma-bufs, with the refusal of each.
-/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`]: an errno that means neither yes nor no.
+/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`](crate::verbs::Error::Device): an errno that means neither yes nor no.
 /// - [`RegisterError::Verbs`]: the protection domain for the probe cannot be allocated.
 pub fn probe(context: &Context) -> Result<Path, RegisterError> {
     let mut refusals = Vec::new();
@@ -124,7 +124,7 @@ pub fn probe(context: &Context) -> Result<Path, RegisterError> {
 /// [`Path::HostMapping`] it probes the kernel's command, as for `Uverbs`.
 ///
 /// # Errors
-/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`]: an errno that means neither yes nor no.
+/// - [`RegisterError::Verbs`] with [`verbs::Error::Device`](crate::verbs::Error::Device): an errno that means neither yes nor no.
 /// - [`RegisterError::Verbs`]: the protection domain for the probe cannot be allocated.
 pub fn probe_path(context: &Context, path: Path) -> Result<Option<Refusal>, RegisterError> {
     let domain = ProtectionDomain::new(context)?;

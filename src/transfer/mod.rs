@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod events;
 mod flush;
+mod half;
 mod job;
 mod notifications;
 mod options;
@@ -28,8 +29,9 @@ mod transfer;
 mod work_queue;
 mod worker;
 
-pub use connection::{Connection, Receiver, Sender};
+pub use connection::Connection;
 pub use error::Error;
+pub use half::{Receiver, Sender};
 pub use notifications::{Notification, Notifications};
 pub use options::{ConnectionOptions, WorkerOptions};
 pub use request_error::RequestError;

@@ -63,7 +63,10 @@ fn a_flush_reads_each_region_through_the_same_device() {
         let other = crate::common::peers::domain();
         let foreign = MemoryRegion::builder(&other, &buffers[0]).access(Access::REMOTE).register().unwrap();
         let mixed = RegionSlice::concat([target, foreign.into()]).unwrap();
-        let message = assert_refused!(receiver.flush(&mixed), Error::Request(RequestError::ForeignRegion { offset: 4096 }));
+        let message = assert_refused!(
+            receiver.flush(&mixed),
+            Error::Request(RequestError::ForeignRegion { offset: 4096 })
+        );
         assert!(message.contains("another protection domain"), "{message}");
         receiver.flush(&both).unwrap();
     }
