@@ -32,8 +32,9 @@ pub struct Notification {
 /// They are received ahead of being asked for, and each is taken once. A notification is received after all bytes that
 /// its connection's peer wrote before it. Clones take from the same notifications.
 ///
-/// As a stream it ends after the error with which the connection ends. A task makes no progress by itself; see
-/// [`Transfer`](super::Transfer).
+/// As a stream (`futures_core::Stream`; `next` is in `StreamExt` of futures-util or tokio-stream) it ends after the error
+/// with which the connection ends. It makes progress as a [`Transfer`](super::Transfer) that is awaited does. With
+/// `StreamExt` in scope, call [`take`](Self::take) as `Notifications::take(&notifications, timeout)`.
 #[derive(Clone)]
 pub struct Notifications {
     engine: Arc<Engine>,
@@ -58,7 +59,7 @@ impl Notifications {
     /// - [`Error::NotificationTimeout`]: not as many within `timeout`; the connection is usable.
     /// - [`Error::NotificationsEnded`]: the connection has failed, and no more come. Of a worker's, only if its
     ///   device failed.
-    /// - [`Error::Request`] with [`RequestError::NoNotifications`](super::RequestError::NoNotifications): the worker
+    /// - [`Error::Request`] with [`RequestError::NoNotifications`](super::RequestError::NoNotifications): this side
     ///   receives none.
     /// - [`Error::Verbs`]: the device failed.
     pub fn wait(&self, id: u32, count: u64, timeout: Duration) -> Result<()> {
@@ -76,7 +77,7 @@ impl Notifications {
         })
     }
 
-    /// Waits for the next notification, whatever its id, and takes it.
+    /// Waits for the next notification, whatever its id, and takes it. It blocks the thread; a task uses the stream.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).

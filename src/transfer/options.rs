@@ -33,7 +33,7 @@ pub struct ConnectionOptions {
     /// faster, but it occupies a CPU. Default `false`.
     pub busy_poll: bool,
     /// Number of receives that are posted ahead for the peer's notifications; 0 for none. A connection of a
-    /// [`Worker`](super::Worker) takes from the worker's, and this option does not count. Default 0.
+    /// [`Worker`](super::Worker) ignores this option and takes from [`WorkerOptions::notifications`]. Default 0.
     pub notifications: u32,
     /// Longest time without a completed message before a transfer fails. It does not count while a receive waits
     /// for its first message. Default 30 s.

@@ -56,7 +56,10 @@ impl Worker {
         Connection::on(&self.engine, options)
     }
 
-    /// The notifications of all its connections. It receives some if [`WorkerOptions::notifications`] is set.
+    /// The notifications of all its connections, each with the number of its queue pair. It receives some if
+    /// [`WorkerOptions::notifications`] is set. It does not tell that one connection has ended;
+    /// [`Connection::notifications`] does, for the notifications of that connection only. Each notification is taken
+    /// once, here or there.
     pub fn notifications(&self) -> Notifications {
         Notifications::of(&self.engine, None)
     }
