@@ -95,7 +95,7 @@ pub struct WorkerOptions {
     pub completions: u32,
     /// Number of receives that are posted ahead for notifications of all connections, which take from the completions
     /// too. 0 for none; at most the device's `max_srq_wr`. A peer that is further ahead than this many waits until the
-    /// worker has made progress. Default 0.
+    /// worker has made progress, at most its [`stall_timeout`](ConnectionOptions::stall_timeout). Default 0.
     pub notifications: u32,
 }
 
