@@ -21,7 +21,7 @@
 //! | [`host`] | host memory as an end of a transfer |
 //! | [`verbs`] | devices, protection domains, completion queues, queue pairs |
 //! | [`mr`] | registration: regions, sets of regions, the cache, and descriptions for a peer |
-//! | [`transfer`] | connections that transfer ranges of any length and tables of blocks |
+//! | [`transfer`] | connections that transfer ranges of any length and tables of blocks, and notify the peer |
 //! | [`cm`] | connections by IP address, through librdmacm |
 //! | [`observe`] | gauges and `tracing` spans |
 //! | [`dma_sg`] | address lists, PCI topology, and the addresses of a dma-buf as a device sees them |
@@ -120,6 +120,7 @@
 //! | `gbm` | linear images of DRM cards. Links the system's libgbm |
 //! | `metrics` | the gauges of [`observe`] through the `metrics` crate |
 //! | `serde` | `Serialize` and `Deserialize` for what peers exchange |
+//! | `tokio` | transfers and notifications make progress in a tokio runtime; connections by IP address can be awaited |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[macro_use]
@@ -144,7 +145,7 @@ pub use kind::ErrorKind;
 pub use mr::{
     Access, Blocks, MemoryRegion, RegionCache, RegionSet, RegionSlice, RemoteRegion, RemoteSlice, Umem,
 };
-pub use transfer::{Connection, Transfer};
+pub use transfer::{Connection, ConnectionOptions, Notifications, Transfer, Worker, WorkerOptions};
 pub use verbs::{Device, Endpoint, ProtectionDomain};
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ fn notify(connection: &Connection, load: Load, first: bool) -> Result<()> {
             stamps.push(ticks());
             connection.notify(number, &payload)?.wait()?;
         }
-        arrived.take(TIMEOUT)?;
+        arrived.take_timeout(TIMEOUT)?;
         if !first {
             stamps.push(ticks());
             connection.notify(number, &payload)?.wait()?;

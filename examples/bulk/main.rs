@@ -114,7 +114,7 @@ fn receive(options: &Options, host: &str, to: Option<PathBuf>) -> Result<()> {
 
     // The notification arrives after all bytes, however long these take. If the sender disconnects, the wait fails at
     // once.
-    let sent = connection.notifications().take(Duration::MAX)?.payload;
+    let sent = connection.notifications().take_timeout(Duration::MAX)?.payload;
     let sent = sent.try_into().map_err(|_| "the sender's notification has no digest")?;
     let mapping = allocation.dmabuf.map()?;
     let received = digest::digest(&mapping, length)?;

@@ -164,7 +164,7 @@ fn prefill(options: &Options, host: &str) -> Result<()> {
     let took = start.elapsed();
 
     for (layer, digest) in (0..).zip(digests) {
-        let answer = connection.notifications().take(TIMEOUT)?;
+        let answer = connection.notifications().take_timeout(TIMEOUT)?;
         if (answer.id, &answer.payload[..]) != (layer, &digest.to_le_bytes()) {
             return Err(format!("layer {layer} arrived with other bytes: {answer:?}").into());
         }

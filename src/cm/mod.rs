@@ -4,9 +4,9 @@
 //!    address to an [`Outgoing`].
 //! 2. Each side then knows the device and port of the route. It creates a [`Connection`] there, with its own
 //!    protection domain and regions, and passes it to [`Incoming::accept`] or [`Outgoing::connect`].
-//! 3. A request carries up to 52 bytes of private data and a reply up to 192, and 4 less on a
-//!    [`Worker`](crate::transfer::Worker) with notifications. A [`RemoteRegion`](crate::RemoteRegion) of one run has
-//!    52 bytes.
+//! 3. A request carries up to 52 bytes of private data and a reply up to 192, and 4 less if the sender's connection or
+//!    its [`Worker`](crate::transfer::Worker) has notifications. A [`RemoteRegion`](crate::RemoteRegion) of one run has
+//!    52 bytes, and so fits into a request only without notifications.
 //!
 //! The private data also carries the MTU of each side's port at its end, and the connection uses the
 //! smallest. Programs of other libraries use the MTU of the active side's network interface: give both interfaces

@@ -45,7 +45,7 @@ pub enum Error {
         "an earlier receive of {length} bytes is still posted: it timed out, was cancelled or was dropped before its first message. Call recv with the same memory and message size, or create a new connection"
     )]
     ReceivePosted {
-        /// Length of the posted receive in bytes; 0 if it waits for immediate data.
+        /// Length of the posted receive in bytes.
         length: u64,
     },
     /// A message completed with an error. The connection is unusable.
@@ -225,7 +225,7 @@ fn timed_out(opcode: Opcode, usable: bool) -> &'static str {
         (Opcode::Recv, true) => "the receive stays posted, and the connection is usable",
         (_, true) => "nothing of it was posted, and the connection is usable",
         (_, false) => {
-            "the rest was flushed, and the connection is unusable: check that the peer is alive and the path is up"
+            "the rest was flushed, and the connection is unusable: check that the peer is alive and has receives posted, and that the path is up"
         }
     }
 }

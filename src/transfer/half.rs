@@ -209,7 +209,8 @@ impl Sender {
     /// Sends local bytes to a peer that receives the same number of bytes with the same message size.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As [`write`](Self::write), and [`RequestError::NoMessages`](super::RequestError::NoMessages): only one side has
+    /// notifications.
     pub fn send(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
         self.start_message(Request::send(local))
     }
@@ -259,6 +260,7 @@ impl Receiver {
     ///
     /// # Errors
     /// - As [`Sender::write`], without [`Error::PortDown`](super::Error::PortDown).
+    /// - [`RequestError::NoMessages`](super::RequestError::NoMessages): only one side has notifications.
     /// - [`Error::ReceivePosted`](super::Error::ReceivePosted): another receive is still posted, as above.
     pub fn recv(&self, local: impl Into<RegionSlice>) -> Result<Transfer> {
         self.start_message(Request::recv(local))

@@ -1,6 +1,7 @@
 //! What tells a receiver that bytes have arrived in its memory.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,8 +33,9 @@ pub struct Notification {
 /// They are received ahead of being asked for, and each is taken once. A notification is received after all bytes that
 /// its connection's peer wrote before it. Clones take from the same notifications.
 ///
-/// As a stream it ends after the error with which the connection ends. A task makes no progress by itself; see
-/// [`Transfer`](super::Transfer).
+/// As a stream (`futures_core::Stream`; `next` is in `StreamExt` of futures-util or tokio-stream) it ends after the error
+/// with which the connection ends. It makes progress as a [`Transfer`](super::Transfer) that is awaited does. With
+/// `StreamExt` in scope, call [`take`](Self::take) as `Notifications::take(&notifications, timeout)`.
 #[derive(Clone)]
 pub struct Notifications {
     engine: Arc<Engine>,
@@ -58,29 +60,18 @@ impl Notifications {
     /// - [`Error::NotificationTimeout`]: not as many within `timeout`; the connection is usable.
     /// - [`Error::NotificationsEnded`]: the connection has failed, and no more come. Of a worker's, only if its
     ///   device failed.
-    /// - [`Error::Request`] with [`RequestError::NoNotifications`](super::RequestError::NoNotifications): the worker
+    /// - [`Error::Request`] with [`RequestError::NoNotifications`](super::RequestError::NoNotifications): this side
     ///   receives none.
     /// - [`Error::Verbs`]: the device failed.
     pub fn wait(&self, id: u32, count: u64, timeout: Duration) -> Result<()> {
-        self.wait_for(Some(id), count, timeout, |state| {
-            let came: u64 = self.pairs(state).map(|pair| pair.arrivals.count(id)).sum();
-            if came < count {
-                return Err(came);
-            }
-            let mut left = count;
-            for pair in self.pairs(state) {
-                left -= pair.arrivals.take_of(id, left);
-            }
-            state.taken(count as usize);
-            Ok(())
-        })
+        self.wait_for(Some(id), count, timeout, |state| self.take_of(state, id, count))
     }
 
-    /// Waits for the next notification, whatever its id, and takes it.
+    /// Waits for the next notification, whatever its id, and takes it. It blocks the thread; a task uses the stream.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub fn take(&self, timeout: Duration) -> Result<Notification> {
+    pub fn take_timeout(&self, timeout: Duration) -> Result<Notification> {
         self.wait_for(None, 1, timeout, |state| self.take_any(state).ok_or(0))
     }
 
@@ -97,6 +88,63 @@ impl Notifications {
             Some(notification) => Ok(Some(notification)),
             None => self.check_open(None, 1, 0).map(|()| None),
         }
+    }
+
+    /// Like [`wait`](Self::wait), for a task, and without a timeout. If the future is dropped, none is taken.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn arrived(&self, id: u32, count: u64) -> Result<()> {
+        poll_fn(|context| self.poll(context, |state| self.take_of(state, id, count), Some(id), count)).await
+    }
+
+    /// The next notification, whatever its id, for a task. If the future is dropped, none is taken.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn recv(&self) -> Result<Notification> {
+        poll_fn(|context| self.poll(context, |state| self.take_any(state).ok_or(0), None, 1)).await
+    }
+
+    /// Registers the task for the next arrival, and tries `take`.
+    fn poll<T>(
+        &self,
+        context: &mut Context<'_>,
+        take: impl Fn(&mut State) -> Result<T, u64>,
+        id: Option<u32>,
+        count: u64,
+    ) -> Poll<Result<T>> {
+        #[cfg(feature = "tokio")]
+        super::driver::ensure(&self.engine);
+        let mut state = self.engine.lock();
+        state.check_pool()?;
+        // First, so that no notification comes between the look and the wait.
+        state.wake_at_arrival(self.pair.as_ref().map(|pair| pair.key()), context.waker());
+        self.engine.look(&mut state)?;
+        match take(&mut state) {
+            Ok(taken) => Poll::Ready(Ok(taken)),
+            Err(came) => match self.check_open(id, count, came) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        }
+    }
+
+    /// Takes `count` notifications of an id, or none.
+    ///
+    /// # Errors
+    /// How many have come.
+    fn take_of(&self, state: &mut State, id: u32, count: u64) -> Result<(), u64> {
+        let came: u64 = self.pairs(state).map(|pair| pair.arrivals.count(id)).sum();
+        if came < count {
+            return Err(came);
+        }
+        let mut left = count;
+        for pair in self.pairs(state) {
+            left -= pair.arrivals.take_of(id, left);
+        }
+        state.taken(count as usize);
+        Ok(())
     }
 
     fn pairs<'s>(&self, state: &'s mut State) -> impl Iterator<Item = &'s mut super::queues::Queues> {
@@ -183,16 +231,11 @@ impl Stream for Notifications {
         if self.ended {
             return Poll::Ready(None);
         }
-        #[cfg(feature = "tokio")]
-        super::driver::ensure(&self.engine);
-        // First, so that no notification comes between the look and the wait.
-        self.engine.lock().wake_at_arrival(self.pair.as_ref().map(|pair| pair.key()), context.waker());
-        match self.try_take() {
-            Ok(None) => Poll::Pending,
-            Ok(Some(notification)) => Poll::Ready(Some(Ok(notification))),
-            Err(error) => {
-                self.ended = true;
-                Poll::Ready(Some(Err(error)))
+        match self.poll(context, |state| self.take_any(state).ok_or(0), None, 1) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(next) => {
+                self.ended = next.is_err();
+                Poll::Ready(Some(next))
             }
         }
     }

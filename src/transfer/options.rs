@@ -33,7 +33,7 @@ pub struct ConnectionOptions {
     /// faster, but it occupies a CPU. Default `false`.
     pub busy_poll: bool,
     /// Number of receives that are posted ahead for the peer's notifications; 0 for none. A connection of a
-    /// [`Worker`](super::Worker) takes from the worker's, and this option does not count. Default 0.
+    /// [`Worker`](super::Worker) ignores this option and takes from [`WorkerOptions::notifications`]. Default 0.
     pub notifications: u32,
     /// Longest time without a completed message before a transfer fails. It does not count while a receive waits
     /// for its first message. Default 30 s.
@@ -95,7 +95,7 @@ pub struct WorkerOptions {
     pub completions: u32,
     /// Number of receives that are posted ahead for notifications of all connections, which take from the completions
     /// too. 0 for none; at most the device's `max_srq_wr`. A peer that is further ahead than this many waits until the
-    /// worker has made progress. Default 0.
+    /// worker has made progress, at most its [`stall_timeout`](ConnectionOptions::stall_timeout). Default 0.
     pub notifications: u32,
 }
 

@@ -267,6 +267,10 @@ fn status_hint(status: CompletionStatus, options: &QueuePairOptions) -> Option<S
         }
         CompletionStatus::RNR_RETRY_EXC_ERR => Some(format!("rnr_retry {rnr_retry}")),
         CompletionStatus::WR_FLUSH_ERR => Some(NO_CAUSE.into()),
+        CompletionStatus::LOC_QP_OP_ERR | CompletionStatus::REM_OP_ERR => Some(
+            "a message may be longer than its receive: send and receive the same lengths with the same message size"
+                .into(),
+        ),
         CompletionStatus::REM_INV_REQ_ERR => Some(
             "the peer's queue pair does not permit this operation; atomics need a device that has them"
                 .into(),

@@ -33,7 +33,8 @@ pub struct Transferred {
 /// [`cancel`](Self::cancel) it. A receive that is dropped before its first message stays posted for the next receive
 /// into the same memory; see [`Receiver::recv`](super::Receiver::recv).
 ///
-/// A `Future` makes no progress by itself. A task calls
+/// With the feature `tokio`, an awaited transfer makes progress by itself in a tokio runtime with I/O driver and timer
+/// (`enable_all`). Elsewhere a `Future` makes no progress by itself. A task calls
 /// [`Connection::process_events`](super::Connection::process_events) when the connection's descriptor is readable, and
 /// from a timer if timeouts are set; or a thread waits for a transfer of the same connection.
 #[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
@@ -68,7 +69,7 @@ impl Transfer {
     }
 
     /// Length in bytes.
-    #[allow(clippy::len_without_is_empty)] // a receive of immediate data has 0 bytes
+    #[allow(clippy::len_without_is_empty)] // a notification alone has 0 bytes
     pub fn len(&self) -> u64 {
         self.length
     }

@@ -9,7 +9,7 @@ use super::error::Result;
 use super::events::{Events, Source};
 use super::pool::Pool;
 use super::{Connection, ConnectionOptions, Notifications, WorkerOptions};
-use crate::verbs::{CompletionQueue, ProtectionDomain};
+use crate::verbs::{self, CompletionQueue, ProtectionDomain};
 
 /// Connections that share a completion queue, a lock and a descriptor: whoever waits for a transfer of one makes
 /// progress for all.
@@ -51,12 +51,25 @@ impl Worker {
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::new`](crate::verbs::QueuePair::new); `ENOSPC` if twice the
     /// [`window`](ConnectionOptions::window) does not fit into what is left of
-    /// [`WorkerOptions::completions`].
+    /// [`WorkerOptions::completions`]; [`verbs::Error::InvalidOption`] if the options ask for notifications and the
+    /// worker has none.
     pub fn connection(&self, options: ConnectionOptions) -> Result<Connection> {
+        if options.notifications > 0 && self.engine.receives.is_none() {
+            return Err(verbs::Error::InvalidOption {
+                device: self.domain().context().device_name().into(),
+                option: "notifications",
+                value: options.notifications.to_string(),
+                allowed: "0 on a worker without notifications; set WorkerOptions::notifications".into(),
+            }
+            .into());
+        }
         Connection::on(&self.engine, options)
     }
 
-    /// The notifications of all its connections. It receives some if [`WorkerOptions::notifications`] is set.
+    /// The notifications of all its connections, each with the number of its queue pair. It receives some if
+    /// [`WorkerOptions::notifications`] is set. It does not tell that one connection has ended;
+    /// [`Connection::notifications`] does, for the notifications of that connection only. Each notification is taken
+    /// once, here or there.
     pub fn notifications(&self) -> Notifications {
         Notifications::of(&self.engine, None)
     }

@@ -70,6 +70,31 @@ fn transfers_are_spawned() {
     census.assert_unchanged();
 }
 
+/// Tasks that wait for ids of their own hear of them, and one that is dropped takes nothing.
+#[test]
+fn tasks_wait_for_their_ids() {
+    runtime().block_on(async {
+        let Wire { near, far } = Wire::with(notified());
+        let wait = |id: u32, count| {
+            let notifications = far.connection.notifications();
+            tokio::spawn(async move { notifications.arrived(id, count).await })
+        };
+        let dropped = wait(1, 3);
+        let (first, second) = (wait(1, 2), wait(2, 1));
+        tokio::task::yield_now().await;
+        dropped.abort();
+        near.connection.notify(1, &[]).unwrap().await.unwrap();
+        near.connection.notify(2, &[]).unwrap().await.unwrap();
+        second.await.unwrap().unwrap();
+        assert!(!first.is_finished());
+        near.connection.notify(1, &[]).unwrap().await.unwrap();
+        first.await.unwrap().unwrap();
+        near.connection.notify(3, b"x").unwrap().await.unwrap();
+        assert_eq!(far.connection.notifications().recv().await.unwrap().payload, b"x");
+        assert_eq!(far.connection.notifications().try_take().unwrap(), None);
+    });
+}
+
 /// Without a tick of anybody: the timeout of a transfer, the stall timeout, and the peer's disconnect.
 #[test]
 fn whatever_ends_a_transfer_wakes_its_task() {

@@ -58,7 +58,7 @@ fn blocks_arrive_before_their_notification(fault: &str, noticed: &str) {
             }
         });
         for at in 0..TRANSFERS {
-            assert_eq!(far.connection.notifications().take(TIMEOUT).unwrap().id, at as u32);
+            assert_eq!(far.connection.notifications().take_timeout(TIMEOUT).unwrap().id, at as u32);
             let received = contents(&theirs);
             for moved in at * BLOCKS..(at + 1) * BLOCKS {
                 assert!(block(&received, place(moved)) == block(&sent, moved), "block {moved} of {at}");
@@ -100,7 +100,7 @@ fn a_peer_that_goes_leaves_whole_transfers_or_named_errors() {
         let ((_ours, source), (theirs, target)) = (near.filled(size, 1), far.filled(size, 2));
         let transfers = start(&near.connection, &(&source).into(), &target.remote().into());
         transfers[1].wait().unwrap();
-        let first = far.connection.notifications().take(TIMEOUT).unwrap();
+        let first = far.connection.notifications().take_timeout(TIMEOUT).unwrap();
         assert_eq!(first.id, 0);
         drop(far.connection);
         let (mut failed, mut complete) = (0, 0);

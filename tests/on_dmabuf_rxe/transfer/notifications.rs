@@ -72,7 +72,7 @@ fn five_hundred_back_to_back() {
                 notifications.wait(id, u64::from(COUNT / 5), TIMEOUT).unwrap();
             }
             for _ in 0..COUNT / 5 {
-                assert_eq!(notifications.take(TIMEOUT).unwrap().id, 2);
+                assert_eq!(notifications.take_timeout(TIMEOUT).unwrap().id, 2);
             }
             assert_eq!(notifications.try_take().unwrap(), None);
         });
@@ -86,7 +86,7 @@ fn a_pool_of_one_receive_loses_nothing() {
     let Wire { near, far } = Wire::with(notified(1).message_size(4096));
     let sent: Vec<_> = (0..50_u8).map(|at| near.connection.notify(9, &[at]).unwrap()).collect();
     for at in 0..50 {
-        assert_eq!(far.connection.notifications().take(TIMEOUT).unwrap().payload, [at]);
+        assert_eq!(far.connection.notifications().take_timeout(TIMEOUT).unwrap().payload, [at]);
     }
     sent.iter().for_each(|transfer| assert!(transfer.wait().is_ok()));
 }
@@ -97,7 +97,7 @@ fn payloads_up_to_the_limit() {
     let full: Vec<u8> = (0..64).collect();
     for payload in [&[][..], &[7], &full[..63], &full] {
         near.connection.notify(5, payload).unwrap().wait().unwrap();
-        let notification = far.connection.notifications().take(TIMEOUT).unwrap();
+        let notification = far.connection.notifications().take_timeout(TIMEOUT).unwrap();
         assert_eq!((notification.id, &notification.payload[..]), (5, payload));
         assert_eq!(notification.qp_num, far.connection.endpoint().qp_num);
     }
@@ -175,7 +175,7 @@ fn a_wait_that_times_out_takes_nothing() {
     assert_refused!(notifications.wait(4, 1, Duration::ZERO), Error::NotificationTimeout { came: 0, .. });
     near.connection.notify(3, &[]).unwrap().wait().unwrap();
     notifications.wait(3, 2, TIMEOUT).unwrap();
-    assert_refused!(notifications.take(SHORT), Error::NotificationTimeout { id: None, came: 0, .. });
+    assert_refused!(notifications.take_timeout(SHORT), Error::NotificationTimeout { id: None, came: 0, .. });
     notifications.wait(99, 0, Duration::ZERO).unwrap();
     assert!(far.connection.is_usable());
 }
@@ -199,7 +199,7 @@ fn no_notification_of_bytes_that_did_not_come() {
     let notifications = far.connection.notifications();
     // What came before the failure is there, and then its reason.
     notifications.wait(2, 1, TIMEOUT).unwrap();
-    assert_refused!(near.connection.notifications().take(TIMEOUT), Error::NotificationsEnded { .. });
+    assert_refused!(near.connection.notifications().take_timeout(TIMEOUT), Error::NotificationsEnded { .. });
 }
 
 /// By IP address the second queue pair is agreed in the private data. The peer's disconnect wakes whoever waits.
@@ -281,14 +281,14 @@ fn a_hundred_connections_share_a_pool() {
             // Half of them by one who takes whatever comes.
             let (mut seen, notifications) = (HashMap::new(), server.notifications());
             for _ in 0..CLIENTS * EACH / 2 {
-                let notification = notifications.take(TIMEOUT).unwrap();
+                let notification = notifications.take_timeout(TIMEOUT).unwrap();
                 *seen.entry(notification.qp_num).or_insert(0) += 1;
             }
             // The others by their connections.
             for (_, served) in &pairs {
                 let left = EACH - seen.get(&served.endpoint().qp_num).copied().unwrap_or(0);
                 for _ in 0..left {
-                    served.notifications().take(TIMEOUT).unwrap();
+                    served.notifications().take_timeout(TIMEOUT).unwrap();
                 }
             }
             assert_eq!(notifications.try_take().unwrap(), None);
