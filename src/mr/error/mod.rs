@@ -435,7 +435,7 @@ mod tests {
         let error = RegisterError::Refused {
             device: "rxe0".into(),
             path: Path::Uverbs,
-            exporter: "system".into(),
+            memory: "a dma-buf".into(),
             offset: 0,
             length: 1,
             source,
