@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dmabuf_rdma::exporter::{Cuda, Hsa, LevelZero, Runtime, Runtimes};
 use dmabuf_rdma::mr::{Access, MemoryRegion, RegionCache, RegionSlice};
-use dmabuf_rdma::transfer::{Connection, Error, RequestError};
+use dmabuf_rdma::transfer::{Connection, ConnectionOptions, Error, RequestError};
 use gpu_stubs::Stub;
 
 use super::{CUDA, HSA, ZE, clean};
@@ -85,6 +85,32 @@ fn memory_of_a_pointer_is_flushed() {
             cache.get_pointer(connection.domain(), &cuda, memory.address(), 4096, Access::REMOTE).unwrap();
         connection.write(&slice, slice.remote()).unwrap().timeout(Duration::from_secs(20)).wait().unwrap();
         connection.flush(&slice).unwrap();
+    });
+}
+
+/// A notification of the peer, then a flush of what it announces.
+#[test]
+fn what_a_notification_announces_is_flushed() {
+    clean(&CUDA, || {
+        let (cuda, cache) = (Cuda::load().unwrap(), RegionCache::default());
+        let memory = cuda.memory(1 << 20).unwrap();
+        let options = ConnectionOptions::default().notifications(16);
+        let connection = Connection::new(&domain(), options).unwrap();
+        connection.connect(&connection.endpoint()).unwrap();
+        let get = |offset| {
+            let address = memory.address() + offset;
+            cache.get_pointer(connection.domain(), &cuda, address, 4096, Access::REMOTE).unwrap()
+        };
+        let (from, to) = (get(0), get(8192));
+        memory.fill(..4096, 0x5a5a_5a5a).unwrap();
+        connection.write_notify(&from, to.remote(), 7).unwrap().wait().unwrap();
+        let (_sender, receiver) = connection.split();
+        receiver.wait_flushed(7, 1, Duration::from_secs(20), &to).unwrap();
+        // SAFETY: the stub maps its memory for the processor, and nothing writes it now.
+        let seen = unsafe { std::slice::from_raw_parts((memory.address() + 8192) as *const u8, 4096) };
+        assert_eq!(seen, [0x5a; 4096]);
+        let none = receiver.wait_flushed(7, 1, Duration::from_millis(10), &to);
+        assert_refused!(none, Error::NotificationTimeout { .. });
     });
 }
 
