@@ -112,7 +112,12 @@ impl State {
         let queues = self.pairs.remove(key);
         self.numbers.remove(&queues.shared.pair.number());
         self.touched.retain(|&touched| touched != key);
-        self.pending -= queues.arrivals.len();
+        if let Some(twin) = queues.twin.and_then(|twin| self.pairs.get_mut(twin)) {
+            // The key is given to another connection.
+            twin.twin = None;
+        }
+        // Receives that waited for these to be taken are posted now.
+        self.taken(queues.arrivals.len());
         queues
     }
 
