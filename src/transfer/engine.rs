@@ -12,7 +12,7 @@ use super::error::Result;
 use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
-use super::state::{Locked, State};
+use super::state::{Locked, State, Step};
 use crate::verbs::{self, AsyncEvent, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
@@ -26,6 +26,8 @@ pub(super) struct Engine {
     /// Where notifications are received, if they are.
     pub receives: Option<SharedReceiveQueue>,
     pub completions: CompletionQueue,
+    /// Maximum number of completions in the queue.
+    capacity: usize,
     pub domain: ProtectionDomain,
     /// Whether a task of a runtime makes progress.
     pub driven: AtomicBool,
@@ -44,6 +46,7 @@ impl Engine {
         pool: Option<Pool>,
     ) -> Self {
         let receives = pool.as_ref().map(|pool| pool.queue.clone());
+        let capacity = room as usize + pool.as_ref().map_or(0, Pool::depth);
         let state = Mutex::new(State::new(room, pool));
         Self {
             state,
@@ -51,6 +54,7 @@ impl Engine {
             events,
             receives,
             completions,
+            capacity,
             domain,
             driven: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
@@ -78,20 +82,37 @@ impl Engine {
     /// is called then.
     pub(super) fn remove(&self, key: usize) -> Queues {
         let mut state = self.lock();
-        // Others may wait for what comes with it.
-        self.drain(&mut state);
+        // Others may wait for what comes with it. A device may discard what is left when it destroys the queue pair.
+        self.sweep(&mut state);
         state.remove(key)
     }
 
     /// Gives back the room of a queue pair that is destroyed.
     pub(super) fn removed(&self, room: u32) {
         let mut state = self.lock();
-        self.drain(&mut state);
+        self.sweep(&mut state);
         state.give_back(room);
+    }
+
+    /// Takes every completion that is in the queue now, however many come meanwhile.
+    fn sweep(&self, state: &mut State) {
+        let mut left = self.capacity;
+        loop {
+            let taken = self.step(state).taken;
+            if taken == 0 || taken >= left {
+                break;
+            }
+            left -= taken;
+        }
+        self.drain(state);
     }
 
     /// Takes the next completions, posts, and tells those who wait. Returns whether anything changed.
     pub(super) fn drive(&self, state: &mut State) -> bool {
+        self.step(state).is_progress()
+    }
+
+    fn step(&self, state: &mut State) -> Step {
         let step = state.step(&self.completions);
         if step.ended && state.sleeping {
             // Its job may have ended without a completion.
@@ -103,7 +124,7 @@ impl Engine {
         if step.is_progress() && state.followers > 0 {
             self.changed.notify_all();
         }
-        step.is_progress()
+        step
     }
 
     /// Drives until nothing changes, or for long enough.
@@ -176,9 +197,11 @@ impl Engine {
                 return self.broken(state, error);
             }
         };
-        let mut reported = self.events.take_reported();
+        let mut reported = false;
         for source in readable {
             match source {
+                // Another reader of the device's events kicks also if nobody sleeps.
+                Source::Kick if !state.sleeping => self.events.woken(),
                 Source::Kick => {}
                 Source::Device => reported = true,
                 Source::Link(key) => self.check_link(state, key),
@@ -188,7 +211,8 @@ impl Engine {
                 },
             }
         }
-        if reported {
+        // After the kick is taken: whoever kicks has reported before.
+        if self.events.take_reported() || reported {
             self.check_device(state);
         }
         Ok(())

@@ -438,6 +438,12 @@ impl Drop for Pair {
         if let Some(link) = shared.link.get() {
             self.engine.events.unwatch(link.fd());
         }
+        if shared.pair.shares_receives()
+            && let Err(error) = shared.pair.stop()
+        {
+            // No more receives of the pool are taken now, whose completions the device might discard.
+            tracing::debug!(%error, "cannot stop a queue pair");
+        }
         let queues = self.engine.remove(self.key);
         let room = queues.room;
         let jobs = queues.into_jobs();

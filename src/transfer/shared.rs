@@ -86,6 +86,12 @@ impl Shared {
         Self { ready: AtomicBool::new(true), ..Self::new(pair, domain, options, max_message_size) }
     }
 
+    /// For a queue pair that libibverbs must not see.
+    #[cfg(test)]
+    pub(super) fn set_failed(&self, reason: &str) {
+        let _ = self.failed.set(reason.to_owned());
+    }
+
     /// Why the connection is unusable, if it is known to be.
     pub(super) fn reason(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)

@@ -36,6 +36,8 @@ pub(super) struct State {
     polled: Box<[ffi::ibv_wc; POLL_BATCH]>,
     /// Room in the completion queue that is not reserved.
     room: u32,
+    /// Number of queue pairs that were ever added.
+    added: u64,
     /// Whether a thread sleeps on the descriptors, and how many others wait for it.
     pub sleeping: bool,
     pub followers: usize,
@@ -86,6 +88,7 @@ impl State {
             touched: Vec::new(),
             polled: Box::new([ffi::ibv_wc::default(); POLL_BATCH]),
             room,
+            added: 0,
             sleeping: false,
             followers: 0,
             watched: false,
@@ -99,8 +102,10 @@ impl State {
     ///
     /// # Errors
     /// The room that is left, which is not enough.
-    pub(super) fn add(&mut self, queues: Queues) -> Result<usize, u32> {
+    pub(super) fn add(&mut self, mut queues: Queues) -> Result<usize, u32> {
         self.room = self.room.checked_sub(queues.room).ok_or(self.room)?;
+        queues.set_origin(self.added);
+        self.added += 1;
         let number = queues.shared.pair.number();
         let key = self.pairs.insert(queues);
         self.numbers.insert(number, key);

@@ -4,6 +4,7 @@
 //!
 //! `unsafe` is here for the provider, which is a table of C functions.
 
+mod lifetimes;
 mod post_bench;
 
 use std::collections::VecDeque;
