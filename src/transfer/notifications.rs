@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use super::engine::Engine;
 use super::error::{Error, Result};
-use super::pair::Pair;
+use super::pair::{Pair, QUIET};
 use super::state::State;
 
 /// A notification of a peer: by [`write_notify`](super::Connection::write_notify), after all bytes of that write are in
@@ -137,6 +137,7 @@ impl Notifications {
     ) -> Result<T> {
         let (end, engine) = (Instant::now().checked_add(timeout), &self.engine);
         let busy_poll = self.pair.as_ref().is_some_and(|pair| pair.busy_poll());
+        let mut looked = Instant::now();
         let mut state = engine.lock();
         state.check_pool()?;
         loop {
@@ -166,6 +167,15 @@ impl Notifications {
                 return Err(Error::NotificationTimeout { id, count, came, timeout });
             }
             if busy_poll {
+                if let Some(pair) = &self.pair
+                    && looked.elapsed() >= QUIET
+                {
+                    // No completion says that the peer has disconnected.
+                    engine.check_device(&mut state);
+                    engine.check_link(&mut state, pair.key());
+                    looked = Instant::now();
+                    continue;
+                }
                 drop(state);
                 std::hint::spin_loop();
                 state = engine.lock();

@@ -136,7 +136,7 @@ fn write(
 ) -> Transfer {
     let request = Request::one_sided(local, remote, |remote| Operation::Write { remote });
     let (opcode, length) = (request.opcode(), request.len());
-    Transfer::new(pair.clone(), pair.start(request, 1 << 20).unwrap(), opcode, length)
+    Transfer::new(pair.clone(), None, pair.start(request, 1 << 20).unwrap(), opcode, length)
 }
 
 fn options() -> ConnectionOptions {
