@@ -13,7 +13,7 @@ use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
 use super::state::{Locked, State, Step};
-use crate::verbs::{self, AsyncEvent, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
+use crate::verbs::{self, AsyncEvent, CompletionQueue, Concerns, Inbox, ProtectionDomain, SharedReceiveQueue};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 const MAX_BATCHES: usize = 64;
@@ -29,6 +29,9 @@ pub(super) struct Engine {
     /// Maximum number of completions in the queue.
     capacity: usize,
     pub domain: ProtectionDomain,
+    /// The fatal events of the device and the queues, which come also while there is no queue pair. `None` for a
+    /// foreign context.
+    inbox: Option<Arc<Inbox>>,
     /// Whether a task of a runtime makes progress.
     pub driven: AtomicBool,
     /// Tells that task that the engine is gone.
@@ -56,10 +59,24 @@ impl Engine {
             completions,
             capacity,
             domain,
+            inbox: None,
             driven: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
             gone: Arc::default(),
         }
+    }
+
+    /// Has the events of the device wake those who wait, unless the context is foreign.
+    pub(super) fn listen(&mut self) -> Result<()> {
+        let context = self.domain.context();
+        if context.reads_events() {
+            let srq = self.receives.as_ref().map(SharedReceiveQueue::handle);
+            let concerns = Concerns::Fatal { qp_num: None, cq: self.completions.handle(), srq };
+            self.inbox = Some(context.subscribe(concerns, self.events.clone().into())?);
+            let failed = context.failed("create the descriptors of a worker");
+            self.events.watch(context.async_fd(), Source::Device).map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -232,19 +249,24 @@ impl Engine {
     /// Ends everything, because the device or its descriptors failed. Succeeds if the device says why, which the
     /// transfers then return.
     fn broken(&self, state: &mut State, error: verbs::Error) -> Result<()> {
-        let mut explained = false;
+        let mut cause = None;
         for (_, pair) in &state.pairs {
             if let Some(event) = pair.shared.cause() {
                 pair.shared.fail_by(event);
-                explained = true;
+                cause = Some(event);
             }
         }
-        state.fail(&error.to_string());
+        let explained = cause.is_some();
+        state.fail(&cause.map_or_else(|| error.to_string(), |event| self.reason(event)));
         if explained {
             self.unwatch_device();
         }
         self.drain(state);
         if explained { Ok(()) } else { Err(error.into()) }
+    }
+
+    fn reason(&self, event: AsyncEvent) -> String {
+        format!("{}: {event}", self.domain.context().device_name())
     }
 
     /// The descriptors of a device that is gone stay readable.
@@ -256,6 +278,16 @@ impl Engine {
     /// Looks whether the device reported that it, or a queue of a queue pair here, has failed. What came before counts.
     pub(super) fn check_device(&self, state: &mut State) {
         self.drain(state);
+        if let Some(inbox) = &self.inbox {
+            // Also without a queue pair that reads them, or they would keep the descriptor readable.
+            self.domain.context().dispatch_events();
+            while let Some(event) = inbox.pop() {
+                if event == AsyncEvent::DeviceFatal {
+                    self.unwatch_device();
+                }
+                state.end(&self.reason(event));
+            }
+        }
         let found: Vec<_> =
             state.pairs.iter().filter_map(|(key, pair)| Some((key, pair.shared.fatal_event()?))).collect();
         if found.iter().any(|(_, event)| *event == AsyncEvent::DeviceFatal) {

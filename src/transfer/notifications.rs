@@ -95,7 +95,7 @@ impl Notifications {
         self.engine.look(&mut state)?;
         match self.take_any(&mut state) {
             Some(notification) => Ok(Some(notification)),
-            None => self.check_open(None, 1, 0).map(|()| None),
+            None => self.check_open(&state, None, 1, 0).map(|()| None),
         }
     }
 
@@ -113,10 +113,10 @@ impl Notifications {
 
     /// # Errors
     /// Why no more come.
-    fn check_open(&self, id: Option<u32>, count: u64, came: u64) -> Result<()> {
+    fn check_open(&self, state: &State, id: Option<u32>, count: u64, came: u64) -> Result<()> {
         let reason = match &self.pair {
             Some(pair) => pair.shared().reason(),
-            None => None,
+            None => state.ended(),
         };
         match reason {
             None => Ok(()),
@@ -154,7 +154,7 @@ impl Notifications {
                 state = engine.lock();
                 continue;
             }
-            if let Err(error) = self.check_open(id, count, came) {
+            if let Err(error) = self.check_open(&state, id, count, came) {
                 // What came before the failure counts.
                 engine.drain(&mut state);
                 let taken = take(&mut state);

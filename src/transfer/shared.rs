@@ -116,7 +116,7 @@ impl Shared {
         let context = self.domain.context();
         if context.reads_events() {
             let concerns = Concerns::Fatal {
-                qp_num: self.pair.number(),
+                qp_num: Some(self.pair.number()),
                 cq: engine.completions.handle(),
                 srq: engine.receives.as_ref().map(SharedReceiveQueue::handle),
             };

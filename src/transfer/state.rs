@@ -47,6 +47,8 @@ pub(super) struct State {
     pub timer: Option<Instant>,
     /// Whether the completion queue is armed, or its event was not consumed yet.
     pub armed: bool,
+    /// Why no notification comes any more, of any queue pair that there is or will be.
+    ended: Option<String>,
     released: Released,
 }
 
@@ -94,6 +96,7 @@ impl State {
             watched: false,
             timer: None,
             armed: false,
+            ended: None,
             released: Released::default(),
         }
     }
@@ -357,9 +360,20 @@ impl State {
         true
     }
 
+    /// Ends the notifications of all queue pairs. Keeps the first reason.
+    pub(super) fn end(&mut self, reason: &str) {
+        self.ended.get_or_insert_with(|| reason.to_owned());
+        self.released.wakers.append(&mut self.arrival_wakers);
+    }
+
+    /// Why there are no more notifications of any queue pair.
+    pub(super) fn ended(&self) -> Option<&str> {
+        self.ended.as_deref()
+    }
+
     /// Fails all queue pairs, because the device or its descriptors failed.
     pub(super) fn fail(&mut self, reason: &str) {
-        self.released.wakers.append(&mut self.arrival_wakers);
+        self.end(reason);
         for (key, pair) in &mut self.pairs {
             pair.shared.fail(|| reason.to_owned());
             pair.discard();
