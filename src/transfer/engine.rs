@@ -13,7 +13,9 @@ use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
 use super::state::{Locked, State, Step};
-use crate::verbs::{self, AsyncEvent, CompletionQueue, Concerns, Inbox, ProtectionDomain, SharedReceiveQueue};
+use crate::verbs::{
+    self, AsyncEvent, CompletionQueue, Concerns, Inbox, ProtectionDomain, SharedReceiveQueue,
+};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 const MAX_BATCHES: usize = 64;
