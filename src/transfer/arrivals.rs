@@ -41,11 +41,16 @@ impl Arrivals {
     pub(super) fn take_of(&mut self, id: u32, count: u64) -> u64 {
         let taken = self.count(id).min(count);
         let mut left = taken;
-        while left > 0
-            && let Some(at) = self.queue.iter().position(|notification| notification.id == id)
-        {
-            self.queue.remove(at);
-            left -= 1;
+        if taken == 1 {
+            // Most often it is near the front.
+            let at = self.queue.iter().position(|notification| notification.id == id);
+            at.and_then(|at| self.queue.remove(at));
+        } else if taken > 0 {
+            self.queue.retain(|notification| {
+                let take = left > 0 && notification.id == id;
+                left -= u64::from(take);
+                !take
+            });
         }
         self.forget(id, taken);
         taken

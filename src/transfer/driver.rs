@@ -4,15 +4,18 @@
 //!
 //! `unsafe` is here to register a descriptor with tokio.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use super::engine::Engine;
 
@@ -26,7 +29,7 @@ pub(super) fn ensure(engine: &Arc<Engine>) {
     if let Ok(runtime) = Handle::try_current()
         && !engine.driven.swap(true, Ordering::Relaxed)
     {
-        runtime.spawn(drive(Driven(Arc::downgrade(engine))));
+        runtime.spawn(drive(Driven { engine: Arc::downgrade(engine), starts: true }));
     }
 }
 
@@ -38,14 +41,18 @@ pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Held by the task.
-struct Driven(Weak<Engine>);
+struct Driven {
+    engine: Weak<Engine>,
+    /// Whether the runtime may turn out to lack a driver.
+    starts: bool,
+}
 
 impl Drop for Driven {
-    /// The runtime has shut down, or tokio has panicked.
+    /// The runtime has shut down, perhaps because another task has panicked; or tokio has.
     fn drop(&mut self) {
-        let Some(engine) = self.0.upgrade() else { return };
+        let Some(engine) = self.engine.upgrade() else { return };
         engine.driven.store(false, Ordering::Relaxed);
-        if std::thread::panicking() {
+        if self.starts && std::thread::panicking() {
             engine.fail(NO_DRIVER);
         }
         // Tasks of another runtime start it again.
@@ -53,29 +60,30 @@ impl Drop for Driven {
     }
 }
 
-async fn drive(driven: Driven) {
-    let Some(engine) = driven.0.upgrade() else { return };
+async fn drive(mut driven: Driven) {
+    let Some(engine) = driven.engine.upgrade() else { return };
     let gone = engine.gone.clone();
     let descriptor = match watch(engine.events.as_fd()) {
         Ok(descriptor) => descriptor,
         Err(error) => return engine.fail(&format!("cannot watch the descriptor of a worker: {error}")),
     };
     drop(engine);
+    let mut timer = pin!(sleep_until(Instant::now()));
+    // Without a timer it panics here.
+    poll_fn(|context| Poll::Ready(timer.as_mut().poll(context).is_ready())).await;
+    driven.starts = false;
     loop {
-        let next = match driven.0.upgrade() {
+        let next = match driven.engine.upgrade() {
             // An error fails the connections, whose tasks hear of it.
             Some(engine) => engine.process_events().unwrap_or(None),
             None => return,
         };
-        let timer = async {
-            match next {
-                Some(next) => sleep_until(next.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        if let Some(next) = next {
+            timer.as_mut().reset(next.into());
+        }
         tokio::select! {
             () = gone.notified() => return,
-            () = timer => {}
+            () = timer.as_mut(), if next.is_some() => {}
             // What comes after this is cleared is not missed, since the events are processed later.
             ready = descriptor.readable() => match ready {
                 Ok(mut ready) => ready.clear_ready(),

@@ -12,8 +12,10 @@ use super::error::Result;
 use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
-use super::state::{Locked, State};
-use crate::verbs::{self, AsyncEvent, CompletionQueue, ProtectionDomain, SharedReceiveQueue};
+use super::state::{Locked, State, Step};
+use crate::verbs::{
+    self, AsyncEvent, CompletionQueue, Concerns, Inbox, ProtectionDomain, SharedReceiveQueue,
+};
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 const MAX_BATCHES: usize = 64;
@@ -26,7 +28,12 @@ pub(super) struct Engine {
     /// Where notifications are received, if they are.
     pub receives: Option<SharedReceiveQueue>,
     pub completions: CompletionQueue,
+    /// Maximum number of completions in the queue.
+    capacity: usize,
     pub domain: ProtectionDomain,
+    /// The fatal events of the device and the queues, which come also while there is no queue pair. `None` for a
+    /// foreign context.
+    inbox: Option<Arc<Inbox>>,
     /// Whether a task of a runtime makes progress.
     pub driven: AtomicBool,
     /// Tells that task that the engine is gone.
@@ -44,6 +51,7 @@ impl Engine {
         pool: Option<Pool>,
     ) -> Self {
         let receives = pool.as_ref().map(|pool| pool.queue.clone());
+        let capacity = room as usize + pool.as_ref().map_or(0, Pool::depth);
         let state = Mutex::new(State::new(room, pool));
         Self {
             state,
@@ -51,11 +59,26 @@ impl Engine {
             events,
             receives,
             completions,
+            capacity,
             domain,
+            inbox: None,
             driven: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
             gone: Arc::default(),
         }
+    }
+
+    /// Has the events of the device wake those who wait, unless the context is foreign.
+    pub(super) fn listen(&mut self) -> Result<()> {
+        let context = self.domain.context();
+        if context.reads_events() {
+            let srq = self.receives.as_ref().map(SharedReceiveQueue::handle);
+            let concerns = Concerns::Fatal { qp_num: None, cq: self.completions.handle(), srq };
+            self.inbox = Some(context.subscribe(concerns, self.events.clone().into())?);
+            let failed = context.failed("create the descriptors of a worker");
+            self.events.watch(context.async_fd(), Source::Device).map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -78,20 +101,37 @@ impl Engine {
     /// is called then.
     pub(super) fn remove(&self, key: usize) -> Queues {
         let mut state = self.lock();
-        // Others may wait for what comes with it.
-        self.drain(&mut state);
+        // Others may wait for what comes with it. A device may discard what is left when it destroys the queue pair.
+        self.sweep(&mut state);
         state.remove(key)
     }
 
     /// Gives back the room of a queue pair that is destroyed.
     pub(super) fn removed(&self, room: u32) {
         let mut state = self.lock();
-        self.drain(&mut state);
+        self.sweep(&mut state);
         state.give_back(room);
+    }
+
+    /// Takes every completion that is in the queue now, however many come meanwhile.
+    fn sweep(&self, state: &mut State) {
+        let mut left = self.capacity;
+        loop {
+            let taken = self.step(state).taken;
+            if taken == 0 || taken >= left {
+                break;
+            }
+            left -= taken;
+        }
+        self.drain(state);
     }
 
     /// Takes the next completions, posts, and tells those who wait. Returns whether anything changed.
     pub(super) fn drive(&self, state: &mut State) -> bool {
+        self.step(state).is_progress()
+    }
+
+    fn step(&self, state: &mut State) -> Step {
         let step = state.step(&self.completions);
         if step.ended && state.sleeping {
             // Its job may have ended without a completion.
@@ -103,7 +143,7 @@ impl Engine {
         if step.is_progress() && state.followers > 0 {
             self.changed.notify_all();
         }
-        step.is_progress()
+        step
     }
 
     /// Drives until nothing changes, or for long enough.
@@ -176,7 +216,7 @@ impl Engine {
                 return self.broken(state, error);
             }
         };
-        let mut reported = self.events.take_reported();
+        let mut reported = false;
         for source in readable {
             match source {
                 Source::Kick => {}
@@ -188,7 +228,8 @@ impl Engine {
                 },
             }
         }
-        if reported {
+        // After the kicks are ended: whoever kicks has reported before.
+        if self.events.take_reported() || reported {
             self.check_device(state);
         }
         Ok(())
@@ -208,19 +249,24 @@ impl Engine {
     /// Ends everything, because the device or its descriptors failed. Succeeds if the device says why, which the
     /// transfers then return.
     fn broken(&self, state: &mut State, error: verbs::Error) -> Result<()> {
-        let mut explained = false;
+        let mut cause = None;
         for (_, pair) in &state.pairs {
             if let Some(event) = pair.shared.cause() {
                 pair.shared.fail_by(event);
-                explained = true;
+                cause = Some(event);
             }
         }
-        state.fail(&error.to_string());
+        let explained = cause.is_some();
+        state.fail(&cause.map_or_else(|| error.to_string(), |event| self.reason(event)));
         if explained {
             self.unwatch_device();
         }
         self.drain(state);
         if explained { Ok(()) } else { Err(error.into()) }
+    }
+
+    fn reason(&self, event: AsyncEvent) -> String {
+        format!("{}: {event}", self.domain.context().device_name())
     }
 
     /// The descriptors of a device that is gone stay readable.
@@ -232,6 +278,16 @@ impl Engine {
     /// Looks whether the device reported that it, or a queue of a queue pair here, has failed. What came before counts.
     pub(super) fn check_device(&self, state: &mut State) {
         self.drain(state);
+        if let Some(inbox) = &self.inbox {
+            // Also without a queue pair that reads them, or they would keep the descriptor readable.
+            self.domain.context().dispatch_events();
+            while let Some(event) = inbox.pop() {
+                if event == AsyncEvent::DeviceFatal {
+                    self.unwatch_device();
+                }
+                state.end(&self.reason(event));
+            }
+        }
         let found: Vec<_> =
             state.pairs.iter().filter_map(|(key, pair)| Some((key, pair.shared.fatal_event()?))).collect();
         if found.iter().any(|(_, event)| *event == AsyncEvent::DeviceFatal) {
@@ -260,6 +316,7 @@ impl Engine {
         state.watched = true;
         self.events.looked();
         if !state.sleeping {
+            // Another reader of the device's events kicks also if nobody sleeps.
             self.events.end_kicks();
         }
         let readable = self.events.wait(Duration::ZERO);

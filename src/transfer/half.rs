@@ -70,7 +70,11 @@ macro_rules! half {
             fn start_on(&self, pair: &Arc<Pair>, request: Request) -> Result<Transfer> {
                 let (opcode, length) = (request.opcode(), request.len());
                 let id = pair.start(request, self.options.message_size)?;
-                Ok(Transfer::new(pair.clone(), id, opcode, length))
+                let twin = match &self.messages {
+                    Some(messages) if Arc::ptr_eq(pair, messages) => Some(self.pair.clone()),
+                    messages => messages.clone(),
+                };
+                Ok(Transfer::new(pair.clone(), twin, id, opcode, length))
             }
 
             /// Starts a send or a receive, on the queue pair for messages.

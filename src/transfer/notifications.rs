@@ -11,7 +11,7 @@ use futures_core::Stream;
 
 use super::engine::Engine;
 use super::error::{Error, Result};
-use super::pair::Pair;
+use super::pair::{Pair, QUIET};
 use super::state::State;
 
 /// A notification of a peer: by [`write_notify`](super::Connection::write_notify), after all bytes of that write are in
@@ -86,7 +86,7 @@ impl Notifications {
         self.engine.look(&mut state)?;
         match self.take_any(&mut state) {
             Some(notification) => Ok(Some(notification)),
-            None => self.check_open(None, 1, 0).map(|()| None),
+            None => self.check_open(&state, None, 1, 0).map(|()| None),
         }
     }
 
@@ -123,7 +123,7 @@ impl Notifications {
         self.engine.look(&mut state)?;
         match take(&mut state) {
             Ok(taken) => Poll::Ready(Ok(taken)),
-            Err(came) => match self.check_open(id, count, came) {
+            Err(came) => match self.check_open(&state, id, count, came) {
                 Ok(()) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),
             },
@@ -161,10 +161,10 @@ impl Notifications {
 
     /// # Errors
     /// Why no more come.
-    fn check_open(&self, id: Option<u32>, count: u64, came: u64) -> Result<()> {
+    fn check_open(&self, state: &State, id: Option<u32>, count: u64, came: u64) -> Result<()> {
         let reason = match &self.pair {
             Some(pair) => pair.shared().reason(),
-            None => None,
+            None => state.ended(),
         };
         match reason {
             None => Ok(()),
@@ -185,6 +185,7 @@ impl Notifications {
     ) -> Result<T> {
         let (end, engine) = (Instant::now().checked_add(timeout), &self.engine);
         let busy_poll = self.pair.as_ref().is_some_and(|pair| pair.busy_poll());
+        let mut looked = Instant::now();
         let mut state = engine.lock();
         state.check_pool()?;
         loop {
@@ -201,7 +202,7 @@ impl Notifications {
                 state = engine.lock();
                 continue;
             }
-            if let Err(error) = self.check_open(id, count, came) {
+            if let Err(error) = self.check_open(&state, id, count, came) {
                 // What came before the failure counts.
                 engine.drain(&mut state);
                 let taken = take(&mut state);
@@ -214,6 +215,15 @@ impl Notifications {
                 return Err(Error::NotificationTimeout { id, count, came, timeout });
             }
             if busy_poll {
+                if let Some(pair) = &self.pair
+                    && looked.elapsed() >= QUIET
+                {
+                    // No completion says that the peer has disconnected.
+                    engine.check_device(&mut state);
+                    engine.check_link(&mut state, pair.key());
+                    looked = Instant::now();
+                    continue;
+                }
                 drop(state);
                 std::hint::spin_loop();
                 state = engine.lock();

@@ -17,8 +17,8 @@ use super::work_queue::Side;
 use super::{ConnectionOptions, Transferred};
 use crate::verbs::Opcode;
 
-/// Time without a completion after which a busy-polling transfer looks at the connection manager.
-const QUIET: Duration = Duration::from_millis(40);
+/// Time without a completion after which whoever polls in a loop looks at the device and the connection manager.
+pub(super) const QUIET: Duration = Duration::from_millis(40);
 
 /// Removes its queue pair from the engine when the connection and all of its transfers are dropped.
 pub(super) struct Pair {
@@ -214,6 +214,11 @@ impl Pair {
 
     /// The outcome of a job if it has ended. If not, the descriptor becomes readable when it may have.
     pub(super) fn try_wait(&self, id: JobId) -> Result<Option<Transferred>> {
+        self.try_or(id, |_| ())
+    }
+
+    /// Like `try_wait`, and calls `pending` before it unlocks if the job has not ended.
+    fn try_or(&self, id: JobId, pending: impl FnOnce(&mut State)) -> Result<Option<Transferred>> {
         let mut state = self.engine.lock();
         if self.engine.driven.load(Ordering::Relaxed) && state.armed {
             // The task of the runtime looks.
@@ -226,7 +231,10 @@ impl Pair {
                 return self.take(state, id).map(Some);
             }
             match self.due(&mut state, id) {
-                Due::In(_) => return Ok(None),
+                Due::In(_) => {
+                    pending(&mut state);
+                    return Ok(None);
+                }
                 Due::Now => self.drain(&mut state),
                 Due::Parked(error) => return Err(error),
             }
@@ -237,11 +245,9 @@ impl Pair {
     pub(super) fn poll(&self, id: JobId, context: &mut Context<'_>) -> Poll<Result<Transferred>> {
         #[cfg(feature = "tokio")]
         super::driver::ensure(&self.engine);
-        if let Some(ended) = self.try_wait(id).transpose() {
-            return Poll::Ready(ended);
-        }
-        self.set_waker(id, context);
-        Poll::Pending
+        // At once, so that no timeout expires between the look and the wait.
+        let ended = self.try_or(id, |state| state.set_waker(id, Some(context.waker().clone())));
+        ended.transpose().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Wakes the task when the job has ended.
@@ -437,6 +443,12 @@ impl Drop for Pair {
         }
         if let Some(link) = shared.link.get() {
             self.engine.events.unwatch(link.fd());
+        }
+        if shared.pair.shares_receives()
+            && let Err(error) = shared.pair.stop()
+        {
+            // No more receives of the pool are taken now, whose completions the device might discard.
+            tracing::debug!(%error, "cannot stop a queue pair");
         }
         let queues = self.engine.remove(self.key);
         let room = queues.room;

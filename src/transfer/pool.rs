@@ -53,6 +53,11 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Number of receives.
+    pub(super) fn depth(&self) -> usize {
+        (self.slice.len() / SLOT) as usize
+    }
+
     /// The number of the receive that a completion is of; `None` if it is of a connection's work request.
     pub(super) fn slot(completion: &ffi::ibv_wc) -> Option<u32> {
         (completion.wr_id() & BIT != 0).then_some(completion.wr_id() as u32)

@@ -54,6 +54,12 @@ impl Queues {
         &mut self.queues[side as usize]
     }
 
+    /// Makes its work requests differ from those of the queue pairs that were added before, whose completions may still
+    /// come under the same queue pair number.
+    pub(super) fn set_origin(&mut self, added: u64) {
+        self.queues.iter_mut().for_each(|queue| queue.set_origin(added));
+    }
+
     /// Ends a job of which nothing was posted, and nothing will be.
     pub(super) fn withdraw(&mut self, id: JobId, released: &mut Released) {
         self.queues[id.side as usize].withdraw(id, &self.shared, released);
@@ -107,7 +113,11 @@ impl Queues {
         }
         let failed = shared.is_failed();
         // Until everything is flushed.
-        self.touched = more || failed && !self.is_idle();
+        let idle = self.is_idle();
+        self.touched = more || failed && !idle;
+        if idle {
+            self.flush_until = None;
+        }
         let fails = failed && !std::mem::replace(&mut self.failed, failed);
         if fails {
             released.wakers.append(&mut self.arrivals.wakers);
@@ -122,7 +132,6 @@ impl Queues {
     /// Gives up on requests in flight that a failed queue pair does not flush.
     fn check_flush(&mut self) {
         if self.is_idle() {
-            self.flush_until = None;
             return;
         }
         let now = Instant::now();

@@ -86,6 +86,12 @@ impl Shared {
         Self { ready: AtomicBool::new(true), ..Self::new(pair, domain, options, max_message_size) }
     }
 
+    /// For a queue pair that libibverbs must not see.
+    #[cfg(test)]
+    pub(super) fn set_failed(&self, reason: &str) {
+        let _ = self.failed.set(reason.to_owned());
+    }
+
     /// Why the connection is unusable, if it is known to be.
     pub(super) fn reason(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
@@ -110,7 +116,7 @@ impl Shared {
         let context = self.domain.context();
         if context.reads_events() {
             let concerns = Concerns::Fatal {
-                qp_num: self.pair.number(),
+                qp_num: Some(self.pair.number()),
                 cq: engine.completions.handle(),
                 srq: engine.receives.as_ref().map(SharedReceiveQueue::handle),
             };

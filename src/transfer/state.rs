@@ -36,6 +36,8 @@ pub(super) struct State {
     polled: Box<[ffi::ibv_wc; POLL_BATCH]>,
     /// Room in the completion queue that is not reserved.
     room: u32,
+    /// Number of queue pairs that were ever added.
+    added: u64,
     /// Whether a thread sleeps on the descriptors, and how many others wait for it.
     pub sleeping: bool,
     pub followers: usize,
@@ -45,6 +47,8 @@ pub(super) struct State {
     pub timer: Option<Instant>,
     /// Whether the completion queue is armed, or its event was not consumed yet.
     pub armed: bool,
+    /// Why no notification comes any more, of any queue pair that there is or will be.
+    ended: Option<String>,
     released: Released,
 }
 
@@ -86,11 +90,13 @@ impl State {
             touched: Vec::new(),
             polled: Box::new([ffi::ibv_wc::default(); POLL_BATCH]),
             room,
+            added: 0,
             sleeping: false,
             followers: 0,
             watched: false,
             timer: None,
             armed: false,
+            ended: None,
             released: Released::default(),
         }
     }
@@ -99,8 +105,10 @@ impl State {
     ///
     /// # Errors
     /// The room that is left, which is not enough.
-    pub(super) fn add(&mut self, queues: Queues) -> Result<usize, u32> {
+    pub(super) fn add(&mut self, mut queues: Queues) -> Result<usize, u32> {
         self.room = self.room.checked_sub(queues.room).ok_or(self.room)?;
+        queues.set_origin(self.added);
+        self.added += 1;
         let number = queues.shared.pair.number();
         let key = self.pairs.insert(queues);
         self.numbers.insert(number, key);
@@ -112,7 +120,12 @@ impl State {
         let queues = self.pairs.remove(key);
         self.numbers.remove(&queues.shared.pair.number());
         self.touched.retain(|&touched| touched != key);
-        self.pending -= queues.arrivals.len();
+        if let Some(twin) = queues.twin.and_then(|twin| self.pairs.get_mut(twin)) {
+            // The key is given to another connection.
+            twin.twin = None;
+        }
+        // Receives that waited for these to be taken are posted now.
+        self.taken(queues.arrivals.len());
         queues
     }
 
@@ -347,9 +360,20 @@ impl State {
         true
     }
 
+    /// Ends the notifications of all queue pairs. Keeps the first reason.
+    pub(super) fn end(&mut self, reason: &str) {
+        self.ended.get_or_insert_with(|| reason.to_owned());
+        self.released.wakers.append(&mut self.arrival_wakers);
+    }
+
+    /// Why there are no more notifications of any queue pair.
+    pub(super) fn ended(&self) -> Option<&str> {
+        self.ended.as_deref()
+    }
+
     /// Fails all queue pairs, because the device or its descriptors failed.
     pub(super) fn fail(&mut self, reason: &str) {
-        self.released.wakers.append(&mut self.arrival_wakers);
+        self.end(reason);
         for (key, pair) in &mut self.pairs {
             pair.shared.fail(|| reason.to_owned());
             pair.discard();

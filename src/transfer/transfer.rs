@@ -40,6 +40,8 @@ pub struct Transferred {
 #[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
 pub struct Transfer {
     pair: Arc<Pair>,
+    /// The connection's other queue pair, which lives as long.
+    _twin: Option<Arc<Pair>>,
     id: JobId,
     opcode: Opcode,
     /// Length in bytes.
@@ -64,8 +66,14 @@ impl fmt::Debug for Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(pair: Arc<Pair>, id: JobId, opcode: Opcode, length: u64) -> Self {
-        Self { pair, id, opcode, length, end: Mutex::new(None) }
+    pub(super) fn new(
+        pair: Arc<Pair>,
+        twin: Option<Arc<Pair>>,
+        id: JobId,
+        opcode: Opcode,
+        length: u64,
+    ) -> Self {
+        Self { pair, _twin: twin, id, opcode, length, end: Mutex::new(None) }
     }
 
     /// Length in bytes.
@@ -241,7 +249,8 @@ impl AsFd for Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        if self.end().is_none() {
+        // Without the lock, which a thread may have held at a `fork`.
+        if self.end.get_mut().unwrap_or_else(PoisonError::into_inner).is_none() {
             self.pair.detach(self.id);
         }
     }

@@ -23,6 +23,9 @@ use crate::verbs::{self, Completion, CompletionStatus, Opcode, RecvBatch, Remote
 /// only when that one completes.
 const CHAIN_BYTES: u64 = 4 << 20;
 
+/// Work requests after which the numbers of a queue may meet those of the next one.
+const ORIGIN_SHIFT: u32 = 40;
+
 /// A direction of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -112,6 +115,13 @@ impl WorkQueue {
             progress: (0, Instant::now()),
             broken: false,
         }
+    }
+
+    /// Sets the numbers of the work requests apart from those of `added` earlier queues.
+    pub(super) fn set_origin(&mut self, added: u64) {
+        self.next = added % (1 << (62 - ORIGIN_SHIFT - 1)) << ORIGIN_SHIFT;
+        self.completed = self.next;
+        self.progress.0 = self.next;
     }
 
     /// Whether no work request is in flight.

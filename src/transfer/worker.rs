@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::error::Result;
-use super::events::{Events, Source};
+use super::events::Events;
 use super::pool::Pool;
 use super::{Connection, ConnectionOptions, Notifications, WorkerOptions};
 use crate::verbs::{self, CompletionQueue, ProtectionDomain};
@@ -37,13 +37,12 @@ impl Worker {
         };
         let completions = CompletionQueue::new(context, room)?;
         let channel = completions.channel().expect("a new completion queue has a channel");
-        let failed = || context.failed("create the descriptors of a worker");
-        let events = Arc::new(Events::new(channel).map_err(failed())?);
-        if context.reads_events() {
-            events.watch(context.async_fd(), Source::Device).map_err(failed())?;
-        }
+        let failed = context.failed("create the descriptors of a worker");
+        let events = Arc::new(Events::new(channel).map_err(failed)?);
         let left = room.saturating_sub(notifications);
-        Ok(Self { engine: Arc::new(Engine::new(domain.clone(), completions, left, events, pool)) })
+        let mut engine = Engine::new(domain.clone(), completions, left, events, pool);
+        engine.listen()?;
+        Ok(Self { engine: Arc::new(engine) })
     }
 
     /// Creates a queue pair on this worker.

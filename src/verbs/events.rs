@@ -30,9 +30,9 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Concerns {
     All,
-    /// Only what makes this queue pair unusable.
+    /// Only what makes this queue pair unusable, or these queues without one.
     Fatal {
-        qp_num: u32,
+        qp_num: Option<u32>,
         cq: u32,
         srq: Option<u32>,
     },
@@ -46,7 +46,7 @@ impl Concerns {
                 AsyncEvent::DeviceFatal => true,
                 AsyncEvent::QueuePairFatal { qp_num }
                 | AsyncEvent::QueuePairRequestError { qp_num }
-                | AsyncEvent::QueuePairAccessError { qp_num } => qp_num == ours,
+                | AsyncEvent::QueuePairAccessError { qp_num } => Some(qp_num) == ours,
                 AsyncEvent::CompletionQueueError { cq } => cq == queue,
                 AsyncEvent::SharedReceiveQueueError { srq } => Some(srq) == receives,
                 _ => false,
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_reader_gets_what_concerns_it() {
-        let ours = Concerns::Fatal { qp_num: 17, cq: 3, srq: Some(4) };
+        let ours = Concerns::Fatal { qp_num: Some(17), cq: 3, srq: Some(4) };
         let fatal = [
             AsyncEvent::DeviceFatal,
             AsyncEvent::QueuePairFatal { qp_num: 17 },

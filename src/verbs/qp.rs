@@ -46,7 +46,7 @@ struct Owned {
     endpoint: Endpoint,
     depth: Depth,
     fabric: Fabric,
-    _srq: Option<SharedReceiveQueue>,
+    srq: Option<SharedReceiveQueue>,
     _domain: ProtectionDomain,
     _queues: [CompletionQueue; 2],
 }
@@ -147,8 +147,8 @@ impl QueuePair {
         let rd_atomic = depth.responder;
         let endpoint = Endpoint { qp_num, psn, lid, gid, mtu, rd_atomic, roce_version, message_qp_num: 0 };
         let queues = [send.clone(), recv.clone()];
-        let (_srq, _domain) = (srq.cloned(), domain.clone());
-        let owned = Owned { options, gid_index, endpoint, depth, fabric, _srq, _domain, _queues: queues };
+        let (srq, _domain) = (srq.cloned(), domain.clone());
+        let owned = Owned { options, gid_index, endpoint, depth, fabric, srq, _domain, _queues: queues };
         let pair = Self {
             raw,
             domain: Some(domain.id()),
@@ -234,6 +234,11 @@ impl QueuePair {
             second.endpoint.psn = first.endpoint.psn;
             first.endpoint.message_qp_num = second.endpoint.qp_num;
         }
+    }
+
+    /// Whether it takes its receives from a shared queue.
+    pub(crate) fn shares_receives(&self) -> bool {
+        self.owned.as_ref().is_some_and(|owned| owned.srq.is_some())
     }
 
     /// Maximum number of bytes in an inline work request.

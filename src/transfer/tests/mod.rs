@@ -4,6 +4,7 @@
 //!
 //! `unsafe` is here for the provider, which is a table of C functions.
 
+mod lifetimes;
 mod post_bench;
 
 use std::collections::VecDeque;
@@ -135,7 +136,7 @@ fn write(
 ) -> Transfer {
     let request = Request::one_sided(local, remote, |remote| Operation::Write { remote });
     let (opcode, length) = (request.opcode(), request.len());
-    Transfer::new(pair.clone(), pair.start(request, 1 << 20).unwrap(), opcode, length)
+    Transfer::new(pair.clone(), None, pair.start(request, 1 << 20).unwrap(), opcode, length)
 }
 
 fn options() -> ConnectionOptions {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dmabuf_rdma::ErrorKind;
 use dmabuf_rdma::cm::{Listener, Outgoing};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error, Transferred};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, Transferred, Worker, WorkerOptions};
 use dmabuf_rdma::verbs::AsyncEvent;
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -16,7 +16,7 @@ use crate::assert_refused;
 use crate::common::census::{Census, regions};
 use crate::common::link::Link;
 use crate::common::peers::TIMEOUT;
-use crate::common::system::{Setting, again, is_child};
+use crate::common::system::{Setting, again, is_child, run};
 use crate::common::wire::End;
 
 /// What the child prints when the device may go.
@@ -164,4 +164,31 @@ fn an_event_loop_and_a_busy_poller_learn_of_an_unplugged_device() {
         assert_gone(outcome);
         assert_gone(waiter.join().unwrap());
     });
+}
+
+/// Nobody but the worker reads the events of its device, and its descriptor does not stay readable.
+#[test]
+fn a_worker_without_a_connection_reads_the_events_of_its_device() {
+    let census = Census::take();
+    let link = Link::new();
+    {
+        let worker = Worker::new(&link.domain(), WorkerOptions::default().notifications(4)).unwrap();
+        let readable =
+            |timeout: u16| poll(&mut [PollFd::new(worker.as_fd(), PollFlags::POLLIN)], timeout).unwrap() == 1;
+        let quiet = || {
+            let mut looks = 0;
+            while readable(50) {
+                worker.process_events().unwrap();
+                looks += 1;
+                assert!(looks < 50, "the descriptor stays readable");
+            }
+        };
+        worker.process_events().unwrap();
+        quiet();
+        run("ip", &["link", "set", "going0", "down"]);
+        assert!(readable(20_000), "the port went down");
+        quiet();
+    }
+    link.deleted(link.delete());
+    census.assert_unchanged();
 }

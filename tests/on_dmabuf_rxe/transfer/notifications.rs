@@ -206,8 +206,9 @@ fn no_notification_of_bytes_that_did_not_come() {
 #[test]
 fn by_address_until_the_peer_disconnects() {
     let census = super::connecting::census();
-    {
-        let (mut near, mut far) = (End::new("rxe0", notified(4)), End::new("rxe1", notified(4)));
+    for busy_poll in [false, true] {
+        let far_options = notified(4).busy_poll(busy_poll);
+        let (mut near, mut far) = (End::new("rxe0", notified(4)), End::new("rxe1", far_options));
         let listener = Listener::bind(format!("{FAR}:0").parse().unwrap()).unwrap();
         let at = listener.local_addr();
         std::thread::scope(|scope| {
