@@ -119,7 +119,7 @@ impl WorkQueue {
 
     /// Sets the numbers of the work requests apart from those of `added` earlier queues.
     pub(super) fn set_origin(&mut self, added: u64) {
-        self.next = added % (1 << (62 - ORIGIN_SHIFT - 1)) << ORIGIN_SHIFT;
+        self.next = (added % (1 << (62 - ORIGIN_SHIFT - 1))) << ORIGIN_SHIFT;
         self.completed = self.next;
         self.progress.0 = self.next;
     }
