@@ -21,6 +21,7 @@ use super::{Error, PointerError};
 #[cfg(any(feature = "hsa", feature = "level-zero"))]
 use crate::dmabuf::DmaBuf;
 
+#[cfg(feature = "cuda")]
 pub(super) use exported::Witness;
 pub use exported::{ExportOptions, ExportedRange, Extent};
 pub use info::{MemoryKind, PointerInfo};
