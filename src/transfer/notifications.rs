@@ -34,8 +34,7 @@ pub struct Notification {
 /// its connection's peer wrote before it. Clones take from the same notifications.
 ///
 /// As a stream (`futures_core::Stream`; `next` is in `StreamExt` of futures-util or tokio-stream) it ends after the error
-/// with which the connection ends. It makes progress as a [`Transfer`](super::Transfer) that is awaited does. With
-/// `StreamExt` in scope, call [`take`](Self::take) as `Notifications::take(&notifications, timeout)`.
+/// with which the connection ends. It makes progress as a [`Transfer`](super::Transfer) that is awaited does.
 #[derive(Clone)]
 pub struct Notifications {
     engine: Arc<Engine>,
