@@ -18,7 +18,7 @@ use crate::verbs::{
 };
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
-const MAX_BATCHES: usize = 64;
+pub(super) const MAX_BATCHES: usize = 64;
 
 pub(super) struct Engine {
     state: Mutex<State>,

@@ -196,39 +196,33 @@ impl Notifications {
                 }
                 Err(came) => came,
             };
-            if progress || state.has_released() {
-                drop(state);
-                state = engine.lock();
-                continue;
-            }
-            if let Err(error) = self.check_open(&state, id, count, came) {
-                // What came before the failure counts.
+            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            let timed_out =
+                || left.is_zero().then_some(Error::NotificationTimeout { id, count, came, timeout });
+            if let Some(error) = self.check_open(&state, id, count, came).err().or_else(timed_out) {
+                // What came before counts.
                 engine.drain(&mut state);
                 let taken = take(&mut state);
                 engine.leave(&mut state, busy_poll)?;
                 return taken.map_err(|_| error);
             }
-            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                engine.leave(&mut state, busy_poll)?;
-                return Err(Error::NotificationTimeout { id, count, came, timeout });
-            }
-            if busy_poll {
-                if let Some(pair) = &self.pair
-                    && looked.elapsed() >= QUIET
-                {
-                    // No completion says that the peer has disconnected.
-                    engine.check_device(&mut state);
-                    engine.check_link(&mut state, pair.key());
-                    looked = Instant::now();
-                    continue;
-                }
-                drop(state);
-                std::hint::spin_loop();
-                state = engine.lock();
-            } else {
+            if !progress && !busy_poll && !state.has_released() {
                 state = engine.sleep(state, left)?;
+                looked = Instant::now();
+                continue;
             }
+            if let Some(pair) = &self.pair
+                && looked.elapsed() >= QUIET
+            {
+                // No completion says that the peer has disconnected.
+                engine.check_device(&mut state);
+                engine.check_link(&mut state, pair.key());
+                looked = Instant::now();
+                continue;
+            }
+            drop(state);
+            std::hint::spin_loop();
+            state = engine.lock();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::engine::Engine;
+use super::engine::{Engine, MAX_BATCHES};
 use super::error::{Error, Result};
 use super::events::Source;
 use super::job::{Ending, Job, JobId, Owner};
@@ -144,7 +144,7 @@ impl Pair {
 
     /// Waits for a job. Calls `report` with the bytes transferred, after each change.
     pub(super) fn wait(&self, id: JobId, mut report: impl FnMut(u64)) -> Result<Transferred> {
-        let (mut reported, mut spins) = (0, 0_u32);
+        let (mut reported, mut spins, mut batches) = (0, 0_u32, 0_usize);
         let mut state = self.engine.lock();
         loop {
             let progress = self.drive(&mut state);
@@ -172,7 +172,12 @@ impl Pair {
                 continue;
             }
             if progress && deadline.is_none() && ending.is_none() {
-                continue;
+                batches = batches.wrapping_add(1);
+                if !batches.is_multiple_of(MAX_BATCHES) {
+                    continue;
+                }
+                // The progress of other connections hides neither a stall nor a disconnect of this one.
+                self.engine.check_link(&mut state, self.key);
             }
             if self.busy_poll {
                 spins = spins.wrapping_add(1);
@@ -302,9 +307,11 @@ impl Pair {
     /// Ends a job because its deadline has passed, or the connection because its queue stalls.
     fn time_out(&self, state: &mut State, id: JobId, timeout: Duration, stalls: bool) -> Due {
         // What completed meanwhile counts.
-        let progress = self.drive(state);
         self.drain(state);
-        if state.job(id).over || (progress && stalls) {
+        let now = Instant::now();
+        let since = state.queue(id).stalled_since(now);
+        let moves = since.is_none_or(|since| now.duration_since(since) < self.stall_timeout);
+        if state.job(id).over || (stalls && moves) {
             return Due::Now;
         }
         let untouched = state.queue(id).is_untouched(id);
