@@ -18,6 +18,7 @@ const RXE: &[(&str, &str)] = &[
     ),
     ("rxe_verbs.h", "\tstruct ib_umem\t\t*umem;\n\tstruct rxe_mr_page\t*page_info;\n"),
     ("rxe_mr.c", "#include \"rxe_loc.h\"\n\tib_umem_release(mr->umem);\n\tkfree(mr->page_info);\n"),
+    ("rxe_mmap.c", "\tstruct rxe_dev *rxe = to_rdev(ip->context->device);\n"),
     ("Makefile", ""),
 ];
 
