@@ -46,7 +46,7 @@ impl Connection {
         let options = options.within(limits.max_qp_wr.min(most), limits.max_sge);
         let completions = (2 * pairs * options.window).saturating_add(notifications);
         let worker = WorkerOptions::default().completions(completions).notifications(notifications);
-        Worker::new(domain, worker)?.connection(options)
+        Worker::with(domain, worker)?.connection(options)
     }
 
     /// Creates a queue pair on an engine. If it receives notifications, messages have another one, since the device gives

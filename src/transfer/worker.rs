@@ -26,11 +26,26 @@ impl Worker {
     /// Creates a completion queue, and the descriptors to sleep on: five.
     ///
     /// # Errors
-    /// [`Error::Verbs`](super::Error::Verbs), as [`CompletionQueue::new`]; `EMFILE` if no descriptor is free.
+    /// [`Error::Verbs`](super::Error::Verbs), as [`CompletionQueue::new`]; `EMFILE` if no descriptor is free;
+    /// [`verbs::Error::InvalidOption`] if the notifications leave no room for connections.
     pub fn new(domain: &ProtectionDomain, options: WorkerOptions) -> Result<Self> {
+        let most = domain.context().limits()?.max_cqe.max(1);
+        Self::with(domain, options.completions(options.completions.clamp(1, most)))
+    }
+
+    /// Like [`new`](Self::new). The kernel decides about the number of completions.
+    pub(super) fn with(domain: &ProtectionDomain, options: WorkerOptions) -> Result<Self> {
         let context = domain.context();
         let WorkerOptions { completions: room, notifications } = options;
-        let room = room.min(context.limits()?.max_cqe).max(1);
+        if notifications >= room {
+            return Err(verbs::Error::InvalidOption {
+                device: context.device_name().into(),
+                option: "notifications",
+                value: notifications.to_string(),
+                allowed: format!("less than the completions of the worker, {room}"),
+            }
+            .into());
+        }
         let pool = match notifications {
             0 => None,
             depth => Some(Pool::new(domain, depth)?),
@@ -39,7 +54,7 @@ impl Worker {
         let channel = completions.channel().expect("a new completion queue has a channel");
         let failed = context.failed("create the descriptors of a worker");
         let events = Arc::new(Events::new(channel).map_err(failed)?);
-        let left = room.saturating_sub(notifications);
+        let left = room - notifications;
         let mut engine = Engine::new(domain.clone(), completions, left, events, pool);
         engine.listen()?;
         Ok(Self { engine: Arc::new(engine) })

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::mr::{Access, RemoteRun};
-use dmabuf_rdma::transfer::{ConnectionOptions, Error, Transferred};
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, Transferred, Worker, WorkerOptions};
 use dmabuf_rdma::verbs::{self, CompletionStatus, Rkey};
-use dmabuf_rdma::{Connection, Iova, RemoteRegion, Transfer};
+use dmabuf_rdma::{Iova, RemoteRegion, Transfer};
 
 use crate::assert_refused;
 use crate::common::buffers::heap;
@@ -255,10 +255,13 @@ fn a_hundred_connections_at_once() {
         let (near, far) = (End::new("rxe0", options), End::new("rxe1", options));
         let ((ours, source), (theirs, target)) = (near.filled(100 << 16, 1), far.filled(100 << 16, 2));
         let remote = target.remote();
+        // With a worker for each connection, these would need a thousand descriptors.
+        let worker = |end: &End| Worker::new(&end.domain, WorkerOptions::default()).unwrap();
+        let (near_worker, far_worker) = (worker(&near), worker(&far));
         let mut pairs: Vec<_> = (0..100)
             .map(|_| {
-                let ours = Connection::new(&near.domain, options).unwrap();
-                let theirs = Connection::new(&far.domain, options).unwrap();
+                let ours = near_worker.connection(options).unwrap();
+                let theirs = far_worker.connection(options).unwrap();
                 ours.connect(&theirs.endpoint()).unwrap();
                 theirs.connect(&ours.endpoint()).unwrap();
                 (ours, theirs)
