@@ -7,11 +7,12 @@
 //! Rust's memory model does not define what such a race reads; processors read old or new bytes.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// Copies out of memory that others may write at the same time; the copy may then mix old and new bytes.
 ///
-/// A single aligned word is loaded with acquire. In any other copy each load is relaxed.
+/// A single aligned word is loaded with acquire. In any other copy each load is relaxed. The memory may be mapped
+/// read-only, of which Rust defines relaxed loads alone; so the acquire is a fence.
 ///
 /// # Safety
 /// The memory is valid for `into.len()` bytes. Others access it only by atomic operations or by DMA.
@@ -21,15 +22,21 @@ pub(crate) unsafe fn copy_out(mapping: *mut u8, into: &mut [u8]) {
     unsafe {
         match into.len() {
             8 if mapping.cast::<u64>().is_aligned() => {
-                into.copy_from_slice(&AtomicU64::from_ptr(mapping.cast()).load(Acquire).to_ne_bytes());
+                into.copy_from_slice(&AtomicU64::from_ptr(mapping.cast()).load(Relaxed).to_ne_bytes());
+                fence(Acquire);
             }
             4 if mapping.cast::<u32>().is_aligned() => {
-                into.copy_from_slice(&AtomicU32::from_ptr(mapping.cast()).load(Acquire).to_ne_bytes());
+                into.copy_from_slice(&AtomicU32::from_ptr(mapping.cast()).load(Relaxed).to_ne_bytes());
+                fence(Acquire);
             }
             2 if mapping.cast::<u16>().is_aligned() => {
-                into.copy_from_slice(&AtomicU16::from_ptr(mapping.cast()).load(Acquire).to_ne_bytes());
+                into.copy_from_slice(&AtomicU16::from_ptr(mapping.cast()).load(Relaxed).to_ne_bytes());
+                fence(Acquire);
             }
-            1 => into[0] = AtomicU8::from_ptr(mapping).load(Acquire),
+            1 => {
+                into[0] = AtomicU8::from_ptr(mapping).load(Relaxed);
+                fence(Acquire);
+            }
             length => {
                 let (head, rest) = into.split_at_mut(mapping.align_offset(WORD).min(length));
                 let (words, tail) = rest.as_chunks_mut::<WORD>();

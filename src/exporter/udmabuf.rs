@@ -56,6 +56,11 @@ impl PageKind {
             Self::Huge { size } => size,
         }
     }
+
+    /// Whether pages can have this size. The kernel takes a huge page size of 1 byte for its default size.
+    pub(crate) fn is_possible(self) -> bool {
+        self.size().is_power_of_two() && self.size() >= page_size()
+    }
 }
 
 /// The udmabuf device.
@@ -164,12 +169,12 @@ impl Exporter for Udmabuf {
     ///   the kernel kills processes.
     /// - [`Error::UdmabufLimit`]: more than the module's parameter `size_limit_mb`.
     /// - [`Error::HugePages`] (`ENOMEM`): the pool has too few free huge pages.
-    /// - [`Error::HugePageSize`]: the huge page size is not a power of two.
+    /// - [`Error::HugePageSize`]: the huge page size is not a power of two, or is less than a page.
     /// - [`Error::Allocate`]: the kernel refused.
     #[doc(alias = "UDMABUF_CREATE")]
     fn allocate(&self, size: u64) -> Result<Allocation> {
         let _span = crate::observe::exporting(|| self.name(), size);
-        if !self.pages.size().is_power_of_two() {
+        if !self.pages.is_possible() {
             return Err(Error::HugePageSize { size: self.pages.size() });
         }
         let size = whole_pages(size, self.pages.size())?;

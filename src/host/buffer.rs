@@ -90,12 +90,12 @@ impl HostBuffer {
     /// - [`exporter::Error::OutOfMemory`]: more than the machine has free, swap included, or than the memory limit of
     ///   the cgroup leaves. Checked beforehand, because otherwise the kernel kills processes.
     /// - [`exporter::Error::HugePages`] (`ENOMEM`): the pool has too few free huge pages.
-    /// - [`exporter::Error::HugePageSize`]: the huge page size is not a power of two.
+    /// - [`exporter::Error::HugePageSize`]: the huge page size is not a power of two, or is less than a page.
     /// - [`exporter::Error::Allocate`]: the kernel refused; `EINVAL` for a size of huge pages that it does not have.
     #[doc(alias("mmap", "MAP_HUGETLB"))]
     pub fn allocate(size: u64, pages: PageKind) -> Result<Self> {
         let page_size = pages.size();
-        if !page_size.is_power_of_two() {
+        if !pages.is_possible() {
             return Err(exporter::Error::HugePageSize { size: page_size }.into());
         }
         let size = whole_pages(size, page_size)?;
@@ -332,6 +332,19 @@ mod tests {
             buffer.read(0, &mut first).unwrap();
             buffer.read(last, &mut seen).unwrap();
             assert_eq!((first, &seen), ([0; 64], b"end"));
+        }
+    }
+
+    /// Of 1 byte, the kernel would map huge pages of its default size, and the unmapping of 4096 bytes would fail.
+    #[test]
+    fn no_huge_page_is_smaller_than_a_page() {
+        for size in [0, 1, 2, 2048, 3 << 20] {
+            match HostBuffer::allocate(4096, PageKind::Huge { size }) {
+                Err(Error::Allocate(exporter::Error::HugePageSize { size: named })) => {
+                    assert_eq!(named, size)
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -358,10 +358,15 @@ impl Context {
     /// Reads the asynchronous events that are there for all who listen. Does nothing for a foreign context, and in
     /// a child of `fork`, which would take its parent's events.
     pub(crate) fn dispatch_events(&self) {
-        if self.inner.creator.is_some_and(Process::is_current) {
+        if self.is_own() {
             // SAFETY: the context is open and ours. `events` says that nobody else may read its events.
             unsafe { self.inner.dispatcher.dispatch(self.inner.raw.as_ptr()) };
         }
+    }
+
+    /// Whether this process opened it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.inner.creator.is_some_and(Process::is_current)
     }
 
     /// Whether this library reads the asynchronous events.

@@ -218,8 +218,12 @@ impl AsyncEvents {
         Ok(Self { inbox, epoll, notice, context: context.clone() })
     }
 
-    /// Returns the next event, without waiting. In a child of `fork` it reads nothing from the device.
+    /// Returns the next event, without waiting; always `None` in a child of `fork`, whose parent gets them.
     pub fn try_next(&self) -> Option<AsyncEvent> {
+        if !self.context.is_own() {
+            // The descriptors are the parent's too: the child would take a notice away.
+            return None;
+        }
         self.context.dispatch_events();
         if self.context.dispatcher().is_some_and(|dispatcher| dispatcher.ended.load(Ordering::Relaxed)) {
             // The kernel leaves the descriptor readable.
@@ -231,7 +235,8 @@ impl AsyncEvents {
         })
     }
 
-    /// Returns the next event, and waits for it at most this long; `None` if none came.
+    /// Returns the next event, and waits for it at most this long; `None` if none came, and at once in a child of
+    /// `fork`.
     ///
     /// # Errors
     /// [`Error::Device`](super::Error::Device): the descriptor cannot be polled.
@@ -242,7 +247,7 @@ impl AsyncEvents {
                 return Ok(Some(event));
             }
             let left = deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
+            if left.is_zero() || !self.context.is_own() {
                 return Ok(None);
             }
             let left = PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
@@ -322,6 +327,22 @@ mod tests {
             AsyncEvent::LastWorkRequestReached { qp_num: 17 },
         ];
         assert!(others.into_iter().all(|event| !ours.contain(event) && Concerns::All.contain(event)));
+    }
+
+    /// The descriptors of a reader are shared with a child of `fork`, where the context is not its own either.
+    #[test]
+    fn a_process_that_did_not_open_the_context_takes_nothing() {
+        let context = crate::mr::tests::domain().context().clone();
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let notice = Arc::new(Notice(EventFd::from_flags(flags).unwrap()));
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        epoll.add(&notice.0, EpollEvent::new(EpollFlags::EPOLLIN, 0)).unwrap();
+        let inbox = Arc::new(Inbox::new(Concerns::All, notice.clone().into()));
+        inbox.waker.wake_by_ref();
+        let events = AsyncEvents { inbox, epoll, notice: notice.clone(), context };
+        assert_eq!(events.try_next(), None);
+        assert_eq!(events.wait(Duration::MAX).unwrap(), None);
+        assert_eq!(notice.0.read(), Ok(1), "the notice is still there");
     }
 
     #[test]

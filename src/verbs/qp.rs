@@ -171,18 +171,28 @@ impl QueuePair {
     /// [`connect`](Self::connect) refuses it.
     ///
     /// # Errors
-    /// [`Error::Device`]: the queue pair cannot be queried.
+    /// - [`Error::Unavailable`]: it is of another type than RC.
+    /// - [`Error::Device`]: the queue pair cannot be queried.
     ///
     /// # Safety
     /// `raw` points to a live `ibv_qp` of an open context. Both stay so while the result lives. Its
     /// provider [locks](super#providers-without-locks), or one thread at a time uses it.
     pub unsafe fn from_raw(raw: NonNull<ffi::ibv_qp>) -> Result<Self> {
         // SAFETY: the caller guarantees a live queue pair, which points to its open context and its live domain.
-        let (context, domain) = unsafe {
-            let ffi::ibv_qp { context, pd, .. } = *raw.as_ptr();
+        let (context, domain, qp_type) = unsafe {
+            let ffi::ibv_qp { context, pd, qp_type, .. } = *raw.as_ptr();
             let context = Context::from_raw(NonNull::new(context).expect("an ibv_qp has a context"));
-            (context, NonNull::new(pd).map(|pd| DomainId::of(pd)))
+            (context, NonNull::new(pd).map(|pd| DomainId::of(pd)), qp_type)
         };
+        // Of a datagram, a provider follows the pointer to its address handle, which no request here has.
+        if qp_type != ffi::ibv_qp_type::IBV_QPT_RC {
+            return Err(Error::Unavailable {
+                device: context.device_name().into(),
+                operation: "work requests for this type of queue pair",
+                needs: "a reliable connected (RC) queue pair",
+                source: None,
+            });
+        }
         let limits = context.limits()?;
         let (mut attr, mut init) = (ffi::ibv_qp_attr::default(), ffi::ibv_qp_init_attr::default());
         let mask = ffi::ibv_qp_attr_mask::IBV_QP_CAP.0 as i32;
@@ -409,6 +419,18 @@ pub(super) mod tests {
             owned: None,
             context: domain.context().clone(),
         }
+    }
+
+    #[test]
+    fn a_queue_pair_of_datagrams_is_not_wrapped() {
+        let domain = domain();
+        let (context, pd) = (domain.context().as_raw().as_ptr(), domain.as_raw().as_ptr());
+        let qp_type = ffi::ibv_qp_type::IBV_QPT_UD;
+        let raw = Box::leak(Box::new(ffi::ibv_qp { context, pd, qp_type, ..Default::default() }));
+        // SAFETY: it is leaked, and libibverbs does not see it.
+        let refused = unsafe { QueuePair::from_raw(NonNull::from(raw)) }.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+        assert!(refused.to_string().contains("reliable connected"), "{refused}");
     }
 
     #[test]

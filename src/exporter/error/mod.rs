@@ -51,7 +51,7 @@ pub enum Error {
         /// Requested size in bytes.
         size: u64,
     },
-    /// The huge page size is not a power of two.
+    /// The huge page size is not a power of two, or is less than a page.
     #[error("no huge page has {size} bytes: /sys/kernel/mm/hugepages lists the sizes of this machine")]
     HugePageSize {
         /// Requested page size in bytes.

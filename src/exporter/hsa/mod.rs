@@ -254,6 +254,10 @@ impl Runtime for Hsa {
     /// Writes the GPU's HDP flush register, as RCCL does, if the GPU has one. Not tried on hardware.
     #[doc(alias = "HDP_MEM_FLUSH_CNTL")]
     fn flush(&self, info: &PointerInfo) -> Result<bool, PointerError> {
+        // The kernel does not map the register for a child of `fork`, and other memory may have its address there.
+        if !self.runtime.creator.is_current() {
+            return Ok(false);
+        }
         let found =
             self.runtime.api.pointer_info(info.address).map_err(|refused| self.runtime.refused(refused))?;
         let register = self.owner(&found).map_or(0, |gpu| gpu.hdp_flush) as *mut u32;

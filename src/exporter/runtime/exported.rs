@@ -101,6 +101,19 @@ impl ExportedRange {
         Ok(Self { memory, ..self })
     }
 
+    /// As if a runtime had a witness that the memory is what it was.
+    #[cfg(test)]
+    pub(crate) fn with_test_witness(self, current: bool) -> Self {
+        #[derive(Debug)]
+        struct Fixed(bool);
+        impl Witness for Fixed {
+            fn is_current(&self, _: Range<u64>) -> bool {
+                self.0
+            }
+        }
+        Self { witness: Some(Arc::new(Fixed(current))), ..self }
+    }
+
     #[cfg(feature = "cuda")]
     pub(in crate::exporter) fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
         Self { witness, ..self }

@@ -381,7 +381,8 @@ impl Inner {
         {
             let mut pending = self.lock_pending();
             let doomed = announced.remove_from(&mut pending);
-            if !doomed {
+            let untold = exported.as_ref().is_some_and(|exported| exported.is_untold(&wanted.key.memory));
+            if !doomed && !untold {
                 let kept = Kept { slice: all, exported };
                 self.write().insert(wanted.key, range, growth, kept, &mut replaced);
             }

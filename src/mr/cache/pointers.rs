@@ -11,7 +11,7 @@ use dma_sg::pci::PciAddress;
 
 use super::entries::{Key, Memory, touches};
 use super::{Growth, Inner, RegionCache, Registered, Wanted};
-use crate::exporter::{ExportOptions, ExportedRange, Extent, MemoryKind, PointerInfo, Runtime};
+use crate::exporter::{ExportOptions, ExportedRange, Extent, MemoryKind, PointerError, PointerInfo, Runtime};
 use crate::kind::ErrorKind;
 use crate::mr::{Access, MemoryRegion, Path, RegionSlice, RegisterError};
 use crate::verbs::ProtectionDomain;
@@ -52,7 +52,7 @@ pub(super) struct Exported {
 
 impl Exported {
     /// `wanted` is the range of the allocation that was requested.
-    fn new(info: &PointerInfo, wanted: &Range<u64>, ranges: Vec<ExportedRange>) -> Self {
+    pub(super) fn new(info: &PointerInfo, wanted: &Range<u64>, ranges: Vec<ExportedRange>) -> Self {
         let before = ranges.first().map_or(0, |first| first.range().start - first.memory().start);
         let after = ranges.last().map_or(0, |last| last.memory().end - last.range().end);
         let covers = wanted.start.saturating_sub(before)..wanted.end.saturating_add(after);
@@ -61,6 +61,23 @@ impl Exported {
 
     pub(super) fn is_watched(&self) -> bool {
         self.ranges.iter().any(ExportedRange::is_watched)
+    }
+
+    /// Whether a later request could not tell if the memory is still the exported one: another crate's runtime has no
+    /// witness of what is mapped into reserved addresses.
+    pub(super) fn is_untold(&self, of: &Memory) -> bool {
+        matches!(of, Memory::Allocation(Allocation { id: None, .. })) && !self.is_watched()
+    }
+
+    /// Checks that the ranges have all bytes that were requested.
+    fn check(&self, info: &PointerInfo) -> Result<()> {
+        let lengths = self.ranges.iter().map(|range| range.memory().end - range.memory().start);
+        let (found, needed) = (lengths.fold(0, u64::saturating_add), self.covers.end - self.covers.start);
+        if found == needed {
+            return Ok(());
+        }
+        let what = format!("dma-bufs of {found} bytes for {needed} bytes around {:#x}", info.address);
+        Err(PointerError::InvalidAnswer { runtime: info.runtime, call: "the export", what }.into())
     }
 
     /// Whether this range of the allocation still has the memory that was exported. Asks the runtime.
@@ -89,9 +106,12 @@ impl RegionCache {
     /// ROCm has neither for memory that it did not allocate from a pool; such memory is exported each time, and its
     /// dma-buf looked up. The memory must stay allocated during the call.
     ///
+    /// Memory that another crate's runtime maps into reserved addresses is registered each time, and not kept.
+    ///
     /// An entry holds one descriptor of the exported dma-buf, and a registration on another device takes the same
     /// dma-buf. It keeps freed memory allocated until its addresses are looked up again, or until
-    /// [`invalidate_pointer`](Self::invalidate_pointer).
+    /// [`invalidate_pointer`](Self::invalidate_pointer). An entry of memory without a number is one of
+    /// [`get`](Self::get): only eviction, [`invalidate`](Self::invalidate) and [`clear`](Self::clear) remove it.
     ///
     /// With [`Path::DataDirect`] among [`CacheOptions::paths`](super::CacheOptions::paths), the memory is exported with
     /// the mapping through the PCIe BAR and registered from offset 0 for the data-direct function. If the driver or the
@@ -120,11 +140,12 @@ impl RegionCache {
         let of = Allocation::of(&info);
         let key = Key::of_allocation(domain, of, access);
         let wanted = Wanted { key, range: start..start + length, size: info.size };
-        match self.inner.find(&wanted) {
-            Some((slice, None)) => return Ok(slice),
-            Some((slice, Some(exported))) if exported.is_current(&wanted.range) => return Ok(slice),
-            Some((_, Some(changed))) => self.inner.forget(&changed),
-            None => {}
+        // Several entries may cover the range, and a miss takes any of them.
+        while let Some((slice, watched)) = self.inner.find(&wanted) {
+            match watched {
+                Some(changed) if !changed.is_current(&wanted.range) => self.inner.forget(&changed),
+                _ => return Ok(slice),
+            }
         }
         access.check_flags()?;
         // What was there before was freed.
@@ -145,7 +166,8 @@ impl RegionCache {
     }
 
     /// Removes the entries of all allocations that have one of `length` bytes from an address, and returns how many. Call
-    /// it when you free device memory: an entry keeps the memory allocated. The memory may be freed already.
+    /// it when you free device memory: an entry keeps the memory allocated. The memory may be freed already. Entries of
+    /// memory whose [`PointerInfo::id`] is `None` are of dma-bufs, and stay.
     pub fn invalidate_pointer(&self, address: u64, length: u64) -> usize {
         let range = address..address.saturating_add(length);
         self.inner.remove_if(|key| match &key.memory {
@@ -246,6 +268,7 @@ impl Inner {
                 Arc::new(Exported::new(info, wanted, runtime.export(info, *length, options)?))
             }
         };
+        exported.check(info)?;
         let target = if whole { exported.covers.clone() } else { wanted.clone() };
         let mut next = exported.covers.start;
         let register = |part: &ExportedRange| -> Option<Result<RegionSlice>> {

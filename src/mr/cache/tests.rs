@@ -6,7 +6,10 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use super::pointers::Allocation;
 use super::*;
+use crate::dmabuf::DmaBuf;
+use crate::exporter::{ExportOptions, ExportedRange, MemoryKind, PointerError, PointerInfo, Runtime};
 use crate::mr::tests::{domain, fake};
 use proptest::prelude::*;
 
@@ -241,6 +244,86 @@ fn a_registration_invalidated_in_progress_is_not_kept() {
     let slice = bench.get_by(&bench.wanted(0, 0..PAGE), || assert_eq!(bench.invalidate(0), 0)).unwrap();
     assert_eq!(bench.figures(), (0, 1, 0, 0));
     assert!(slice.region().is_registered() && !slice.region().is_shared());
+}
+
+/// Memory mapped into reserved addresses, by a runtime of another crate that exports too little, or nothing.
+#[derive(Debug)]
+struct Mapped(Option<u64>);
+
+const MAPPED: PointerInfo = PointerInfo {
+    runtime: "test",
+    address: SIZE,
+    base: SIZE,
+    size: SIZE,
+    kind: MemoryKind::Virtual,
+    id: Some(1),
+    device: None,
+};
+
+impl Runtime for Mapped {
+    fn name(&self) -> &'static str {
+        MAPPED.runtime
+    }
+
+    fn find(&self, address: u64) -> Result<Option<PointerInfo>, PointerError> {
+        Ok(Some(PointerInfo { address, ..MAPPED }))
+    }
+
+    fn export(
+        &self,
+        info: &PointerInfo,
+        _: u64,
+        _: ExportOptions,
+    ) -> Result<Vec<ExportedRange>, PointerError> {
+        let freed = PointerError::Freed { runtime: info.runtime, address: info.address };
+        Ok(vec![ExportedRange::new(DmaBuf::fake(1, self.0.ok_or(freed)?), ..)?])
+    }
+}
+
+#[test]
+fn no_entry_of_memory_that_is_mapped_anew_is_a_hit() {
+    let (domain, cache) = (domain(), RegionCache::default());
+    for length in [PAGE, 2 * PAGE] {
+        let range = ExportedRange::new(DmaBuf::fake(1, length), ..).unwrap().with_test_witness(false);
+        let region = fake::region_of(&domain, BufferId::from_parts(13, 1), 0..length, Access::REMOTE);
+        cache.insert_pointer_for_test(&domain, &MAPPED, region, vec![range]);
+    }
+    assert_eq!(cache.gauges().entries, 2);
+    match cache.get_pointer(&domain, &Mapped(None), SIZE, PAGE, Access::REMOTE) {
+        Err(RegisterError::Pointer(PointerError::Freed { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cache.gauges().entries, 0);
+}
+
+#[test]
+fn an_export_of_too_few_bytes_is_refused() {
+    let cache = RegionCache::default();
+    match cache.get_pointer(&domain(), &Mapped(Some(PAGE)), SIZE, 2 * PAGE, Access::REMOTE) {
+        Err(RegisterError::Pointer(PointerError::InvalidAnswer { runtime: "test", .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn memory_whose_change_nobody_could_tell_is_not_kept() {
+    for (watched, entries) in [(false, 0), (true, 1)] {
+        let bench = Bench::new(CacheOptions::default());
+        let (base, size) = (MAPPED.base, MAPPED.size);
+        let of = Allocation { runtime: MAPPED.runtime, device: None, base, size, id: None };
+        let key = Key::of_allocation(&bench.domain, of, Access::REMOTE);
+        let wanted = Wanted { key, range: 0..PAGE, size };
+        let register = |range: Range<u64>| {
+            let part = ExportedRange::new(DmaBuf::fake(1, PAGE), ..)?;
+            let part = if watched { part.with_test_witness(true) } else { part };
+            let exported = Some(Arc::new(Exported::new(&MAPPED, &range, vec![part])));
+            let buffer = BufferId::from_parts(13, 1);
+            let region = fake::region_of(&bench.domain, buffer, range.clone(), Access::REMOTE);
+            Ok(Registered { slice: region.into(), range, exported })
+        };
+        assert_eq!(bench.cache.inner.miss(&wanted, Growth::Exact, register).unwrap().len(), PAGE);
+        assert_eq!(bench.cache.gauges().entries, entries);
+    }
 }
 
 #[test]
