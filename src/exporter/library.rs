@@ -160,7 +160,13 @@ pub(super) unsafe fn duplicate(
     check_descriptor(fd, runtime, remedy)?;
     // SAFETY: the caller's promise.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-    fd.try_clone_to_owned().map_err(|source| PointerError::OutOfDescriptors { runtime, source })
+    fd.try_clone_to_owned().map_err(|source| match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => PointerError::OutOfDescriptors { runtime, source },
+        _ => {
+            let what = format!("{fd:?}, which is not open ({source})");
+            PointerError::InvalidAnswer { runtime, call: "the export", what }
+        }
+    })
 }
 
 /// Refuses success without a descriptor, which some drivers return for memory that they do not export.
@@ -170,4 +176,18 @@ pub(super) fn check_descriptor(
     remedy: &'static str,
 ) -> Result<(), PointerError> {
     if fd < 0 { Err(PointerError::NotExportable { runtime, remedy }) } else { Ok(()) }
+}
+
+#[cfg(all(test, any(feature = "hsa", feature = "level-zero")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_not_open_is_the_drivers_mistake() {
+        // SAFETY: no process has as many descriptors, so it is not closed under anybody.
+        let refused = unsafe { duplicate(i32::MAX, "test", "") };
+        assert_error!(refused, PointerError::InvalidAnswer { runtime: "test", .. });
+        // SAFETY: a negative number is refused.
+        assert_error!(unsafe { duplicate(-1, "test", "") }, PointerError::NotExportable { .. });
+    }
 }

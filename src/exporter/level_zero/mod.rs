@@ -213,7 +213,8 @@ impl Runtime for LevelZero {
             base,
             size,
             kind,
-            id: Some(properties.id),
+            // A driver that numbers nothing leaves 0.
+            id: Some(properties.id).filter(|id| *id != 0),
             device: owner.filter(|_| kind != MemoryKind::Host).and_then(|owner| owner.address),
         }))
     }
