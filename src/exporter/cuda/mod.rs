@@ -178,8 +178,8 @@ impl Cuda {
             base: attributes.base,
             size: attributes.size as u64,
             kind,
-            // A driver that numbers nothing leaves 0.
-            id: Some(attributes.buffer_id).filter(|id| *id != 0),
+            // A driver that numbers nothing leaves 0. Handles identify what is mapped into reserved addresses.
+            id: Some(attributes.buffer_id).filter(|id| *id != 0 || kind == MemoryKind::Virtual),
             device: device.filter(|_| kind != MemoryKind::Host),
         }
     }
