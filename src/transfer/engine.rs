@@ -8,17 +8,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::events::{Events, Source};
 use super::pool::Pool;
 use super::queues::Queues;
 use super::state::{Locked, State, Step};
+use crate::observe::Process;
 use crate::verbs::{
     self, AsyncEvent, CompletionQueue, Concerns, Inbox, ProtectionDomain, SharedReceiveQueue,
 };
 
 /// Batches of completions that are taken in a row, so that a stream of them holds nobody up.
 pub(super) const MAX_BATCHES: usize = 64;
+
+/// Why a child of `fork` cannot use a connection.
+const NOT_OWN: &str = "it belongs to the parent of this process";
 
 pub(super) struct Engine {
     state: Mutex<State>,
@@ -36,6 +40,7 @@ pub(super) struct Engine {
     inbox: Option<Arc<Inbox>>,
     /// Whether a task of a runtime makes progress.
     pub driven: AtomicBool,
+    creator: Process,
     /// Tells that task that the engine is gone.
     #[cfg(feature = "tokio")]
     pub gone: Arc<tokio::sync::Notify>,
@@ -63,6 +68,7 @@ impl Engine {
             domain,
             inbox: None,
             driven: AtomicBool::new(false),
+            creator: Process::current(),
             #[cfg(feature = "tokio")]
             gone: Arc::default(),
         }
@@ -79,6 +85,15 @@ impl Engine {
             self.events.watch(context.async_fd(), Source::Device).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// This is a child of `fork`: the queues are its parent's, and another thread may have held the lock.
+    pub(super) fn check_own(&self) -> Result<()> {
+        match self.creator.is_current() {
+            true => Ok(()),
+            false => Err(Error::Unusable { reason: NOT_OWN.into(), done: 0 }),
+        }
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -330,6 +345,7 @@ impl Engine {
     /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose time is up. Returns when
     /// the next timeout expires.
     pub(super) fn process_events(&self) -> Result<Option<Instant>> {
+        self.check_own()?;
         let mut state = self.lock();
         self.look(&mut state)?;
         state.timer = state.wake_overdue();

@@ -293,6 +293,7 @@ impl Receiver {
     /// - [`Error::Verbs`](super::Error::Verbs): the queue pair cannot be created, or the read failed. The connection
     ///   stays usable, and the next call creates another queue pair.
     pub fn flush(&self, slice: &RegionSlice) -> Result<()> {
+        self.pair.engine().check_own()?;
         self.flush.read(&self.pair.engine().domain, slice)
     }
 

@@ -80,6 +80,7 @@ impl Notifications {
     /// # Errors
     /// As [`wait`](Self::wait), without the timeout.
     pub fn try_take(&self) -> Result<Option<Notification>> {
+        self.engine.check_own()?;
         let mut state = self.engine.lock();
         state.check_pool()?;
         self.engine.look(&mut state)?;
@@ -115,6 +116,7 @@ impl Notifications {
     ) -> Poll<Result<T>> {
         #[cfg(feature = "tokio")]
         super::driver::ensure(&self.engine);
+        self.engine.check_own()?;
         let mut state = self.engine.lock();
         state.check_pool()?;
         // First, so that no notification comes between the look and the wait.
@@ -185,6 +187,7 @@ impl Notifications {
         let (end, engine) = (Instant::now().checked_add(timeout), &self.engine);
         let busy_poll = self.pair.as_ref().is_some_and(|pair| pair.busy_poll());
         let mut looked = Instant::now();
+        engine.check_own()?;
         let mut state = engine.lock();
         state.check_pool()?;
         loop {

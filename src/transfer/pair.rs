@@ -101,6 +101,7 @@ impl Pair {
 
     /// Checks a request, adds it to its queue, and posts as much as the window permits.
     pub(super) fn start(&self, request: Request, message_size: u64) -> Result<JobId> {
+        self.engine.check_own()?;
         #[cfg(feature = "tokio")]
         super::driver::ensure(&self.engine);
         let shared = self.shared();
@@ -144,6 +145,7 @@ impl Pair {
 
     /// Waits for a job. Calls `report` with the bytes transferred, after each change.
     pub(super) fn wait(&self, id: JobId, mut report: impl FnMut(u64)) -> Result<Transferred> {
+        self.engine.check_own()?;
         let (mut reported, mut spins, mut batches) = (0, 0_u32, 0_usize);
         let mut state = self.engine.lock();
         loop {
@@ -224,6 +226,7 @@ impl Pair {
 
     /// Like `try_wait`, and calls `pending` before it unlocks if the job has not ended.
     fn try_or(&self, id: JobId, pending: impl FnOnce(&mut State)) -> Result<Option<Transferred>> {
+        self.engine.check_own()?;
         let mut state = self.engine.lock();
         if self.engine.driven.load(Ordering::Relaxed) && state.armed {
             // The task of the runtime looks.
@@ -257,6 +260,9 @@ impl Pair {
 
     /// Wakes the task when the job has ended.
     pub(super) fn set_waker(&self, id: JobId, context: &mut Context<'_>) {
+        if self.engine.check_own().is_err() {
+            return;
+        }
         let mut state = self.engine.lock();
         let changed = |job: &Job| job.over || job.ending == Some(Ending::Cancelled);
         if state.find(id).is_none_or(|job| changed(job)) {
@@ -345,12 +351,14 @@ impl Pair {
 
     /// Whether the outcome of a job is still to be taken.
     pub(super) fn is_held(&self, id: JobId) -> bool {
-        self.engine.lock().find(id).is_some_and(|job| job.owner == Owner::Transfer)
+        self.engine.check_own().is_ok()
+            && self.engine.lock().find(id).is_some_and(|job| job.owner == Owner::Transfer)
     }
 
     /// Limits the time for a job, from now.
     pub(super) fn set_timeout(&self, id: JobId, timeout: Duration) {
-        let Some(end) = Instant::now().checked_add(timeout) else { return };
+        let end = Instant::now().checked_add(timeout).filter(|_| self.engine.check_own().is_ok());
+        let Some(end) = end else { return };
         let mut state = self.engine.lock();
         state.queue(id).set_deadline(id, (timeout, end));
         self.engine.schedule(&mut state, Some(end));
@@ -358,6 +366,7 @@ impl Pair {
 
     /// Bytes of a job that are transferred for certain; `None` if its outcome was taken.
     pub(super) fn done(&self, id: JobId) -> Option<u64> {
+        self.engine.check_own().ok()?;
         let mut state = self.engine.lock();
         self.drain(&mut state);
         state.find(id).filter(|job| job.owner == Owner::Transfer).map(|job| job.done)
@@ -365,6 +374,9 @@ impl Pair {
 
     /// Cancels a job, which may have ended and gone: no further message is posted.
     pub(super) fn cancel(&self, id: JobId) {
+        if self.engine.check_own().is_err() {
+            return;
+        }
         let mut state = self.engine.lock();
         self.drive(&mut state);
         let untouched = state.queue(id).is_untouched(id);

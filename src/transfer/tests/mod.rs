@@ -225,3 +225,32 @@ fn blocks_share_doorbells() {
 fn a_job_is_small() {
     assert!(size_of::<Job>() <= 552, "{}", size_of::<Job>());
 }
+
+/// A child of `fork` is refused, also while another thread of the parent holds the lock.
+#[test]
+fn a_child_uses_no_connection_of_its_parent() {
+    let domain = domain();
+    let (pair, device) = connection(&domain, options().window(16).chain(4));
+    let region = fake::region_of(&domain, crate::dmabuf::BufferId::UNKNOWN, 0..4096, Access::REMOTE);
+    let transfer = write(&pair, &region, region.remote());
+    let notifications = super::Notifications::of(pair.engine(), Some(&pair));
+    let held = pair.engine().lock();
+    let unusable = |result: Result<(), super::Error>| match result {
+        Err(super::Error::Unusable { reason, .. }) => reason.contains("the parent of this process"),
+        _ => false,
+    };
+    let refused = crate::observe::in_a_child(|| {
+        let request = Request::one_sided(&region, region.remote(), |remote| Operation::Write { remote });
+        transfer.cancel();
+        unusable(pair.start(request, 1 << 20).map(drop))
+            && unusable(transfer.wait().map(drop))
+            && transfer.try_wait().is_err()
+            && unusable(pair.engine().process_events().map(drop))
+            && unusable(notifications.try_take().map(drop))
+            && transfer.progress() == 0
+    });
+    drop(held);
+    assert!(refused);
+    assert_eq!(transfer.wait().unwrap().bytes, 4096);
+    assert_eq!(device.requests.load(Ordering::Relaxed), 1, "nothing is posted by the child");
+}
