@@ -23,7 +23,8 @@ const NO_DRIVER: &str = "the tokio runtime has no I/O driver or no timer: build 
 
 /// Starts the task if there is none, and the caller is in a runtime.
 pub(super) fn ensure(engine: &Arc<Engine>) {
-    if engine.driven.load(Ordering::Relaxed) {
+    // A child of `fork` must not touch its parent's queues.
+    if engine.driven.load(Ordering::Relaxed) || engine.check_own().is_err() {
         return;
     }
     if let Ok(runtime) = Handle::try_current()

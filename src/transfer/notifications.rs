@@ -66,7 +66,8 @@ impl Notifications {
         self.wait_for(Some(id), count, timeout, |state| self.take_of(state, id, count))
     }
 
-    /// Waits for the next notification, whatever its id, and takes it. It blocks the thread; a task uses the stream.
+    /// Waits for the next notification, whatever its id, and takes it. It blocks the thread; a task calls
+    /// [`recv`](Self::recv).
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
