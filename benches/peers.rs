@@ -312,8 +312,8 @@ fn counted(peer: Peer, ready: &mut Ready, layout: &Layout) -> Result<f64> {
     let count = if let Ready::Program(_) = ready { load.count.min(single::MOST) } else { load.count };
     let (packets, bytes) = (after.0 - before.0, after.1 - before.1);
     let least = count * load.size.div_ceil(MTU);
-    // UCX sends small packets besides its messages.
-    let small = bytes < packets * MTU * 3 / 4 && peer != Peer::Ucx;
+    // UCX, which NIXL uses, sends small packets besides its messages.
+    let small = bytes < packets * MTU * 3 / 4 && !matches!(peer, Peer::Ucx | Peer::Nixl);
     if packets < least || small {
         return Err(format!(
             "{NEAR} sent {packets} packets and {NEAR_NETDEV} {bytes} bytes for {count} blocks of {} KiB: this peer does \
