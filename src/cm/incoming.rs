@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::raw::{CmLink, Event, Id};
 use super::statement::Statement;
 use super::{ANSWER, REJECT_DATA, REQUEST};
-use super::{Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
+use super::{Connecting, Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
 use crate::transfer::Connection;
 use crate::verbs::{Depth, absence};
 
@@ -181,6 +181,7 @@ impl Incoming {
         let own = own_statement(connection)?;
         check_data(data, ANSWER - own.size())?;
         start(self.id(), address, connection, (own, self.peer))?;
+        let connecting = Connecting(connection);
         let Some(id) = self.id.take() else { unreachable!("only accept and reject take the id") };
         let ours = connection.depth();
         // The request states what this side is to serve, and what the peer serves.
@@ -194,6 +195,7 @@ impl Incoming {
         id.accept(connection.queue_pair().number(), depth, &data).map_err(failed)?;
         let step = "establish the connection";
         how.expect(kind::ESTABLISHED, &id, address, step, until).await?;
+        connecting.established();
         connection.set_link(Box::new(CmLink::new(id)));
         Ok(())
     }

@@ -177,6 +177,22 @@ fn own_statement(connection: &Connection) -> Result<Statement> {
     Ok(Statement { mtu, message_qp_num })
 }
 
+/// A connection whose queue pair is [started](start), until the connection manager has established it. If it does not,
+/// because of an error or a future that is dropped, the connection is unusable.
+struct Connecting<'c>(&'c Connection);
+
+impl Connecting<'_> {
+    fn established(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.fail("its connection was not established");
+    }
+}
+
 /// Brings the queue pair to INIT, RTR and RTS, with the smallest MTU of the route, this side's port and the peer's; and
 /// the one for messages, if both sides have it, to the same but for its peer.
 fn start(

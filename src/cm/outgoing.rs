@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::raw::{CmLink, Id};
 use super::statement::Statement;
 use super::{ANSWER, REQUEST};
-use super::{Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
+use super::{Connecting, Wait, block, check_data, check_device, no_manager, own_statement, refused, start};
 use crate::transfer::Connection;
 
 /// A resolved route to a peer, which names the device and port to create a [`Connection`] on.
@@ -162,7 +162,9 @@ impl Outgoing {
         match event.kind {
             kind::CONNECT_RESPONSE => {
                 start(&id, address, connection, (own, peer))?;
+                let connecting = Connecting(connection);
                 id.establish().map_err(failed("establish the connection"))?;
+                connecting.established();
             }
             // The kernel's iWARP connection manager has brought the queue pair up by itself.
             kind::ESTABLISHED if connection.domain().context().is_iwarp() => {}

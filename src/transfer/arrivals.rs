@@ -13,13 +13,41 @@ pub(super) struct Arrivals {
     /// How many of each id are in the queue.
     counts: FxHashMap<u32, u64>,
     /// Tasks that wait for the next one.
-    pub wakers: Vec<Waker>,
+    pub waiters: Waiters,
+}
+
+/// Tasks that wait for a notification, each with the number of its [`Waiter`](super::notifications::Waiter).
+#[derive(Default)]
+pub(super) struct Waiters(FxHashMap<u64, Waker>);
+
+impl Waiters {
+    /// Returns the waker that this one replaces.
+    pub(super) fn add(&mut self, number: u64, waker: &Waker) -> Option<Waker> {
+        self.0.insert(number, waker.clone())
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<Waker> {
+        self.0.remove(&number)
+    }
+
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Waker> {
+        self.0.drain().map(|(_, waker)| waker)
+    }
 }
 
 impl Arrivals {
-    pub(super) fn push(&mut self, notification: Notification) {
-        *self.counts.entry(notification.id).or_default() += 1;
-        self.queue.push_back(notification);
+    /// Maximum number, so that a peer cannot fill the memory.
+    pub(super) const MAX: usize = 1 << 20;
+
+    /// Whether there was room.
+    #[must_use]
+    pub(super) fn push(&mut self, notification: Notification) -> bool {
+        let room = self.queue.len() < Self::MAX;
+        if room {
+            *self.counts.entry(notification.id).or_default() += 1;
+            self.queue.push_back(notification);
+        }
+        room
     }
 
     pub(super) fn count(&self, id: u32) -> u64 {
@@ -74,12 +102,23 @@ mod tests {
     fn each_notification_is_taken_once_and_in_order() {
         let mut arrivals = Arrivals::default();
         for (at, id) in [7, 8, 7, 7, 9].into_iter().enumerate() {
-            arrivals.push(Notification { id, payload: vec![at as u8], qp_num: 1 });
+            assert!(arrivals.push(Notification { id, payload: vec![at as u8], qp_num: 1 }));
         }
         assert_eq!((arrivals.count(7), arrivals.count(1)), (3, 0));
         assert_eq!((arrivals.take_of(7, 2), arrivals.take_of(1, 1)), (2, 0));
         let rest: Vec<_> = std::iter::from_fn(|| arrivals.take()).map(|left| left.payload[0]).collect();
         assert_eq!(rest, [1, 3, 4]);
         assert!(arrivals.counts.is_empty() && arrivals.len() == 0);
+    }
+
+    #[test]
+    fn a_peer_cannot_fill_the_memory() {
+        let mut arrivals = Arrivals::default();
+        let mut push = |id| arrivals.push(Notification { id, payload: Vec::new(), qp_num: 1 });
+        assert!((0..Arrivals::MAX as u32).all(|at| push(at % 2)));
+        assert!(!push(7));
+        assert_eq!((arrivals.len(), arrivals.count(7)), (Arrivals::MAX, 0));
+        arrivals.take();
+        assert!(arrivals.push(Notification { id: 7, payload: Vec::new(), qp_num: 1 }));
     }
 }

@@ -294,6 +294,12 @@ impl Connection {
         let _ = self.sender.pair.shared().peer_notified.set(notified);
     }
 
+    /// Makes a connection unusable that its queue pairs have, and the connection manager has not.
+    pub(crate) fn fail(&self, reason: &str) {
+        let all = [Some(&self.sender.pair), self.sender.messages.as_ref()];
+        all.into_iter().flatten().for_each(|pair| pair.shared().fail(|| reason.into()));
+    }
+
     /// Holds the connection manager's side of the connection.
     pub(crate) fn set_link(&mut self, link: Box<dyn Link>) {
         self.sender.pair.set_link(link);

@@ -1,6 +1,7 @@
-//! The task that makes progress for the futures of an engine in a tokio runtime.
+//! The tasks that make progress for the futures of an engine: one in each tokio runtime that uses it, so that none
+//! depends on the threads of another.
 //!
-//! It sleeps until the engine's descriptor is readable or the next timeout expires, and ends with the engine.
+//! A task sleeps until the engine's descriptor is readable or the next timeout expires, and ends with the engine.
 //!
 //! `unsafe` is here to register a descriptor with tokio.
 
@@ -8,29 +9,71 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::engine::Engine;
 
 const NO_DRIVER: &str = "the tokio runtime has no I/O driver or no timer: build it with enable_all";
 
-/// Starts the task if there is none, and the caller is in a runtime.
+/// The tasks of an engine.
+#[derive(Default)]
+pub(super) struct Drivers {
+    all: Mutex<Vec<(Id, Arc<Notify>)>>,
+    count: AtomicUsize,
+}
+
+impl Drivers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Has each task look for the next timeout, or that the engine is gone.
+    pub(super) fn wake(&self) {
+        if !self.is_empty() {
+            self.lock().iter().for_each(|(_, notify)| notify.notify_one());
+        }
+    }
+
+    /// Adds one for a runtime, unless it has one.
+    fn add(&self, runtime: Id) -> Option<Arc<Notify>> {
+        let mut all = self.lock();
+        if all.iter().any(|(id, _)| *id == runtime) {
+            return None;
+        }
+        let notify = Arc::<Notify>::default();
+        all.push((runtime, notify.clone()));
+        self.count.store(all.len(), Ordering::Relaxed);
+        Some(notify)
+    }
+
+    fn remove(&self, runtime: Id) {
+        let mut all = self.lock();
+        all.retain(|(id, _)| *id != runtime);
+        self.count.store(all.len(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Id, Arc<Notify>)>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the task of the caller's runtime if it has none.
 pub(super) fn ensure(engine: &Arc<Engine>) {
     // A child of `fork` must not touch its parent's queues.
-    if engine.driven.load(Ordering::Relaxed) || engine.check_own().is_err() {
-        return;
-    }
-    if let Ok(runtime) = Handle::try_current()
-        && !engine.driven.swap(true, Ordering::Relaxed)
+    if let Ok(handle) = Handle::try_current()
+        && engine.check_own().is_ok()
+        && let Some(told) = engine.drivers.add(handle.id())
     {
-        runtime.spawn(drive(Driven { engine: Arc::downgrade(engine), starts: true }));
+        let driven = Driven { engine: Arc::downgrade(engine), runtime: handle.id(), told, starts: true };
+        handle.spawn(drive(driven));
     }
 }
 
@@ -44,6 +87,9 @@ pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
 /// Held by the task.
 struct Driven {
     engine: Weak<Engine>,
+    runtime: Id,
+    /// Tells of an earlier timeout, or that the engine is gone.
+    told: Arc<Notify>,
     /// Whether the runtime may turn out to lack a driver.
     starts: bool,
 }
@@ -52,18 +98,17 @@ impl Drop for Driven {
     /// The runtime has shut down, perhaps because another task has panicked; or tokio has.
     fn drop(&mut self) {
         let Some(engine) = self.engine.upgrade() else { return };
-        engine.driven.store(false, Ordering::Relaxed);
+        engine.drivers.remove(self.runtime);
         if self.starts && std::thread::panicking() {
             engine.fail(NO_DRIVER);
         }
-        // Tasks of another runtime start it again.
+        // A task that another runtime polls needs one there.
         engine.wake_all();
     }
 }
 
 async fn drive(mut driven: Driven) {
     let Some(engine) = driven.engine.upgrade() else { return };
-    let gone = engine.gone.clone();
     let descriptor = match watch(engine.events.as_fd()) {
         Ok(descriptor) => descriptor,
         Err(error) => return engine.fail(&format!("cannot watch the descriptor of a worker: {error}")),
@@ -83,7 +128,7 @@ async fn drive(mut driven: Driven) {
             timer.as_mut().reset(next.into());
         }
         tokio::select! {
-            () = gone.notified() => return,
+            () = driven.told.notified() => {}
             () = timer.as_mut(), if next.is_some() => {}
             // What comes after this is cleared is not missed, since the events are processed later.
             ready = descriptor.readable() => match ready {

@@ -4,7 +4,6 @@
 //! a condition variable. Whoever takes completions gives each job its outcome and tells those who wait: the thread that
 //! sleeps, its followers, the tasks, and the event loops.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -38,12 +37,9 @@ pub(super) struct Engine {
     /// The fatal events of the device and the queues, which come also while there is no queue pair. `None` for a
     /// foreign context.
     inbox: Option<Arc<Inbox>>,
-    /// Whether a task of a runtime makes progress.
-    pub driven: AtomicBool,
     creator: Process,
-    /// Tells that task that the engine is gone.
     #[cfg(feature = "tokio")]
-    pub gone: Arc<tokio::sync::Notify>,
+    pub drivers: super::driver::Drivers,
 }
 
 impl Engine {
@@ -67,10 +63,9 @@ impl Engine {
             capacity,
             domain,
             inbox: None,
-            driven: AtomicBool::new(false),
             creator: Process::current(),
             #[cfg(feature = "tokio")]
-            gone: Arc::default(),
+            drivers: Default::default(),
         }
     }
 
@@ -348,18 +343,29 @@ impl Engine {
         self.check_own()?;
         let mut state = self.lock();
         self.look(&mut state)?;
-        state.timer = state.wake_overdue();
-        Ok(state.timer)
+        let next = state.wake_overdue();
+        self.schedule(&mut state, next);
+        state.timer = next;
+        Ok(next)
     }
 
-    /// Has the task of a runtime look again by then at the latest.
+    /// Whether tasks of runtimes make progress.
+    pub(super) fn is_driven(&self) -> bool {
+        #[cfg(feature = "tokio")]
+        return !self.drivers.is_empty();
+        #[cfg(not(feature = "tokio"))]
+        false
+    }
+
+    /// Has the tasks of runtimes look again by then at the latest.
     pub(super) fn schedule(&self, state: &mut State, end: Option<Instant>) {
         if let Some(end) = end
-            && self.driven.load(Ordering::Relaxed)
+            && self.is_driven()
             && state.timer.is_none_or(|timer| end < timer)
         {
             state.timer = Some(end);
-            self.events.notify();
+            #[cfg(feature = "tokio")]
+            self.drivers.wake();
         }
     }
 
@@ -392,6 +398,6 @@ impl Engine {
 #[cfg(feature = "tokio")]
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.gone.notify_one();
+        self.drivers.wake();
     }
 }

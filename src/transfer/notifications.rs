@@ -31,12 +31,14 @@ pub struct Notification {
 /// The notifications that a connection, or any connection of a worker, receives.
 ///
 /// They are received ahead of being asked for, and each is taken once. A notification is received after all bytes that
-/// its connection's peer wrote before it. Clones take from the same notifications.
+/// its connection's peer wrote before it. Clones take from the same notifications. A connection fails if its peer sends
+/// more than 1,048,576 (2²⁰) that nobody takes.
 ///
 /// As a stream (`futures_core::Stream`; `next` is in `StreamExt` of futures-util or tokio-stream) it ends after the error
 /// with which the connection ends. It makes progress as a [`Transfer`](super::Transfer) that is awaited does.
-#[derive(Clone)]
 pub struct Notifications {
+    /// Of the task that polls the stream.
+    waiter: Option<Waiter>,
     engine: Arc<Engine>,
     /// `None` for all connections of the engine.
     pair: Option<Arc<Pair>>,
@@ -49,7 +51,7 @@ impl Notifications {
     pub const MAX_PAYLOAD: usize = 64;
 
     pub(super) fn of(engine: &Arc<Engine>, pair: Option<&Arc<Pair>>) -> Self {
-        Self { engine: engine.clone(), pair: pair.cloned(), ended: false }
+        Self { waiter: None, engine: engine.clone(), pair: pair.cloned(), ended: false }
     }
 
     /// Waits until `count` notifications of `id` have come since the last were taken, and takes them. On an error none is
@@ -96,7 +98,9 @@ impl Notifications {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub async fn arrived(&self, id: u32, count: u64) -> Result<()> {
-        poll_fn(|context| self.poll(context, |state| self.take_of(state, id, count), Some(id), count)).await
+        let mut waiter = None;
+        let take = |state: &mut State| self.take_of(state, id, count);
+        poll_fn(|context| self.poll(context, &mut waiter, take, Some(id), count)).await
     }
 
     /// The next notification, whatever its id, for a task. If the future is dropped, none is taken.
@@ -104,13 +108,16 @@ impl Notifications {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub async fn recv(&self) -> Result<Notification> {
-        poll_fn(|context| self.poll(context, |state| self.take_any(state).ok_or(0), None, 1)).await
+        let mut waiter = None;
+        poll_fn(|context| self.poll(context, &mut waiter, |state| self.take_any(state).ok_or(0), None, 1))
+            .await
     }
 
     /// Registers the task for the next arrival, and tries `take`.
     fn poll<T>(
         &self,
         context: &mut Context<'_>,
+        waiter: &mut Option<Waiter>,
         take: impl Fn(&mut State) -> Result<T, u64>,
         id: Option<u32>,
         count: u64,
@@ -121,7 +128,13 @@ impl Notifications {
         let mut state = self.engine.lock();
         state.check_pool()?;
         // First, so that no notification comes between the look and the wait.
-        state.wake_at_arrival(self.pair.as_ref().map(|pair| pair.key()), context.waker());
+        let key = self.pair.as_ref().map(|pair| pair.key());
+        let waiter = waiter.get_or_insert_with(|| Waiter {
+            engine: self.engine.clone(),
+            key,
+            number: state.next_waiter(),
+        });
+        state.add_waiter(key, waiter.number, context.waker());
         self.engine.look(&mut state)?;
         match take(&mut state) {
             Ok(taken) => Poll::Ready(Ok(taken)),
@@ -145,7 +158,6 @@ impl Notifications {
         for pair in self.pairs(state) {
             left -= pair.arrivals.take_of(id, left);
         }
-        state.taken(count as usize);
         Ok(())
     }
 
@@ -231,6 +243,28 @@ impl Notifications {
     }
 }
 
+impl Clone for Notifications {
+    fn clone(&self) -> Self {
+        Self { waiter: None, engine: self.engine.clone(), pair: self.pair.clone(), ended: self.ended }
+    }
+}
+
+/// The place of a task among those that wait. A future that is dropped leaves it.
+pub(super) struct Waiter {
+    engine: Arc<Engine>,
+    /// Of its queue pair, or `None` for any.
+    key: Option<usize>,
+    number: u64,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.engine.check_own().is_ok() {
+            self.engine.lock().remove_waiter(self.key, self.number);
+        }
+    }
+}
+
 impl Stream for Notifications {
     type Item = Result<Notification>;
 
@@ -238,13 +272,13 @@ impl Stream for Notifications {
         if self.ended {
             return Poll::Ready(None);
         }
-        match self.poll(context, |state| self.take_any(state).ok_or(0), None, 1) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(next) => {
-                self.ended = next.is_err();
-                Poll::Ready(Some(next))
-            }
-        }
+        let mut waiter = self.waiter.take();
+        let next = self.poll(context, &mut waiter, |state| self.take_any(state).ok_or(0), None, 1);
+        self.waiter = waiter;
+        next.map(|next| {
+            self.ended = next.is_err();
+            Some(next)
+        })
     }
 }
 

@@ -1,7 +1,6 @@
 //! A queue pair of an engine, and the jobs that its connection starts.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -137,7 +136,7 @@ impl Pair {
             self.drain(&mut state);
             return Err(error);
         }
-        if self.engine.driven.load(Ordering::Relaxed) {
+        if self.engine.is_driven() {
             self.engine.schedule(&mut state, Instant::now().checked_add(self.stall_timeout));
         }
         Ok(id)
@@ -228,7 +227,7 @@ impl Pair {
     fn try_or(&self, id: JobId, pending: impl FnOnce(&mut State)) -> Result<Option<Transferred>> {
         self.engine.check_own()?;
         let mut state = self.engine.lock();
-        if self.engine.driven.load(Ordering::Relaxed) && state.armed {
+        if self.engine.is_driven() && state.armed {
             // The task of the runtime looks.
             self.drive(&mut state);
         } else {
@@ -471,10 +470,10 @@ impl Drop for Pair {
         }
         let queues = self.engine.remove(self.key);
         let room = queues.room;
-        let jobs = queues.into_jobs();
-        // Destroys the queue pair; only then is the device done with the memory of the jobs.
+        let memory = queues.into_memory();
+        // Destroys the queue pair; only then is the device done with the memory.
         drop(shared);
-        drop(jobs);
+        drop(memory);
         self.engine.removed(room);
     }
 }

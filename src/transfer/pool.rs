@@ -13,10 +13,6 @@ const SLOT: u64 = Notifications::MAX_PAYLOAD as u64;
 /// Maximum number of receives in a chain.
 const CHAIN: usize = 64;
 
-/// Number of notifications that nobody has taken, above which no more receives are posted, so that a peer cannot fill
-/// the memory.
-const MAX_PENDING: usize = 1 << 20;
-
 /// The bit of a receive's identifier that tells it from the work requests of connections.
 const BIT: u64 = 1 << 62;
 
@@ -49,7 +45,7 @@ impl Pool {
             slice: region.into(),
             context: domain.context().clone(),
         };
-        pool.refill(0)?;
+        pool.refill()?;
         Ok(pool)
     }
 
@@ -77,9 +73,9 @@ impl Pool {
         self.free.push(slot);
     }
 
-    /// Posts all receives that are free, unless too many notifications are `pending`.
-    pub(super) fn refill(&mut self, pending: usize) -> Result<(), verbs::Error> {
-        while !self.free.is_empty() && pending < MAX_PENDING {
+    /// Posts all receives that are free.
+    pub(super) fn refill(&mut self) -> Result<(), verbs::Error> {
+        while !self.free.is_empty() {
             for slot in self.free.drain(self.free.len().saturating_sub(CHAIN)..) {
                 let (wr, elements) = self.batch.next();
                 let mut cursor = SliceCursor::new(&self.slice, u64::from(slot) * SLOT);

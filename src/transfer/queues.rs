@@ -9,6 +9,7 @@ use super::job::JobId;
 use super::shared::Shared;
 use super::state::Released;
 use super::work_queue::{Side, WorkQueue};
+use crate::mr::{Blocks, RegionSlice};
 use crate::verbs::ffi;
 
 /// Longest time for a queue pair in the error state to flush, which needs no reply from the peer. Afterwards the
@@ -32,6 +33,8 @@ pub(super) struct Queues {
     failed: bool,
     /// When a flush of the failed queue pair is given up.
     pub flush_until: Option<Instant>,
+    /// Memory that the device may still access, because the queue pair could not be reset.
+    kept: Vec<Blocks<RegionSlice>>,
 }
 
 impl Queues {
@@ -47,6 +50,7 @@ impl Queues {
             taken: false,
             failed: false,
             flush_until: None,
+            kept: Vec::new(),
         }
     }
 
@@ -65,9 +69,9 @@ impl Queues {
         self.queues[id.side as usize].withdraw(id, &self.shared, released);
     }
 
-    /// The jobs, which hold their memory. What else is here is dropped.
-    pub(super) fn into_jobs(self) -> [WorkQueue; 2] {
-        self.queues
+    /// What holds memory for the device. What else is here is dropped.
+    pub(super) fn into_memory(self) -> ([WorkQueue; 2], Vec<Blocks<RegionSlice>>) {
+        (self.queues, self.kept)
     }
 
     /// Whether a job has not ended.
@@ -85,7 +89,7 @@ impl Queues {
     /// Wakes all tasks.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_all(&mut self, released: &mut Released) {
-        released.wakers.append(&mut self.arrivals.wakers);
+        released.wakers.extend(self.arrivals.waiters.take_all());
         self.queues.iter_mut().for_each(|queue| queue.wake_all(released));
     }
 
@@ -120,7 +124,7 @@ impl Queues {
         }
         let fails = failed && !std::mem::replace(&mut self.failed, failed);
         if fails {
-            released.wakers.append(&mut self.arrivals.wakers);
+            released.wakers.extend(self.arrivals.waiters.take_all());
         }
         ended | fails
     }
@@ -143,7 +147,9 @@ impl Queues {
 
     /// Ends what is in flight without completions.
     pub(super) fn discard(&mut self) {
-        self.shared.discard();
+        if !self.shared.discard() {
+            self.kept.extend(self.queues.iter().flat_map(WorkQueue::memory));
+        }
         self.queues.iter_mut().for_each(WorkQueue::discard);
         self.flush_until = None;
     }

@@ -224,11 +224,13 @@ impl Shared {
         }
     }
 
-    /// Discards what is in flight in both directions, without completions.
-    pub(super) fn discard(&self) {
-        if let Err(error) = self.pair.reset() {
+    /// Discards what is in flight in both directions, without completions. Returns whether the device is done with it.
+    pub(super) fn discard(&self) -> bool {
+        let reset = self.pair.reset();
+        if let Err(error) = &reset {
             tracing::warn!(%error, "cannot reset a queue pair");
         }
+        reset.is_ok()
     }
 
     /// What is known about a failure besides its status; `None` stands for a timeout.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
+use super::arrivals::{Arrivals, Waiters};
 use super::job::{Job, JobId};
 use super::pool::Pool;
 use super::queues::Queues;
@@ -23,10 +24,10 @@ pub(super) struct State {
     pub pairs: Slab<Queues>,
     /// The receives of notifications, if there are any.
     pool: Option<Pool>,
-    /// Number of notifications that nobody has taken.
-    pending: usize,
     /// Tasks that wait for a notification of any queue pair.
-    arrival_wakers: Vec<Waker>,
+    waiters: Waiters,
+    /// Number of waiters that there ever were.
+    waited: u64,
     /// Key of the queue pair whose turn it is.
     turn: usize,
     /// Keys by the numbers of the queue pairs.
@@ -83,8 +84,8 @@ impl State {
         Self {
             pairs: Slab::new(),
             pool,
-            pending: 0,
-            arrival_wakers: Vec::new(),
+            waiters: Waiters::default(),
+            waited: 0,
             turn: 0,
             numbers: FxHashMap::default(),
             touched: Vec::new(),
@@ -124,8 +125,6 @@ impl State {
             // The key is given to another connection.
             twin.twin = None;
         }
-        // Receives that waited for these to be taken are posted now.
-        self.taken(queues.arrivals.len());
         queues
     }
 
@@ -146,9 +145,7 @@ impl State {
 
     /// Takes the oldest notification of a queue pair.
     pub(super) fn take_of(&mut self, key: usize) -> Option<Notification> {
-        let notification = self.pairs[key].arrivals.take()?;
-        self.taken(1);
-        Some(notification)
+        self.pairs[key].arrivals.take()
     }
 
     /// Takes the oldest notification of one of the queue pairs, which take turns.
@@ -161,28 +158,36 @@ impl State {
         self.take_of(key)
     }
 
-    /// Counts notifications that were taken.
-    pub(super) fn taken(&mut self, count: usize) {
-        self.pending -= count;
-        self.refill();
-    }
-
     fn refill(&mut self) {
         let Some(pool) = &mut self.pool else { return };
-        if let Err(error) = pool.refill(self.pending) {
+        if let Err(error) = pool.refill() {
             self.fail(&error.to_string());
         }
     }
 
-    /// Wakes a task at the next notification of a queue pair, or of any.
-    pub(super) fn wake_at_arrival(&mut self, key: Option<usize>, waker: &Waker) {
-        let wakers = match key {
-            Some(key) => &mut self.pairs[key].arrivals.wakers,
-            None => &mut self.arrival_wakers,
-        };
-        if !wakers.iter().any(|other| other.will_wake(waker)) {
-            wakers.push(waker.clone());
+    /// A number for a waiter.
+    pub(super) fn next_waiter(&mut self) -> u64 {
+        self.waited += 1;
+        self.waited
+    }
+
+    /// Those who wait for a notification of a queue pair, or of any.
+    fn waiters(&mut self, key: Option<usize>) -> Option<&mut Waiters> {
+        match key {
+            Some(key) => Some(&mut self.pairs.get_mut(key)?.arrivals.waiters),
+            None => Some(&mut self.waiters),
         }
+    }
+
+    /// Wakes a task at the next notification.
+    pub(super) fn add_waiter(&mut self, key: Option<usize>, number: u64, waker: &Waker) {
+        let replaced = self.waiters(key).and_then(|waiters| waiters.add(number, waker));
+        self.released.replaced.extend(replaced);
+    }
+
+    pub(super) fn remove_waiter(&mut self, key: Option<usize>, number: u64) {
+        let replaced = self.waiters(key).and_then(|waiters| waiters.remove(number));
+        self.released.replaced.extend(replaced);
     }
 
     /// Has the next step look at a queue pair.
@@ -244,8 +249,8 @@ impl State {
     /// Wakes all tasks once the lock is released.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_all(&mut self) {
-        let Self { pairs, released, arrival_wakers, .. } = self;
-        released.wakers.append(arrival_wakers);
+        let Self { pairs, released, waiters, .. } = self;
+        released.wakers.extend(waiters.take_all());
         pairs.iter_mut().for_each(|(_, pair)| pair.wake_all(released));
     }
 
@@ -353,17 +358,23 @@ impl State {
                 return false;
             }
         };
-        pair.arrivals.push(Notification { id: u32::from_be(imm), payload, qp_num: completion.qp_num });
-        self.pending += 1;
-        self.released.wakers.append(&mut pair.arrivals.wakers);
-        self.released.wakers.append(&mut self.arrival_wakers);
+        let notification = Notification { id: u32::from_be(imm), payload, qp_num: completion.qp_num };
+        if !pair.arrivals.push(notification) {
+            let reason = || {
+                format!("the peer sent more notifications than the {} that wait to be taken", Arrivals::MAX)
+            };
+            pair.shared.fail(reason);
+            return false;
+        }
+        self.released.wakers.extend(pair.arrivals.waiters.take_all());
+        self.released.wakers.extend(self.waiters.take_all());
         true
     }
 
     /// Ends the notifications of all queue pairs. Keeps the first reason.
     pub(super) fn end(&mut self, reason: &str) {
         self.ended.get_or_insert_with(|| reason.to_owned());
-        self.released.wakers.append(&mut self.arrival_wakers);
+        self.released.wakers.extend(self.waiters.take_all());
     }
 
     /// Why there are no more notifications of any queue pair.

@@ -17,6 +17,7 @@ use super::request::Request;
 use super::shared::Shared;
 use super::state::Released;
 use super::{ConnectionOptions, Transferred};
+use crate::mr::{Blocks, RegionSlice};
 use crate::verbs::{self, Completion, CompletionStatus, Opcode, RecvBatch, RemoteAddr, SendBatch, ffi};
 
 /// Bytes after which a work request chain ends. Only the last request of a chain is signaled, so progress is visible
@@ -400,6 +401,12 @@ impl WorkQueue {
             }
         }
         (job.done, job.succeeded) = (end, number + 1);
+    }
+
+    /// The memory of what is in flight.
+    pub(super) fn memory(&self) -> impl Iterator<Item = Blocks<RegionSlice>> {
+        let jobs = self.jobs.iter().map(|(_, job)| job).filter(|job| !job.over);
+        jobs.filter_map(|job| job.request.local.clone())
     }
 
     /// Counts everything in flight as completed: the device is done with it without completions.

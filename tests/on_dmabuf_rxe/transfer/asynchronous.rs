@@ -1,8 +1,9 @@
 //! Transfers, notifications and connections in a tokio runtime, which makes progress by itself.
 
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
 use std::time::{Duration, Instant};
 
 use dmabuf_rdma::cm::{self, Listener, Outgoing};
@@ -170,6 +171,17 @@ fn connecting_ends_with_its_timeout_or_its_future() {
         let outgoing = Outgoing::resolve_async(at, None, TIMEOUT).await.unwrap();
         let connecting = outgoing.connect_async(&mut near.connection, &[], TIMEOUT);
         assert!(tokio::time::timeout(SHORT, connecting).await.is_err());
+        // The peer asks, and does not reply.
+        let listener = Listener::bind(address(0)).unwrap();
+        let outgoing = Outgoing::resolve_async(listener.local_addr(), None, TIMEOUT).await.unwrap();
+        let mut near = End::new("rxe0", notified());
+        let mut connecting = pin!(outgoing.connect_async(&mut near.connection, &[], TIMEOUT));
+        poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context).is_pending())).await;
+        let mut far = End::new("rxe1", notified());
+        let incoming = listener.accept_request_async(TIMEOUT).await.unwrap();
+        let ended = incoming.accept_async(&mut far.connection, &[], SHORT).await;
+        assert_refused!(ended, cm::Error::Timeout { .. });
+        assert_eq!(far.connection.failure(), Some("its connection was not established"));
         let nobody = Outgoing::resolve_async("203.0.113.7:9".parse().unwrap(), None, TIMEOUT).await;
         assert_refused!(nobody, cm::Error::Address { .. });
     });
@@ -204,6 +216,44 @@ fn futures_dropped_at_every_await_point() {
         assert_same(&contents(&theirs), &contents(&ours), "written");
     });
     census.assert_unchanged();
+}
+
+/// A task depends on no other runtime's threads, and a wait that is dropped leaves nothing behind.
+#[test]
+fn a_runtime_that_is_not_run_holds_up_no_other() {
+    let census = census();
+    {
+        let Wire { near, far } = Wire::with(notified());
+        let ((_ours, source), (_theirs, target)) = (near.filled(4096, 1), far.filled(4096, 2));
+        let first = Builder::new_current_thread().enable_all().build().unwrap();
+        // Its task is started here, and runs no more.
+        first.block_on(async {
+            near.connection.write(&source, target.remote()).unwrap().await.unwrap();
+        });
+        let second = runtime();
+        let receiving = near.connection.recv(&source).unwrap().timeout(SHORT);
+        assert_refused!(second.block_on(receiving), Error::Timeout { .. });
+        second.block_on(async {
+            near.connection.write(&source, target.remote()).unwrap().await.unwrap();
+        });
+
+        let notifications = far.connection.notifications();
+        let waker = Arc::new(Nobody);
+        for _ in 0..3 {
+            let mut waiting = pin!(notifications.recv());
+            let wakes = waker.clone().into();
+            assert!(waiting.as_mut().poll(&mut Context::from_waker(&wakes)).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&waker), 1, "a wait that was dropped is known");
+        drop((first, second));
+    }
+    census.assert_unchanged();
+}
+
+struct Nobody;
+
+impl Wake for Nobody {
+    fn wake(self: Arc<Self>) {}
 }
 
 /// A runtime that goes leaves its connections to the next one, and to threads.
