@@ -34,7 +34,7 @@ const FORBIDDEN: &str =
     "join the group that owns it (video under Debian's udev), or pass it to the container";
 const NO_DEVICE: &str = "nvidia-smi lists the GPUs that the driver sees; CUDA_VISIBLE_DEVICES may hide some";
 const UNSUPPORTED: &str = "this needs the open kernel modules of NVIDIA's driver, a GPU of Turing or later, and memory of cuMemAlloc or cuMemCreate; Tegra and WSL do not export";
-const POOLED: &str = "the memory is of a pool (cudaMallocAsync, a memory node of a graph), which this driver does not export: use cudaMalloc, or cuMemCreate with allocFlags.gpuDirectRDMACapable";
+const POOLED: &str = "the memory is of a pool (cudaMallocAsync, a memory node of a graph), which this driver does not export, or not this part of it: use cudaMalloc, or cuMemCreate with allocFlags.gpuDirectRDMACapable";
 const NOT_CAPABLE: &str = "cuMemCreate made it without allocFlags.gpuDirectRDMACapable, and a NIC could not use it: set the flag, or use cudaMalloc (PyTorch: without expandable_segments)";
 const REFUSED: &str = "the driver takes neither the range nor the allocation (CUDA_ERROR_INVALID_VALUE), as for memory that another process allocated: export it there, and send the descriptor over a Unix socket";
 
