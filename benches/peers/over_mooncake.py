@@ -10,7 +10,7 @@ from mooncake.engine import TransferEngine
 engine = TransferEngine()
 if engine.initialize("127.0.0.1", "P2PHANDSHAKE", "rdma", side.device) != 0:
     raise SystemExit("the engine does not start on " + side.device)
-if engine.register_memory(side.address, side.length) != 0:
+if any(engine.register_memory(start, length) != 0 for start, length in side.parts):
     raise SystemExit("the engine does not register the memory")
 side.say("127.0.0.1:%d %d" % (engine.get_rpc_port(), side.address))
 peer, address = side.hear().split()

@@ -12,7 +12,7 @@ import numpy
 from nixl_cu12._api import nixl_agent, nixl_agent_config
 
 agent = nixl_agent(side.role, nixl_agent_config(backends=["UCX"]))
-agent.register_memory([(side.address, side.length, 0, "")], "DRAM")
+agent.register_memory([(start, length, 0, "") for start, length in side.parts], "DRAM")
 side.say(base64.b64encode(agent.get_agent_metadata()).decode() + " " + str(side.address))
 metadata, address = side.hear().split()
 peer = agent.add_remote_agent(base64.b64decode(metadata))

@@ -21,6 +21,10 @@ length = _mapping.nbytes
 # Where the blocks of this side are.
 blocks = address + numpy.fromfile(table, dtype=numpy.uint64)
 
+# What to register: soft-RoCE on some kernels takes less than 1 GiB of host memory as one region.
+_part = (1 << 29) // size * size
+parts = [(address + at, min(_part, length - at)) for at in range(0, length, _part)]
+
 
 def say(text):
     """A line for the benchmark; libraries print others."""

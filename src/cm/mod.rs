@@ -40,7 +40,7 @@ use ibverbs_sys::{ibv_qp_attr_mask as Mask, ibv_qp_state as State};
 use self::error::Result;
 use self::raw::{Event, Id};
 use self::statement::Statement;
-use crate::transfer::Connection;
+use crate::transfer::{Connection, Peer};
 use crate::verbs::absence::{self, System};
 use crate::verbs::{Depth, Fabric, QueuePair, QueuePairOptions};
 
@@ -204,12 +204,7 @@ fn start(
     let (own_mtu, peer_mtu) = (own.mtu, peer.map(|peer| peer.mtu));
     let pair = connection.queue_pair();
     let messages = connection.message_queue_pair().zip(peer.filter(|peer| peer.message_qp_num != 0));
-    if let Some(peer) = peer {
-        connection.set_peer_notified(peer.message_qp_num != 0);
-    } else if connection.message_queue_pair().is_some() {
-        // It may receive notifications in its own way.
-        tracing::debug!("the peer uses another library, and has no queue pair for messages");
-    }
+    connection.set_peer(peer.map_or(Peer::Foreign, |peer| Peer::with_messages(peer.message_qp_num)));
     let fabric = *pair.fabric().expect("a connection creates its queue pair");
     let (options, depth) = (connection.options(), connection.depth());
     let own = Own { options, depth, access: pair.remote_access(), fabric };

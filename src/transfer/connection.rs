@@ -8,7 +8,7 @@ use super::error::Result;
 use super::flush::Flush;
 use super::options::max_message_size;
 use super::pair::Pair;
-use super::shared::{Link, Shared};
+use super::shared::{Link, Peer, Shared};
 use super::{ConnectionOptions, Notifications, Receiver, Sender, Transfer, Worker, WorkerOptions};
 use crate::mr::{Blocks, RegionSlice, RemoteSlice};
 use crate::verbs::{Depth, Endpoint, ProtectionDomain, QueuePair, QueuePairOptions};
@@ -99,7 +99,7 @@ impl Connection {
     /// [`Error::Verbs`](super::Error::Verbs), as [`QueuePair::connect`].
     pub fn connect(&self, peer: &Endpoint) -> Result<()> {
         self.queue_pair().connect(peer)?;
-        self.set_peer_notified(peer.message_qp_num != 0);
+        self.set_peer(Peer::with_messages(peer.message_qp_num));
         match &self.sender.messages {
             Some(messages) if peer.message_qp_num != 0 => {
                 let peer = Endpoint { qp_num: peer.message_qp_num, ..*peer };
@@ -289,9 +289,9 @@ impl Connection {
         self.sender.messages.as_ref().map(|messages| &messages.shared().pair)
     }
 
-    /// Keeps whether the peer receives notifications.
-    pub(crate) fn set_peer_notified(&self, notified: bool) {
-        let _ = self.sender.pair.shared().peer_notified.set(notified);
+    /// Keeps what the peer has.
+    pub(crate) fn set_peer(&self, peer: Peer) {
+        let _ = self.sender.pair.shared().peer.set(peer);
     }
 
     /// Makes a connection unusable that its queue pairs have, and the connection manager has not.

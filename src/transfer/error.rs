@@ -116,7 +116,7 @@ pub enum Error {
         length: u64,
     },
     /// Fewer notifications than awaited came in time. The connection is usable.
-    #[error("{came} of {count} notifications{} came within {timeout:?}; none was taken", of_id(*.id))]
+    #[error("{came} of {count} notifications{} came within {timeout:?}; none was taken{}", of_id(*.id), and_others(*.others))]
     NotificationTimeout {
         /// The id; `None` for any.
         id: Option<u32>,
@@ -124,6 +124,8 @@ pub enum Error {
         count: u64,
         /// How many came.
         came: u64,
+        /// How many of other ids wait to be taken.
+        others: u64,
         /// The timeout.
         timeout: Duration,
     },
@@ -203,6 +205,10 @@ impl Error {
             Self::DeviceEvent { .. } => ErrorKind::Transport,
         }
     }
+}
+
+fn and_others(others: u64) -> String {
+    if others == 0 { String::new() } else { format!(", and {others} of other ids wait to be taken") }
 }
 
 fn of_id(id: Option<u32>) -> String {

@@ -8,6 +8,7 @@ use super::error::Result;
 use super::flush::Flush;
 use super::pair::Pair;
 use super::request::Request;
+use super::shared::Peer;
 use super::{ConnectionOptions, Notifications, RequestError, Transfer};
 use crate::mr::{Blocks, RegionSlice, RemoteSlice};
 use crate::verbs::{Operation, ProtectionDomain};
@@ -79,8 +80,11 @@ macro_rules! half {
 
             /// Starts a send or a receive, on the queue pair for messages.
             fn start_message(&self, request: Request) -> Result<Transfer> {
-                match (&self.messages, self.pair.shared().peer_notified.get()) {
-                    (Some(_), Some(false)) | (None, Some(true)) => Err(RequestError::NoMessages.into()),
+                let peer = self.pair.shared().peer.get();
+                match (&self.messages, peer) {
+                    (Some(_), Some(Peer::Messages | Peer::Foreign)) | (None, Some(Peer::Notified)) => {
+                        Err(RequestError::NoMessages.into())
+                    }
                     (messages, _) => self.start_on(messages.as_ref().unwrap_or(&self.pair), request),
                 }
             }
@@ -191,8 +195,8 @@ impl Sender {
     /// # Errors
     /// The peer receives no notifications. One of another library may.
     fn check_notified(&self) -> Result<()> {
-        match self.pair.shared().peer_notified.get() {
-            Some(false) => Err(RequestError::NoNotifications { side: "the peer" }.into()),
+        match self.pair.shared().peer.get() {
+            Some(Peer::Messages) => Err(RequestError::NoNotifications { side: "the peer" }.into()),
             _ => Ok(()),
         }
     }

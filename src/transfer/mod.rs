@@ -40,7 +40,7 @@ pub use worker::Worker;
 
 #[cfg(feature = "tokio")]
 pub(crate) use driver::watch;
-pub(crate) use shared::Link;
+pub(crate) use shared::{Link, Peer};
 
 #[cfg(test)]
 mod tests;

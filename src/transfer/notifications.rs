@@ -113,7 +113,7 @@ impl Notifications {
             .await
     }
 
-    /// Registers the task for the next arrival, and tries `take`.
+    /// Tries `take`, or has the next arrival wake the task.
     fn poll<T>(
         &self,
         context: &mut Context<'_>,
@@ -127,22 +127,25 @@ impl Notifications {
         self.engine.check_own()?;
         let mut state = self.engine.lock();
         state.check_pool()?;
-        // First, so that no notification comes between the look and the wait.
-        let key = self.pair.as_ref().map(|pair| pair.key());
-        let waiter = waiter.get_or_insert_with(|| Waiter {
-            engine: self.engine.clone(),
-            key,
-            number: state.next_waiter(),
-        });
-        state.add_waiter(key, waiter.number, context.waker());
         self.engine.look(&mut state)?;
         match take(&mut state) {
             Ok(taken) => Poll::Ready(Ok(taken)),
             Err(came) => match self.check_open(&state, id, count, came) {
-                Ok(()) => Poll::Pending,
+                Ok(()) => {
+                    self.wake_later(&mut state, waiter, context);
+                    Poll::Pending
+                }
                 Err(error) => Poll::Ready(Err(error)),
             },
         }
+    }
+
+    /// Has the next arrival wake the task. None comes before the state is unlocked.
+    fn wake_later(&self, state: &mut State, waiter: &mut Option<Waiter>, context: &Context<'_>) {
+        let key = self.pair.as_ref().map(|pair| pair.key());
+        let new = || Waiter { engine: self.engine.clone(), key, number: state.next_waiter() };
+        let number = waiter.get_or_insert_with(new).number;
+        state.add_waiter(key, number, context.waker());
     }
 
     /// Takes `count` notifications of an id, or none.
@@ -213,9 +216,13 @@ impl Notifications {
                 Err(came) => came,
             };
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-            let timed_out =
-                || left.is_zero().then_some(Error::NotificationTimeout { id, count, came, timeout });
-            if let Some(error) = self.check_open(&state, id, count, came).err().or_else(timed_out) {
+            let ended = self.check_open(&state, id, count, came).err();
+            let timed_out = || {
+                let others =
+                    self.pairs(&mut state).map(|pair| pair.arrivals.len() as u64).sum::<u64>() - came;
+                Error::NotificationTimeout { id, count, came, others, timeout }
+            };
+            if let Some(error) = ended.or_else(|| left.is_zero().then(timed_out)) {
                 // What came before counts.
                 engine.drain(&mut state);
                 let taken = take(&mut state);

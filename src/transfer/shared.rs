@@ -34,6 +34,24 @@ pub(crate) trait Link: Send + Sync {
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
+/// What a peer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// It receives notifications, and messages on a second queue pair.
+    Notified,
+    /// It receives messages only.
+    Messages,
+    /// A program of another library: one queue pair, with receives of its own.
+    Foreign,
+}
+
+impl Peer {
+    /// By the number of its second queue pair; 0 if it has none.
+    pub(crate) fn with_messages(qp_num: u32) -> Self {
+        if qp_num == 0 { Self::Messages } else { Self::Notified }
+    }
+}
+
 pub(super) struct Shared {
     /// Set for a connection by IP address. First, so that it is dropped first and notifies the peer.
     pub link: OnceLock<Box<dyn Link>>,
@@ -41,8 +59,8 @@ pub(super) struct Shared {
     pub domain: ProtectionDomain,
     pub options: QueuePairOptions,
     pub max_message_size: u64,
-    /// Whether the peer receives notifications, and so has a second queue pair. Empty while that is not known.
-    pub peer_notified: OnceLock<bool>,
+    /// Empty until it is connected.
+    pub peer: OnceLock<Peer>,
     /// Why the connection is unusable; empty while it is usable.
     failed: OnceLock<String>,
     /// The asynchronous event that made it unusable, if one did.
@@ -67,7 +85,7 @@ impl Shared {
             domain,
             options,
             max_message_size,
-            peer_notified: OnceLock::new(),
+            peer: OnceLock::new(),
             failed: OnceLock::new(),
             event: OnceLock::new(),
             inbox: None,

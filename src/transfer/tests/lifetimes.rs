@@ -10,14 +10,14 @@ use super::*;
 use crate::verbs::CompletionStatus;
 
 #[derive(Default)]
-struct Provider {
+pub(super) struct Provider {
     /// Identifiers of the requests that were posted.
-    posted: Vec<u64>,
+    pub posted: Vec<u64>,
     /// What is to be polled: identifier, status, and queue pair number.
-    completions: VecDeque<(u64, u32, u32)>,
+    pub completions: VecDeque<(u64, u32, u32)>,
 }
 
-type Fake = Mutex<Provider>;
+pub(super) type Fake = Mutex<Provider>;
 
 unsafe extern "C" fn post_send(
     pair: *mut ffi::ibv_qp,
@@ -57,16 +57,16 @@ unsafe extern "C" fn req_notify_cq(_queue: *mut ffi::ibv_cq, _solicited: c_int) 
     0
 }
 
-struct Setup {
+pub(super) struct Setup {
     domain: ProtectionDomain,
-    engine: Arc<Engine>,
-    provider: &'static Fake,
+    pub engine: Arc<Engine>,
+    pub provider: &'static Fake,
     context: *mut ffi::ibv_context,
     region: MemoryRegion,
 }
 
 impl Setup {
-    fn new(room: u32) -> Self {
+    pub(super) fn new(room: u32) -> Self {
         let (domain, provider) = (domain(), &*Box::leak(Box::new(Fake::default())));
         let mut context = ffi::ibv_context::default();
         context.ops.post_send = Some(post_send);
@@ -87,7 +87,7 @@ impl Setup {
         Self { domain, engine, provider, context, region }
     }
 
-    fn pair(&self, number: u32) -> Arc<Pair> {
+    pub(super) fn pair(&self, number: u32) -> Arc<Pair> {
         let options = options().busy_poll(false).window(4).chain(1);
         let options = options.queue_pair(options.queue_pair.max_sge(40)).within(u32::MAX, u32::MAX);
         let pair = fake_queue_pair(&self.domain);
@@ -102,7 +102,7 @@ impl Setup {
         Arc::new(Pair::new(self.engine.clone(), shared, &options, 8).unwrap())
     }
 
-    fn write(&self, pair: &Arc<Pair>) -> Transfer {
+    pub(super) fn write(&self, pair: &Arc<Pair>) -> Transfer {
         write(pair, &self.region, self.region.remote())
     }
 

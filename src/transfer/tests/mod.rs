@@ -4,6 +4,8 @@
 //!
 //! `unsafe` is here for the provider, which is a table of C functions.
 
+#[cfg(feature = "tokio")]
+mod future_bench;
 mod lifetimes;
 mod post_bench;
 

@@ -6,12 +6,16 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use dmabuf_rdma::cm::Outgoing;
+use dmabuf_rdma::transfer::{ConnectionOptions, Error, RequestError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::assert_refused;
 use crate::common::census::Census;
 use crate::common::leaks;
 use crate::common::system::{example, run};
+use crate::common::wire::End;
 
 /// The two programs.
 #[derive(Clone, Copy, PartialEq)]
@@ -171,6 +175,22 @@ fn our_client_asks_their_server() {
         once(Theirs, Ours, size, exporter, address);
     }
     census.assert_unchanged();
+}
+
+/// A side with notifications has a second queue pair for messages, and a program of another library has none.
+#[test]
+fn messages_beside_notifications_need_a_peer_of_this_library() {
+    let server = Theirs.serve("-C 1", V4);
+    let mut near = End::new("rxe0", ConnectionOptions::default().notifications(4));
+    let timeout = Duration::from_secs(20);
+    let at = format!("{V4}:7174").parse().unwrap();
+    let outgoing = Outgoing::resolve(at, None, timeout).unwrap();
+    outgoing.connect(&mut near.connection, &[], timeout).unwrap();
+    let (_ours, region) = near.filled(4096, 1);
+    assert_refused!(near.connection.send(&region), Error::Request(RequestError::NoMessages));
+    assert_refused!(near.connection.recv(&region), Error::Request(RequestError::NoMessages));
+    assert!(near.connection.is_usable());
+    drop(server);
 }
 
 #[test]

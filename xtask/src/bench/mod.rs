@@ -83,7 +83,10 @@ const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "post",
         about: "post transfers and blocks natively, compared with requests by hand on the same stub provider",
-        parts: &[Part { program: Program::UnitTest("transfer::tests::post_bench::post"), guest: None }],
+        parts: &[
+            Part { program: Program::UnitTest("transfer::tests::post_bench::post"), guest: None },
+            Part { program: Program::UnitTest("transfer::tests::future_bench::future"), guest: None },
+        ],
         chart: None,
         packages: None,
     },
