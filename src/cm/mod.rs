@@ -202,9 +202,9 @@ fn start(
     (own, peer): (Statement, Option<Statement>),
 ) -> Result<()> {
     let (own_mtu, peer_mtu) = (own.mtu, peer.map(|peer| peer.mtu));
+    let kind = peer.map_or(Peer::Foreign, |peer| Peer::with_messages(peer.message_qp_num));
     let pair = connection.queue_pair();
     let messages = connection.message_queue_pair().zip(peer.filter(|peer| peer.message_qp_num != 0));
-    connection.set_peer(peer.map_or(Peer::Foreign, |peer| Peer::with_messages(peer.message_qp_num)));
     let fabric = *pair.fabric().expect("a connection creates its queue pair");
     let (options, depth) = (connection.options(), connection.depth());
     let own = Own { options, depth, access: pair.remote_access(), fabric };
@@ -235,7 +235,10 @@ fn start(
             Ok(pair.modify(attr, mask, transition)?)
         },
     )
-    .map(|initiator| pair.set_initiator_depth(initiator))
+    .map(|initiator| {
+        pair.set_initiator_depth(initiator);
+        connection.set_peer(kind);
+    })
 }
 
 /// What the connection itself decides.

@@ -12,6 +12,8 @@ pub(super) struct Arrivals {
     queue: VecDeque<Notification>,
     /// How many of each id are in the queue.
     counts: FxHashMap<u32, u64>,
+    /// Whether one was dropped.
+    overrun: bool,
     /// Tasks that wait for the next one.
     pub waiters: Waiters,
 }
@@ -39,15 +41,15 @@ impl Arrivals {
     /// Maximum number, so that a peer cannot fill the memory.
     pub(super) const MAX: usize = 1 << 20;
 
-    /// Whether there was room.
+    /// Whether there was room for this and all before it.
     #[must_use]
     pub(super) fn push(&mut self, notification: Notification) -> bool {
-        let room = self.queue.len() < Self::MAX;
-        if room {
+        self.overrun |= self.queue.len() >= Self::MAX;
+        if !self.overrun {
             *self.counts.entry(notification.id).or_default() += 1;
             self.queue.push_back(notification);
         }
-        room
+        !self.overrun
     }
 
     pub(super) fn count(&self, id: u32) -> u64 {
@@ -118,7 +120,8 @@ mod tests {
         assert!((0..Arrivals::MAX as u32).all(|at| push(at % 2)));
         assert!(!push(7));
         assert_eq!((arrivals.len(), arrivals.count(7)), (Arrivals::MAX, 0));
+        // Nothing comes after a gap.
         arrivals.take();
-        assert!(arrivals.push(Notification { id: 7, payload: Vec::new(), qp_num: 1 }));
+        assert!(!arrivals.push(Notification { id: 7, payload: Vec::new(), qp_num: 1 }));
     }
 }

@@ -296,8 +296,7 @@ impl Connection {
 
     /// Makes a connection unusable that its queue pairs have, and the connection manager has not.
     pub(crate) fn fail(&self, reason: &str) {
-        let all = [Some(&self.sender.pair), self.sender.messages.as_ref()];
-        all.into_iter().flatten().for_each(|pair| pair.shared().fail(|| reason.into()));
+        self.sender.pair.fail(reason);
     }
 
     /// Holds the connection manager's side of the connection.

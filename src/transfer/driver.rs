@@ -26,7 +26,9 @@ const NO_DRIVER: &str = "the tokio runtime has no I/O driver or no timer: build 
 /// The tasks of an engine.
 #[derive(Default)]
 pub(super) struct Drivers {
-    all: Mutex<Vec<(Id, Arc<Notify>)>>,
+    /// Each runtime with what its task is told by; `None` for a runtime that cannot have one.
+    all: Mutex<Vec<(Id, Option<Arc<Notify>>)>>,
+    /// Number of tasks.
     count: AtomicUsize,
 }
 
@@ -38,42 +40,53 @@ impl Drivers {
     /// Has each task look for the next timeout, or that the engine is gone.
     pub(super) fn wake(&self) {
         if !self.is_empty() {
-            self.lock().iter().for_each(|(_, notify)| notify.notify_one());
+            self.lock().iter().filter_map(|(_, told)| told.as_ref()).for_each(|told| told.notify_one());
         }
     }
 
-    /// Adds one for a runtime, unless it has one.
+    /// Adds one for a runtime, unless it has one or cannot have one.
     fn add(&self, runtime: Id) -> Option<Arc<Notify>> {
         let mut all = self.lock();
         if all.iter().any(|(id, _)| *id == runtime) {
             return None;
         }
-        let notify = Arc::<Notify>::default();
-        all.push((runtime, notify.clone()));
-        self.count.store(all.len(), Ordering::Relaxed);
-        Some(notify)
+        let told = Arc::<Notify>::default();
+        all.push((runtime, Some(told.clone())));
+        self.counted(&all);
+        Some(told)
     }
 
-    fn remove(&self, runtime: Id) {
+    /// Forgets a runtime, or keeps that it cannot have a task.
+    fn remove(&self, runtime: Id, unable: bool) {
         let mut all = self.lock();
         all.retain(|(id, _)| *id != runtime);
-        self.count.store(all.len(), Ordering::Relaxed);
+        if unable {
+            all.push((runtime, None));
+        }
+        self.counted(&all);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Id, Arc<Notify>)>> {
+    fn counted(&self, all: &[(Id, Option<Arc<Notify>>)]) {
+        self.count.store(all.iter().filter(|(_, told)| told.is_some()).count(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Id, Option<Arc<Notify>>)>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the task of the caller's runtime if it has none.
+/// Starts the task of the caller's runtime if it has none. Where it cannot have one, those of other runtimes do, or the
+/// engine fails.
 pub(super) fn ensure(engine: &Arc<Engine>) {
     // A child of `fork` must not touch its parent's queues.
-    if let Ok(handle) = Handle::try_current()
-        && engine.check_own().is_ok()
-        && let Some(told) = engine.drivers.add(handle.id())
-    {
-        let driven = Driven { engine: Arc::downgrade(engine), runtime: handle.id(), told, starts: true };
-        handle.spawn(drive(driven));
+    let Some(handle) = Handle::try_current().ok().filter(|_| engine.check_own().is_ok()) else { return };
+    match engine.drivers.add(handle.id()) {
+        Some(told) => {
+            let (engine, runtime) = (Arc::downgrade(engine), handle.id());
+            handle.spawn(drive(Driven { engine, runtime, told, problem: None }));
+        }
+        None if engine.drivers.is_empty() => engine.fail(NO_DRIVER),
+        None => {}
     }
 }
 
@@ -90,17 +103,18 @@ struct Driven {
     runtime: Id,
     /// Tells of an earlier timeout, or that the engine is gone.
     told: Arc<Notify>,
-    /// Whether the runtime may turn out to lack a driver.
-    starts: bool,
+    /// Why the runtime cannot have a task.
+    problem: Option<String>,
 }
 
 impl Drop for Driven {
-    /// The runtime has shut down, perhaps because another task has panicked; or tokio has.
+    /// The runtime has shut down, or it lacks a driver.
     fn drop(&mut self) {
-        let Some(engine) = self.engine.upgrade() else { return };
-        engine.drivers.remove(self.runtime);
-        if self.starts && std::thread::panicking() {
-            engine.fail(NO_DRIVER);
+        let own = |engine: &Arc<Engine>| engine.check_own().is_ok();
+        let Some(engine) = self.engine.upgrade().filter(own) else { return };
+        engine.drivers.remove(self.runtime, self.problem.is_some());
+        if let Some(problem) = self.problem.take().filter(|_| engine.drivers.is_empty()) {
+            engine.fail(&problem);
         }
         // A task that another runtime polls needs one there.
         engine.wake_all();
@@ -109,15 +123,20 @@ impl Drop for Driven {
 
 async fn drive(mut driven: Driven) {
     let Some(engine) = driven.engine.upgrade() else { return };
+    // Without an I/O driver it panics here.
+    driven.problem = Some(NO_DRIVER.into());
     let descriptor = match watch(engine.events.as_fd()) {
         Ok(descriptor) => descriptor,
-        Err(error) => return engine.fail(&format!("cannot watch the descriptor of a worker: {error}")),
+        Err(error) => {
+            driven.problem = Some(format!("cannot watch the descriptor of a worker: {error}"));
+            return;
+        }
     };
     drop(engine);
     let mut timer = pin!(sleep_until(Instant::now()));
     // Without a timer it panics here.
     poll_fn(|context| Poll::Ready(timer.as_mut().poll(context).is_ready())).await;
-    driven.starts = false;
+    driven.problem = None;
     loop {
         let next = match driven.engine.upgrade() {
             // An error fails the connections, whose tasks hear of it.

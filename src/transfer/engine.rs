@@ -182,6 +182,7 @@ impl Engine {
             }
             self.drain(state);
         }
+        self.reschedule(state);
         if !state.sleeping && state.followers > 0 {
             self.changed.notify_one();
         }
@@ -210,6 +211,7 @@ impl Engine {
             self.changed.notify_one();
         }
         self.take_events(&mut state, slept)?;
+        self.reschedule(&mut state);
         Ok(state)
     }
 
@@ -342,7 +344,10 @@ impl Engine {
     pub(super) fn process_events(&self) -> Result<Option<Instant>> {
         self.check_own()?;
         let mut state = self.lock();
-        self.look(&mut state)?;
+        if let Err(error) = self.look(&mut state) {
+            state.timer = None;
+            return Err(error);
+        }
         let next = state.wake_overdue();
         self.schedule(&mut state, next);
         state.timer = next;
@@ -355,6 +360,14 @@ impl Engine {
         return !self.drivers.is_empty();
         #[cfg(not(feature = "tokio"))]
         false
+    }
+
+    /// A thread has taken completions, after which the stall timeout of a task's transfer may begin.
+    fn reschedule(&self, state: &mut State) {
+        if self.is_driven() {
+            let next = state.wake_overdue();
+            self.schedule(state, next);
+        }
     }
 
     /// Has the tasks of runtimes look again by then at the latest.
@@ -398,6 +411,8 @@ impl Engine {
 #[cfg(feature = "tokio")]
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.drivers.wake();
+        if self.check_own().is_ok() {
+            self.drivers.wake();
+        }
     }
 }

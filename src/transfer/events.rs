@@ -127,6 +127,10 @@ impl Events {
             Err(Errno::EINTR) => 0,
             count => count?,
         };
+        if count == BATCH {
+            // An event loop that is told of changes only looks again.
+            self.notify();
+        }
         let source = |event: EpollEvent| match event.data() {
             0 => Source::Completions,
             1 => Source::Kick,

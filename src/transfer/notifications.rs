@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -54,8 +55,8 @@ impl Notifications {
         Self { waiter: None, engine: engine.clone(), pair: pair.cloned(), ended: false }
     }
 
-    /// Waits until `count` notifications of `id` have come since the last were taken, and takes them. On an error none is
-    /// taken. It sleeps, unless the connection's [`busy_poll`](super::ConnectionOptions::busy_poll) is set.
+    /// Waits until `count` notifications of `id` have come since the last were taken, and takes them: at most 1,048,576, which
+    /// is as many as a connection keeps. On an error none is taken. It sleeps, unless the connection's [`busy_poll`](super::ConnectionOptions::busy_poll) is set.
     ///
     /// # Errors
     /// - [`Error::NotificationTimeout`]: not as many within `timeout`; the connection is usable.
@@ -143,8 +144,7 @@ impl Notifications {
     /// Has the next arrival wake the task. None comes before the state is unlocked.
     fn wake_later(&self, state: &mut State, waiter: &mut Option<Waiter>, context: &Context<'_>) {
         let key = self.pair.as_ref().map(|pair| pair.key());
-        let new = || Waiter { engine: self.engine.clone(), key, number: state.next_waiter() };
-        let number = waiter.get_or_insert_with(new).number;
+        let number = waiter.get_or_insert_with(|| Waiter::new(&self.engine, key)).number;
         state.add_waiter(key, number, context.waker());
     }
 
@@ -262,6 +262,13 @@ pub(super) struct Waiter {
     /// Of its queue pair, or `None` for any.
     key: Option<usize>,
     number: u64,
+}
+
+impl Waiter {
+    fn new(engine: &Arc<Engine>, key: Option<usize>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { engine: engine.clone(), key, number: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
 }
 
 impl Drop for Waiter {

@@ -102,7 +102,9 @@ impl Pair {
     pub(super) fn start(&self, request: Request, message_size: u64) -> Result<JobId> {
         self.engine.check_own()?;
         #[cfg(feature = "tokio")]
-        super::driver::ensure(&self.engine);
+        if !self.engine.is_driven() {
+            super::driver::ensure(&self.engine);
+        }
         let shared = self.shared();
         let message_size = message_size.clamp(1, shared.max_message_size);
         let side = if request.operation.is_some() { Side::Send } else { Side::Recv };
@@ -220,19 +222,19 @@ impl Pair {
 
     /// The outcome of a job if it has ended. If not, the descriptor becomes readable when it may have.
     pub(super) fn try_wait(&self, id: JobId) -> Result<Option<Transferred>> {
-        self.try_or(id, |_| ())
-    }
-
-    /// Like `try_wait`, and calls `pending` before it unlocks if the job has not ended.
-    fn try_or(&self, id: JobId, pending: impl FnOnce(&mut State)) -> Result<Option<Transferred>> {
         self.engine.check_own()?;
         let mut state = self.engine.lock();
-        if self.engine.is_driven() && state.armed {
-            // The task of the runtime looks.
-            self.drive(&mut state);
-        } else {
-            self.engine.look(&mut state)?;
-        }
+        self.engine.look(&mut state)?;
+        self.ended(state, id, |_| ())
+    }
+
+    /// The outcome of a job, or calls `pending` before it unlocks if the job has not ended.
+    fn ended(
+        &self,
+        mut state: Locked<'_>,
+        id: JobId,
+        pending: impl FnOnce(&mut State),
+    ) -> Result<Option<Transferred>> {
         loop {
             if state.job(id).over {
                 return self.take(state, id).map(Some);
@@ -252,24 +254,17 @@ impl Pair {
     pub(super) fn poll(&self, id: JobId, context: &mut Context<'_>) -> Poll<Result<Transferred>> {
         #[cfg(feature = "tokio")]
         super::driver::ensure(&self.engine);
-        // At once, so that no timeout expires between the look and the wait.
-        let ended = self.try_or(id, |state| state.set_waker(id, Some(context.waker().clone())));
-        ended.transpose().map_or(Poll::Pending, Poll::Ready)
-    }
-
-    /// Wakes the task when the job has ended.
-    pub(super) fn set_waker(&self, id: JobId, context: &mut Context<'_>) {
-        if self.engine.check_own().is_err() {
-            return;
-        }
+        self.engine.check_own()?;
         let mut state = self.engine.lock();
-        let changed = |job: &Job| job.over || job.ending == Some(Ending::Cancelled);
-        if state.find(id).is_none_or(|job| changed(job)) {
-            drop(state);
-            context.waker().wake_by_ref();
+        if self.engine.is_driven() && state.armed {
+            // The task of the runtime looks.
+            self.drive(&mut state);
         } else {
-            state.set_waker(id, Some(context.waker().clone()));
+            self.engine.look(&mut state)?;
         }
+        // At once, so that no timeout expires between the look and the wait.
+        let ended = self.ended(state, id, |state| state.set_waker(id, Some(context.waker().clone())));
+        ended.transpose().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// How long a job may still wait, after its timeouts and the link were looked at.
@@ -442,10 +437,15 @@ impl Pair {
 
     /// Ends the connection.
     pub(super) fn disconnect(&self) {
-        self.shared().fail(|| "it was disconnected".into());
+        self.fail("it was disconnected");
         if let Some(link) = self.shared().link.get() {
             link.disconnect();
         }
+    }
+
+    /// Ends everything, for this reason if there was none before.
+    pub(super) fn fail(&self, reason: &str) {
+        self.shared().fail(|| reason.into());
         if self.shared().pair.is_own() {
             self.drain(&mut self.engine.lock());
         }

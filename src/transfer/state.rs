@@ -26,8 +26,6 @@ pub(super) struct State {
     pool: Option<Pool>,
     /// Tasks that wait for a notification of any queue pair.
     waiters: Waiters,
-    /// Number of waiters that there ever were.
-    waited: u64,
     /// Key of the queue pair whose turn it is.
     turn: usize,
     /// Keys by the numbers of the queue pairs.
@@ -85,7 +83,6 @@ impl State {
             pairs: Slab::new(),
             pool,
             waiters: Waiters::default(),
-            waited: 0,
             turn: 0,
             numbers: FxHashMap::default(),
             touched: Vec::new(),
@@ -163,12 +160,6 @@ impl State {
         if let Err(error) = pool.refill() {
             self.fail(&error.to_string());
         }
-    }
-
-    /// A number for a waiter.
-    pub(super) fn next_waiter(&mut self) -> u64 {
-        self.waited += 1;
-        self.waited
     }
 
     /// Those who wait for a notification of a queue pair, or of any.
@@ -360,6 +351,9 @@ impl State {
         };
         let notification = Notification { id: u32::from_be(imm), payload, qp_num: completion.qp_num };
         if !pair.arrivals.push(notification) {
+            if pair.shared.is_failed() {
+                return false;
+            }
             let reason = || {
                 format!("the peer sent more notifications than the {} that wait to be taken", Arrivals::MAX)
             };

@@ -228,11 +228,8 @@ impl Future for Transfer {
     type Output = Result<Transferred>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(mut end) = self.try_end() else {
-            // Another thread waits for it.
-            self.pair.set_waker(self.id, context);
-            return Poll::Pending;
-        };
+        // Nobody else waits for it, since this is the only reference.
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(end) = *end {
             return Poll::Ready(self.again(end));
         }

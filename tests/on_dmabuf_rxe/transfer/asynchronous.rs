@@ -1,6 +1,7 @@
 //! Transfers, notifications and connections in a tokio runtime, which makes progress by itself.
 
 use std::future::poll_fn;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
@@ -10,6 +11,7 @@ use dmabuf_rdma::cm::{self, Listener, Outgoing};
 use dmabuf_rdma::transfer::{ConnectionOptions, Error, Notifications};
 use dmabuf_rdma::verbs::Device;
 use futures_core::Stream;
+use nix::poll::{PollFd, PollFlags, poll};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -178,10 +180,14 @@ fn connecting_ends_with_its_timeout_or_its_future() {
         let mut connecting = pin!(outgoing.connect_async(&mut near.connection, &[], TIMEOUT));
         poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context).is_pending())).await;
         let mut far = End::new("rxe1", notified());
+        let mut arrivals = far.connection.notifications();
+        let waiting = tokio::spawn(async move { next(&mut arrivals).await });
+        tokio::task::yield_now().await;
         let incoming = listener.accept_request_async(TIMEOUT).await.unwrap();
         let ended = incoming.accept_async(&mut far.connection, &[], SHORT).await;
         assert_refused!(ended, cm::Error::Timeout { .. });
         assert_eq!(far.connection.failure(), Some("its connection was not established"));
+        assert_refused!(waiting.await.unwrap().unwrap(), Error::NotificationsEnded { .. });
         let nobody = Outgoing::resolve_async("203.0.113.7:9".parse().unwrap(), None, TIMEOUT).await;
         assert_refused!(nobody, cm::Error::Address { .. });
     });
@@ -236,6 +242,18 @@ fn a_runtime_that_is_not_run_holds_up_no_other() {
         second.block_on(async {
             near.connection.write(&source, target.remote()).unwrap().await.unwrap();
         });
+
+        // An event loop without a runtime.
+        let write = near.connection.write(&source, target.remote()).unwrap();
+        while write.try_wait().unwrap().is_none() {
+            let mut fds = [PollFd::new(write.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 20_000_u16), Ok(1), "the descriptor tells of the end");
+        }
+        // A runtime that cannot have a task leaves the work to others.
+        let bare = Builder::new_current_thread().build().unwrap();
+        bare.block_on(async { near.connection.write(&source, target.remote()).unwrap().await.unwrap() });
+        bare.block_on(tokio::task::yield_now());
+        assert!(near.connection.is_usable());
 
         let notifications = far.connection.notifications();
         let waker = Arc::new(Nobody);
