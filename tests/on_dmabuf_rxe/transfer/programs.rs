@@ -101,7 +101,9 @@ fn kv_cache_pushes_layer_by_layer() {
 fn the_service_survives_its_clients() {
     let census = Census::take();
     let program = example("service");
-    let serve = ["serve", "--listen", FAR, "--size", "4M", "--patience", "2", "--clients", "12"];
+    // The checks of a debug kernel hold a client up for seconds.
+    let patience = if run("uname", &["-r"]).trim().ends_with("-debug") { "30" } else { "2" };
+    let serve = ["serve", "--listen", FAR, "--size", "4M", "--patience", patience, "--clients", "12"];
     let (mut server, output) = listening(Command::new(&program).args(serve));
     let fetch = |words: &[&str]| {
         let mut command = Command::new(&program);
@@ -129,7 +131,7 @@ fn the_service_survives_its_clients() {
     drop((silent, killed));
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
     assert_eq!((count("has verified all bytes"), count("is gone: ")), (9, 3), "{lines:?}");
-    assert_eq!(count("it was silent for 2s"), 1, "{lines:?}");
+    assert_eq!(count(&format!("it was silent for {patience}s")), 1, "{lines:?}");
     assert_eq!(count("the peer disconnected"), 2, "{lines:?}");
     census.assert_unchanged();
 }
