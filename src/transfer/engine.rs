@@ -350,8 +350,10 @@ impl Engine {
         }
         let next = state.wake_overdue();
         self.schedule(&mut state, next);
-        state.timer = next;
-        Ok(next)
+        // One that is not needed any more stays: the next transfer would set it again, and wake the tasks for that.
+        let left = state.timer.filter(|timer| *timer > Instant::now());
+        state.timer = next.or(left);
+        Ok(state.timer)
     }
 
     /// Whether tasks of runtimes make progress.
