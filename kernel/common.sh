@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# What the build.sh of rxe and the build.sh of dma_sg share; both source it.
+# What the build.sh of rxe, dma_sg and siw share; they source it.
 
 die() {
 	echo "$0: $*" >&2

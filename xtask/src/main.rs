@@ -29,6 +29,9 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
+    /// Take the guest's kernel from this Debian mirror instead of the machine's apt sources
+    #[arg(long, global = true, value_name = "URL", env = host::MIRROR)]
+    mirror: Option<String>,
     #[command(subcommand)]
     task: Task,
 }
@@ -44,7 +47,11 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().task {
+    let cli = Cli::parse();
+    if let Some(url) = cli.mirror {
+        host::use_mirror(url);
+    }
+    let result = match cli.task {
         Task::Demo(args) => demo::run(args),
         Task::Test(args) => test::run(args),
         Task::Vm(args) => vm::run(args),

@@ -1,26 +1,32 @@
 //! The folder of a run: files that host and guest share, and logs.
 
-use crate::{lock, project, ui};
+use crate::lock::{self, Lock};
+use crate::{project, ui};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+const PREFIX: &str = "run-";
 
 /// The folder of a run. Removed when dropped; [`keep_logs`](Self::keep_logs) saves the logs.
 pub struct RunDir {
     path: PathBuf,
+    /// Tells that the run goes on, also to a process in another container.
+    _lock: Lock,
 }
 
 impl RunDir {
     pub fn new() -> Result<RunDir> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let home = home();
-        fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-        remove_stale(&home);
-        let name = format!("run-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let run = RunDir { path: home.join(name) };
-        lock::remove(&run.path)?;
+        RunDir::below(&home())
+    }
+
+    fn below(home: &Path) -> Result<RunDir> {
+        // A new folder must not look abandoned before it is locked.
+        let _lock = lock::exclusive(&home.join("lock"))?;
+        remove_abandoned(home);
+        let path = lock::new_folder(home, |unique| format!("{PREFIX}{unique}"))?;
+        let run = RunDir { _lock: lock::folder(&path)?, path };
         fs::create_dir_all(run.out()).with_context(|| format!("cannot create {}", run.path.display()))?;
         Ok(run)
     }
@@ -66,8 +72,10 @@ impl RunDir {
             return Ok(None);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let to =
-            to.map_or_else(|| home().join(format!("out-{now}-{}", std::process::id())), Path::to_path_buf);
+        let to = match to {
+            Some(to) => to.to_path_buf(),
+            None => lock::new_folder(&home(), |unique| format!("out-{now}-{unique}"))?,
+        };
         fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
         for entry in fs::read_dir(self.out())? {
             let entry = entry?;
@@ -110,13 +118,37 @@ fn move_entry(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::copy(from, to).map(|_| ())
 }
 
-/// Removes the folders of runs that were killed.
-fn remove_stale(home: &Path) {
+/// Removes the folders of runs that were killed: nobody holds their locks.
+fn remove_abandoned(home: &Path) {
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix("run-").and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let _ = fs::remove_dir_all(entry.path());
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && let Some(_lock) = lock::try_folder(&path)
+        {
+            let _ = lock::remove(&path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_abandoned_folders_are_removed() {
+        let home = lock::new_folder(&std::env::temp_dir(), |unique| format!("xtask-runs-{unique}")).unwrap();
+        // The process of this number lives, but not as a run.
+        let old = home.join(format!("{PREFIX}{}-0", std::process::id()));
+        fs::create_dir_all(old.join("share")).unwrap();
+        fs::create_dir(home.join("out-1")).unwrap();
+        let first = RunDir::below(&home).unwrap();
+        assert!(!old.exists() && home.join("out-1").exists());
+        let second = RunDir::below(&home).unwrap();
+        assert!(first.out().is_dir() && second.out().is_dir());
+        let path = first.path.clone();
+        drop(first);
+        assert!(!path.exists() && second.path.exists());
+        drop(second);
+        fs::remove_dir_all(home).unwrap();
     }
 }

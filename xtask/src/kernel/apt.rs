@@ -3,9 +3,11 @@
 //! It reads the machine's configuration and never writes it. It has its own state,
 //! cache and lists, runs none of the machine's hooks, and needs no root.
 
+use super::lines::Kernel;
 use super::read;
 use super::resolve::{Offer, parse_packages};
 use super::sources::{self, Archive};
+use crate::host::{self, Machine};
 use crate::{lock, process};
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
@@ -16,52 +18,75 @@ use std::process::Command;
 /// A private apt.
 pub struct Apt {
     dir: PathBuf,
+    release: String,
+}
+
+/// The Debian release that has this kernel for this machine.
+pub fn release_of(kernel: &Kernel) -> String {
+    kernel.release.map_or_else(|| Machine::this().release().to_string(), str::to_string)
 }
 
 impl Apt {
-    /// Sets up apt in `dir` and fetches the package lists of a Debian release, by default this machine's.
-    pub fn update(dir: &Path, release: Option<&str>) -> Result<Apt> {
+    /// The apt of the release that has this kernel, with new package lists. The caller holds the lock.
+    pub fn of(kernel: &Kernel) -> Result<Apt> {
+        Apt::at(&release_of(kernel))
+    }
+
+    /// The same for this machine's release.
+    pub fn shared() -> Result<Apt> {
+        let _lock = lock::exclusive(&super::home().join("lock"))?;
+        Apt::at(Machine::this().release())
+    }
+
+    fn at(release: &str) -> Result<Apt> {
+        let machine = Machine::this();
+        let attempts = match &machine.mirror {
+            Some(url) => sources::at_mirror(url, release, host::KEYRING),
+            None => {
+                let archives = machine_sources()?;
+                [true, false].map(|backports| sources::of_machine(&archives, &machine.codename, release, backports)).to_vec()
+            }
+        };
+        if attempts.iter().all(Vec::is_empty) {
+            bail!(
+                "the apt sources of this machine have no Debian mirror, and the guest's kernel comes from one; \
+                 add one with main to /etc/apt/sources.list.d, or name one with --mirror URL or {}",
+                host::MIRROR
+            );
+        }
+        // Each release has its own lists, so that a package name belongs to one release.
+        Apt::update(&super::home().join(format!("apt-{release}")), release, &attempts)
+    }
+
+    /// Sets up apt in `dir` and fetches the package lists of the first of several choices of archives that exists.
+    fn update(dir: &Path, release: &str, attempts: &[Vec<Archive>]) -> Result<Apt> {
+        // A cut download's remains, or another thing in the place of a folder.
+        for sub in ["state/lists/partial", "cache/archives/partial"] {
+            let _ = lock::remove(&dir.join(sub));
+        }
         for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        let apt = Apt { dir: dir.to_path_buf() };
+        let apt = Apt { dir: dir.to_path_buf(), release: release.to_string() };
         apt.write("apt.conf", &apt.configuration()?)?;
-
-        let archives = machine_sources()?;
-        let codename = codename()?;
-        let mut last = None;
-        // apt fails completely if the mirror has no backports, so try again without them.
-        for backports in [true, false] {
-            let chosen = match release {
-                Some(other) if other != codename => sources::for_other_release(&archives, &codename, other),
-                _ => sources::for_release(&archives, &codename, backports),
-            };
-            if chosen.is_empty() {
-                bail!(
-                    "the apt sources of this machine have no Debian {codename} mirror, and the guest's kernel \
-                     comes from one; add a mirror with main to /etc/apt/sources.list.d"
-                );
-            }
-            apt.write("sources/debian.sources", &sources::to_deb822(&chosen))?;
+        let mut first = None;
+        // apt fails completely if the mirror lacks one of the suites.
+        for archives in attempts {
+            apt.write("sources/debian.sources", &sources::to_deb822(archives))?;
             let update = apt.command("apt-get").args(["-q", "update", "--error-on=any"]).output();
             let update = update.context("cannot run apt-get")?;
             if update.status.success() {
                 return Ok(apt);
             }
-            last = Some(String::from_utf8_lossy(&update.stderr).into_owned());
+            let text = process::tail(&String::from_utf8_lossy(&update.stderr), 20);
+            first.get_or_insert(text);
         }
         bail!(
-            "apt cannot fetch Debian's package lists; check the network and proxy:\n{}",
-            last.unwrap_or_default()
+            "apt cannot fetch Debian's package lists; check the network, http_proxy if there is a proxy, and the \
+             mirror:\n{}",
+            first.unwrap_or_default()
         );
-    }
-
-    /// Sets up the apt folder beside the kernels.
-    pub fn shared() -> Result<Apt> {
-        let home = super::home();
-        let _lock = lock::exclusive(&home.join("lock"))?;
-        Apt::update(&home.join("apt"), None)
     }
 
     /// The packages and all their dependencies, as on a machine with no packages, each as NAME=VERSION.
@@ -74,7 +99,7 @@ impl Apt {
             command.args(["-s", "-o", &status, "--no-install-recommends"]).args(target);
             process::output(command.arg("install").args(packages))
         };
-        let backports = ["-t".to_string(), format!("{}-backports", codename()?)];
+        let backports = ["-t".to_string(), format!("{}-backports", self.release)];
         // Not every mirror has the backports.
         let text = simulate(&backports).or_else(|_| simulate(&[]))?;
         Ok(parse_simulation(&text))
@@ -102,7 +127,9 @@ impl Apt {
 
     /// Downloads packages to `to`, each given as NAME or NAME=VERSION.
     pub fn download<'a>(&self, packages: impl IntoIterator<Item = &'a str>, to: &Path) -> Result<()> {
-        process::output(self.command("apt-get").args(["-q", "download"]).args(packages).current_dir(to))?;
+        let mut download = self.command("apt-get");
+        process::output(download.args(["-q", "download"]).args(packages).current_dir(to))
+            .context("cannot download packages; check the network and the free space, and run this again")?;
         Ok(())
     }
 
@@ -132,6 +159,7 @@ Dir::Etc::preferencesparts "/dev/null";
 #clear APT::Update::Post-Invoke-Success;
 APT::Sandbox::User "";
 APT::Architecture "amd64";
+Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::Languages "none";
 "#
@@ -183,13 +211,6 @@ fn machine_sources() -> Result<Vec<Archive>> {
         }
     }
     Ok(archives)
-}
-
-/// The release of this machine, such as `bookworm`.
-fn codename() -> Result<String> {
-    let text = read(Path::new("/etc/os-release"))?;
-    let name = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release has no VERSION_CODENAME")?.trim_matches('"').to_string())
 }
 
 #[cfg(test)]

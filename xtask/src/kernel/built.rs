@@ -1,7 +1,7 @@
 //! Builds modules for the guest's kernel with the `build.sh` in a folder of
 //! `kernel/`, and rebuilds them when a file in that folder changes.
 
-use super::Unpacked;
+use super::{Unpacked, compiler};
 use crate::lock::{self, Staging};
 use crate::{process, project, ui};
 use anyhow::{Context, Result, bail};
@@ -33,10 +33,9 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
         ui::Step::start("Building", &format!("{name} of kernel/{folder} for Linux {}", kernel.release));
     let staging = Staging::beside(&target)?;
     let output = staging.path();
-    let make = kernel.kernel.make_arguments;
-    // Debian 12 has no newer compiler, whichever built the kernel.
+    let compiler = compiler::choose(&kernel.headers())?;
     let mut build = Command::new("sh");
-    build.arg(&script).args(arguments).arg(output).args(make).env("CC", "gcc-12");
+    build.arg(&script).args(arguments).arg(output).args(&compiler.make_arguments).env("CC", &compiler.command);
     process::output(&mut build)
         .with_context(|| format!("cannot build {name}.ko for Linux {}", kernel.release))?;
     fs::write(output.join("key"), key)?;
@@ -56,7 +55,7 @@ fn key(kernel: &Unpacked, parts: &Path) -> Result<String> {
     files.push(parts.with_file_name("common.sh"));
     files.sort();
     let mut hasher = DefaultHasher::new();
-    (&kernel.release, kernel.kernel.make_arguments).hash(&mut hasher);
+    kernel.release.hash(&mut hasher);
     for file in files {
         file.file_name().hash(&mut hasher);
         fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);

@@ -72,7 +72,7 @@ pub fn build(configuration: &Path, dir: &Path) -> Result<String> {
 fn make(source: &Path, words: &[&str]) -> Result<String> {
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     process::output(
-        Command::new("make").arg("CC=gcc-12").arg(format!("-j{jobs}")).args(words).current_dir(source),
+        Command::new("make").arg("CC=gcc").arg(format!("-j{jobs}")).args(words).current_dir(source),
     )
 }
 

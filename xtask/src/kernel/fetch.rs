@@ -3,64 +3,74 @@
 //! Each version has a folder, which appears only when it is complete. If it
 //! exists, xtask does not use the network.
 
-use super::lines::{Kernel, LINUX_6_12, filled};
-use super::resolve::{Choice, compare_versions, newest};
+use super::lines::{Kernel, LINUX_6_12, Version, filled};
+use super::resolve::{Choice, choose, is_later};
 use super::slim::slim;
 use super::{Unpacked, apt::Apt, checking, home, image, modules_tree, tools, vmlinuz};
+use crate::host;
 use crate::lock::{self, Staging};
+use crate::size::Size;
 use crate::{process, ui};
 use anyhow::{Context, Result, bail};
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The mirror works, but has no such kernel.
-#[derive(Debug)]
-pub struct NotOffered(&'static str);
-
-impl fmt::Display for NotOffered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no suite of this machine's Debian mirror has all packages of Linux {}", self.0)
-    }
-}
-
-impl std::error::Error for NotOffered {}
+/// What a kernel takes while it is unpacked, and while one is built.
+const ROOM: Size = Size::mib(900);
+const ROOM_TO_BUILD: Size = Size::gib(6);
 
 /// The unpacked kernel. Fetches it first if needed.
 pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
-    if let Some(found) = find(kernel)? {
+    if kernel.version != Version::Newest
+        && let Some(found) = find(kernel)?
+    {
         return Ok(found);
     }
     let home = home();
     let _lock = lock::exclusive(&home.join("lock"))?;
     // Another xtask may have fetched it while this one waited.
-    if let Some(found) = find(kernel)? {
+    if kernel.version != Version::Newest
+        && let Some(found) = find(kernel)?
+    {
         return Ok(found);
     }
     if let Some(configuration) = checking::configuration(kernel) {
+        host::room(&home, ROOM_TO_BUILD)?;
         from_source(kernel, &configuration)?;
         return find(kernel)?.context("the built kernel is missing; remove target/kernel and try again");
     }
+    host::room(&home, ROOM)?;
     let step =
         ui::Step::start("Fetching", &format!("Debian's Linux {} with headers and source", kernel.line));
-    // Each release has its own lists, so that a package name belongs to one release.
-    let apt = Apt::update(&home.join(kernel.release.unwrap_or("apt")), kernel.release)?;
-    let choice = newest(kernel, &apt.offers()?).ok_or(NotOffered(kernel.line))?;
+    let apt = Apt::of(kernel)?;
+    let choice = choose(kernel, &apt.offers()?)?;
     let target = home.join(format!("linux-{}-amd64", choice.abi));
-    let staging = Staging::beside(&target)?;
-    unpack(kernel, &choice, &apt, staging.path())?;
-    staging.finish(&target)?;
+    let present = |dir: &Path| fs::read_to_string(dir.join("recipe")).is_ok_and(|text| text == recipe(kernel));
+    if !present(&target) {
+        let staging = Staging::beside(&target)?;
+        unpack(kernel, &choice, &apt, staging.path())?;
+        staging.finish(&target)?;
+    }
+    if kernel.version == Version::Tested && !Kernel::is(&choice.abi, kernel.tested) {
+        fs::write(target.join(INSTEAD), kernel.tested).context("cannot write beside the kernel")?;
+        let tested = kernel.tested;
+        ui::warn(&format!("the mirror has no Linux {tested}, the tested one; taking {}", choice.abi));
+    }
     step.done("Fetched", &format!("Linux {} ({}) from {}", choice.abi, choice.version, choice.suite));
-    find(kernel)?.context("the fetched kernel is missing; remove target/kernel and try again")
+    let release = format!("{}-amd64", choice.abi);
+    Ok(Unpacked { kernel, release, dir: target })
 }
+
+/// The file that names the tested version which the mirror did not have.
+const INSTEAD: &str = "instead-of";
 
 /// Builds the kernel from the source of the version that [`LINUX_6_12`] has.
 fn from_source(kernel: &Kernel, configuration: &Path) -> Result<()> {
     let step = ui::Step::start("Fetching", "the source of Debian's Linux 6.12");
     let home = home();
-    let apt = Apt::update(&home.join("apt"), None)?;
-    let choice = newest(&LINUX_6_12, &apt.offers()?).ok_or(NotOffered(LINUX_6_12.line))?;
+    let apt = Apt::of(kernel)?;
+    let choice = choose(&LINUX_6_12, &apt.offers()?)?;
     let staging = Staging::beside(&home.join("linux-debug"))?;
     let (debs, source) = (staging.path().join("debs"), staging.path().join("source"));
     for path in [&debs, &source] {
@@ -76,7 +86,7 @@ fn from_source(kernel: &Kernel, configuration: &Path) -> Result<()> {
     staging.finish(&home.join(format!("linux-{release}")))
 }
 
-/// The newest kernel in the folder that this version of xtask has unpacked.
+/// The kernel, if this version of xtask has unpacked it.
 fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
     let Ok(entries) = fs::read_dir(home()) else { return Ok(None) };
     let mut found: Option<Unpacked> = None;
@@ -84,10 +94,20 @@ fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
         let dir = entry?.path();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(release) = name.strip_prefix("linux-") else { continue };
-        if fs::read_to_string(dir.join("recipe")).ok() != Some(recipe(kernel)) {
+        let abi = release.trim_end_matches("-amd64");
+        let wanted = match &kernel.version {
+            _ if kernel.configuration.is_some() => true,
+            Version::Newest => true,
+            Version::Exact(version) => Kernel::is(abi, version),
+            Version::Tested => {
+                Kernel::is(abi, kernel.tested)
+                    || fs::read_to_string(dir.join(INSTEAD)).is_ok_and(|tested| tested == kernel.tested)
+            }
+        };
+        if !wanted || fs::read_to_string(dir.join("recipe")).ok() != Some(recipe(kernel)) {
             continue;
         }
-        if found.as_ref().is_none_or(|f| compare_versions(&f.release, release).is_lt()) {
+        if found.as_ref().map_or(Ok(true), |other| is_later(release, &other.release))? {
             found = Some(Unpacked { kernel, release: release.to_string(), dir });
         }
     }
@@ -99,7 +119,9 @@ fn recipe(kernel: &Kernel) -> String {
     if let Some(configuration) = checking::configuration(kernel) {
         return checking::recipe(kernel, &configuration);
     }
-    format!("3 {} {} {}\n", kernel.line, kernel.source.folders.join(" "), kernel.test_modules.join(" "))
+    let release = super::apt::release_of(kernel);
+    let folders = kernel.source.folders.join(" ");
+    format!("4 {} {release} {folders} {}\n", kernel.line, kernel.test_modules.join(" "))
 }
 
 fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()> {
@@ -119,13 +141,22 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
     }
     let release = format!("{}-amd64", choice.abi);
     relocate_headers(&root, &release, &choice.abi)?;
-    if !kernel.libraries.is_empty() {
+    let kbuild = root.join("usr/lib").join(format!("linux-kbuild-{}", choice.abi));
+    if tools::foreign(&kbuild)? {
+        // The tools need a newer C library than this machine has.
         let libraries = dir.join("libraries");
-        apt.download(kernel.libraries.iter().copied(), &debs)?;
-        for package in kernel.libraries {
-            process::output(Command::new("dpkg-deb").arg("-x").arg(deb_of(&debs, package)?).arg(&libraries))?;
+        fs::create_dir_all(&libraries).with_context(|| format!("cannot create {}", libraries.display()))?;
+        let needed = apt.closure(&[format!("linux-kbuild-{}={}", choice.abi, choice.version).as_str()])?;
+        let needed: Vec<&str> =
+            needed.iter().map(String::as_str).filter(|name| !name.starts_with("linux-")).collect();
+        let home = dir.join("library-debs");
+        fs::create_dir(&home).with_context(|| format!("cannot create {}", home.display()))?;
+        apt.download(needed.iter().copied(), &home)?;
+        for deb in fs::read_dir(&home)? {
+            process::output(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(&libraries))?;
         }
-        tools::adapt(&root.join("usr/lib").join(format!("linux-kbuild-{}", choice.abi)), &libraries)?;
+        lock::remove(&home)?;
+        tools::adapt(&kbuild, &libraries)?;
     }
     if !root.join("lib").exists() {
         // This machine's depmod looks in lib, also for a release that has everything in usr.

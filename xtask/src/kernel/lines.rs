@@ -2,6 +2,16 @@
 
 use anyhow::{Context, Result};
 
+/// Which version of a series to take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The one that this repository is tested with, or the newest if the mirror has dropped that.
+    Tested,
+    Newest,
+    /// Such as `6.12.90` or `6.12.90+deb12`.
+    Exact(String),
+}
+
 /// A series of kernels.
 ///
 /// In package and file names, `{abi}` stands for the full version, such as `6.12.90+deb12`, and
@@ -10,6 +20,9 @@ use anyhow::{Context, Result};
 pub struct Kernel {
     /// The start of its versions, and its name on the command line.
     pub line: &'static str,
+    /// The version that this repository is tested with.
+    pub tested: &'static str,
+    pub version: Version,
     /// The Debian release that has it; `None` for this machine's release.
     pub release: Option<&'static str>,
     /// The packages to fetch, all of one version and from one suite. Each entry
@@ -21,11 +34,6 @@ pub struct Kernel {
     pub source: Source,
     /// The file in `kernel/` with the configuration to build it with; `None` to boot Debian's build.
     pub configuration: Option<&'static str>,
-    /// Packages of that release with libraries for its build tools, for a machine
-    /// with older libraries.
-    pub libraries: &'static [&'static str],
-    /// Arguments for `make` to build a module with Debian 12's gcc.
-    pub make_arguments: &'static [&'static str],
     /// Modules for mounting the root, loaded from the initramfs.
     pub root_modules: &'static [&'static str],
     /// Modules for an RDMA device, loaded before rdma_rxe.
@@ -37,7 +45,7 @@ pub struct Kernel {
 }
 
 /// The part of the kernel's source to extract; no folders for all of it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Source {
     pub archive: &'static str,
     pub folders: &'static [&'static str],
@@ -58,9 +66,11 @@ const SKIPPED_INITCALLS: &[&str] = &[
     "trace_eval_init",
 ];
 
-/// Debian 12's newest kernel. It has udmabuf and dma-heaps, which 6.1 lacks.
+/// The kernel of Debian 13, and the newest of Debian 12. It has udmabuf and dma-heaps, which 6.1 lacks.
 pub const LINUX_6_12: Kernel = Kernel {
     line: "6.12",
+    tested: "6.12.117",
+    version: Version::Tested,
     release: None,
     packages: &[
         &["linux-image-{abi}-amd64", "linux-image-{abi}-amd64-unsigned"],
@@ -72,8 +82,6 @@ pub const LINUX_6_12: Kernel = Kernel {
     index: "linux-headers-{abi}-amd64",
     source: SOURCE,
     configuration: None,
-    libraries: &[],
-    make_arguments: &[],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     // rxe requests "crc32" from the crypto layer by name, so no dependency loads it.
     rdma_modules: &["crc32_generic", "ib_uverbs", "rdma_ucm", "dummy", "veth"],
@@ -84,6 +92,8 @@ pub const LINUX_6_12: Kernel = Kernel {
 /// The newest kernel that Debian builds for a stable release. It has PCI BARs as dma-bufs, through VFIO.
 pub const LINUX_7: Kernel = Kernel {
     line: "7",
+    tested: "7.3.4",
+    version: Version::Tested,
     release: Some("trixie"),
     packages: &[
         &["linux-binary-{abi}-amd64", "linux-binary-unsigned-{abi}-amd64"],
@@ -96,9 +106,6 @@ pub const LINUX_7: Kernel = Kernel {
     index: "linux-headers-{abi}-amd64",
     source: SOURCE,
     configuration: None,
-    libraries: &["libc6", "libelf1t64", "zlib1g", "libzstd1"],
-    // A newer gcc built it. Debian 12's gcc lacks only -fmin-function-alignment.
-    make_arguments: &["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="],
     root_modules: &["9pnet_virtio", "9p", "overlay"],
     rdma_modules: &["ib_uverbs", "rdma_ucm", "dummy", "veth"],
     test_modules: &["vgem", "virtio_gpu", "bochs", "vivid", "sch_netem", "vfio_pci", "vfio_iommu_type1"],
@@ -113,14 +120,52 @@ pub const LINUX_DEBUG: Kernel = Kernel {
     ..LINUX_6_12
 };
 
-/// All values of `--kernel`.
+/// The series.
 const KERNELS: &[&Kernel] = &[&LINUX_6_12, &LINUX_7, &LINUX_DEBUG];
 
-/// The kernel series with that name.
+/// The newest version of a series has this after the name, or stands alone for the first series.
+const NEWEST: &str = "newest";
+
+impl Kernel {
+    /// The series with another choice of version. The program uses few, and until it ends.
+    fn at(&self, version: Version) -> &'static Kernel {
+        Box::leak(Box::new(Kernel { version, ..*self }))
+    }
+
+    /// The other series, in the newest version if this one is.
+    pub fn beside(&self, other: &'static Kernel) -> &'static Kernel {
+        if self.version == Version::Newest { other.at(Version::Newest) } else { other }
+    }
+
+    /// Whether a full version, such as `6.12.90+deb12`, is this one.
+    pub fn is(abi: &str, version: &str) -> bool {
+        abi.strip_prefix(version).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+    }
+}
+
+/// The kernel that `--kernel` names.
 pub fn by_name(name: &str) -> Result<&'static Kernel> {
-    KERNELS.iter().find(|k| k.line == name).copied().with_context(|| {
+    let series = |name: &str| KERNELS.iter().find(|kernel| kernel.line == name).copied();
+    if name == NEWEST {
+        return Ok(LINUX_6_12.at(Version::Newest));
+    }
+    if let Some(kernel) = series(name) {
+        return Ok(kernel);
+    }
+    let debian = || KERNELS.iter().filter(|kernel| kernel.configuration.is_none());
+    if let Some(line) = name.strip_suffix(NEWEST).and_then(|line| line.strip_suffix('-'))
+        && let Some(kernel) = debian().find(|kernel| kernel.line == line)
+    {
+        return Ok(kernel.at(Version::Newest));
+    }
+    let exact = debian().find(|kernel| name.strip_prefix(kernel.line).is_some_and(|rest| rest.starts_with('.')));
+    exact.map(|kernel| kernel.at(Version::Exact(name.to_string()))).with_context(|| {
         let names: Vec<_> = KERNELS.iter().map(|k| k.line).collect();
-        format!("--kernel {name} is unknown; use one of {}", names.join(", "))
+        format!(
+            "--kernel {name} is unknown; use one of {}, {NEWEST}, 7-{NEWEST}, or a version such as {}",
+            names.join(", "),
+            LINUX_6_12.tested
+        )
     })
 }
 
@@ -145,6 +190,28 @@ mod tests {
     #[test]
     fn kernels_have_names() {
         assert_eq!(by_name("7").unwrap().release, Some("trixie"));
-        assert!(by_name("6").unwrap_err().to_string().contains("use one of 6.12, 7, debug"));
+        for (name, line, version) in [
+            ("6.12", "6.12", Version::Tested),
+            ("newest", "6.12", Version::Newest),
+            ("6.12-newest", "6.12", Version::Newest),
+            ("7-newest", "7", Version::Newest),
+            ("6.12.90", "6.12", Version::Exact("6.12.90".into())),
+            ("7.3.4+deb13", "7", Version::Exact("7.3.4+deb13".into())),
+        ] {
+            let kernel = by_name(name).unwrap();
+            assert_eq!((kernel.line, &kernel.version), (line, &version), "{name}");
+        }
+        for name in ["6", "6.1.90", "6.120", "", "debug-newest", "8-newest", "x"] {
+            let message = by_name(name).unwrap_err().to_string();
+            assert!(message.contains("use one of 6.12, 7, debug, newest, 7-newest, or a version"), "{message}");
+        }
+        assert_eq!(by_name("newest").unwrap().beside(&LINUX_7).version, Version::Newest);
+        assert_eq!(by_name("6.12").unwrap().beside(&LINUX_7).version, Version::Tested);
+    }
+
+    #[test]
+    fn a_version_is_the_start_of_the_full_one() {
+        assert!(Kernel::is("6.12.90+deb12", "6.12.90") && Kernel::is("6.12.90+deb12", "6.12.90+deb12"));
+        assert!(!Kernel::is("6.12.90+deb12", "6.12.9") && !Kernel::is("6.12.90+deb12", "6.12.90+deb1"));
     }
 }

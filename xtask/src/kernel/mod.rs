@@ -1,7 +1,7 @@
 //! The guest's kernel: Debian's build, fetched and unpacked in `target/`.
 //!
 //! The steps are: read the machine's apt sources ([`sources`]), set up a private
-//! apt folder ([`apt`]), choose the newest complete version ([`resolve`]), fetch
+//! apt folder ([`apt`]), choose a complete version ([`resolve`]), fetch
 //! and unpack its packages ([`fetch`]), and build modules ([`built`], [`rxe`]). One
 //! kernel is built from the source ([`checking`]).
 //! [`Unpacked`] is a folder with the image, the modules, the headers and the
@@ -10,6 +10,7 @@
 mod apt;
 mod built;
 mod checking;
+mod compiler;
 mod fetch;
 mod image;
 pub mod lines;
@@ -23,9 +24,10 @@ mod sources;
 mod tools;
 
 pub use apt::Apt;
-pub use fetch::{NotOffered, unpacked};
+pub use fetch::unpacked;
 pub use lines::Kernel;
 pub use modules::Module;
+pub use resolve::NotOffered;
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};

@@ -1,10 +1,12 @@
-//! Chooses the newest version whose packages are all available.
+//! Chooses a version whose packages are all available.
 //!
-//! Versions are not hard-coded, since mirrors drop old ones. The packages of a
-//! new version may arrive hours apart.
+//! Mirrors drop old versions, so the tested one may be gone. The packages of a new
+//! version may arrive hours apart.
 
-use super::lines::{Kernel, filled};
-use std::cmp::Ordering;
+use super::lines::{Kernel, Version, filled};
+use anyhow::{Context, Result, bail};
+use std::fmt;
+use std::process::Command;
 
 /// A binary package that a suite offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +41,62 @@ pub fn parse_packages(text: &str) -> Vec<Offer> {
     offers
 }
 
-/// The newest version of `kernel` that one of the suites offers completely.
-pub fn newest(kernel: &Kernel, suites: &[(String, Vec<Offer>)]) -> Option<Choice> {
-    suites
-        .iter()
-        .flat_map(|(suite, offers)| complete(kernel, suite, offers))
-        .max_by(|a, b| compare_versions(&a.version, &b.version))
+/// The mirror works, but has no such kernel.
+#[derive(Debug)]
+pub struct NotOffered {
+    wanted: String,
+    offered: Vec<String>,
+}
+
+impl fmt::Display for NotOffered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no suite of the Debian mirror has all packages of Linux {}", self.wanted)?;
+        match self.offered.as_slice() {
+            [] => Ok(()),
+            offered => write!(f, "; it has {}", offered.join(", ")),
+        }
+    }
+}
+
+impl std::error::Error for NotOffered {}
+
+/// The version of `kernel` to fetch: one that a suite offers completely.
+pub fn choose(kernel: &Kernel, suites: &[(String, Vec<Offer>)]) -> Result<Choice> {
+    let all: Vec<Choice> = suites.iter().flat_map(|(suite, offers)| complete(kernel, suite, offers)).collect();
+    let matches = |choice: &&Choice| match &kernel.version {
+        Version::Tested => Kernel::is(&choice.abi, kernel.tested),
+        Version::Newest => true,
+        Version::Exact(version) => Kernel::is(&choice.abi, version),
+    };
+    let mut found = newest(all.iter().filter(matches).cloned().collect())?;
+    if found.is_none() && kernel.version == Version::Tested {
+        found = newest(all.clone())?;
+    }
+    found.ok_or_else(|| {
+        let wanted = if let Version::Exact(version) = &kernel.version { version } else { kernel.line };
+        let offered = all.into_iter().map(|choice| choice.abi).collect();
+        NotOffered { wanted: wanted.to_string(), offered }.into()
+    })
+}
+
+fn newest(choices: Vec<Choice>) -> Result<Option<Choice>> {
+    let mut newest: Option<Choice> = None;
+    for choice in choices {
+        if newest.as_ref().map_or(Ok(true), |other| is_later(&choice.version, &other.version))? {
+            newest = Some(choice);
+        }
+    }
+    Ok(newest)
+}
+
+/// Whether Debian's order of versions puts `a` after `b`.
+pub fn is_later(a: &str, b: &str) -> Result<bool> {
+    let compared = Command::new("dpkg").args(["--compare-versions", a, "gt", b]).status();
+    match compared.context("cannot run dpkg")?.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("`dpkg --compare-versions {a} gt {b}` failed"),
+    }
 }
 
 /// Every complete version in one suite.
@@ -78,82 +130,10 @@ fn complete(kernel: &Kernel, suite: &str, offers: &[Offer]) -> Vec<Choice> {
     choices
 }
 
-/// Compares Debian versions (deb-version(7)).
-pub fn compare_versions(a: &str, b: &str) -> Ordering {
-    fn epoch(v: &str) -> (u64, &str) {
-        v.split_once(':').map_or((0, v), |(e, rest)| (e.parse().unwrap_or(0), rest))
-    }
-    fn revision(v: &str) -> (&str, &str) {
-        v.rsplit_once('-').unwrap_or((v, ""))
-    }
-    let ((epoch_a, a), (epoch_b, b)) = (epoch(a), epoch(b));
-    let ((up_a, rev_a), (up_b, rev_b)) = (revision(a), revision(b));
-    epoch_a.cmp(&epoch_b).then_with(|| compare_part(up_a, up_b)).then_with(|| compare_part(rev_a, rev_b))
-}
-
-/// Compares text and numbers alternately. `~` sorts before the end, letters sort before other characters.
-fn compare_part(mut a: &str, mut b: &str) -> Ordering {
-    fn weight(c: Option<char>) -> i32 {
-        match c {
-            Some('~') => -1,
-            None => 0,
-            Some(c) if c.is_ascii_digit() => 0,
-            Some(c) if c.is_ascii_alphabetic() => c as i32,
-            Some(c) => c as i32 + 256,
-        }
-    }
-    fn number(text: &str) -> (u64, &str) {
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        (text[..end].parse().unwrap_or(0), &text[end..])
-    }
-    while !a.is_empty() || !b.is_empty() {
-        loop {
-            let (x, y) = (a.chars().next(), b.chars().next());
-            let digit = |c: Option<char>| c.is_none_or(|c| c.is_ascii_digit());
-            if digit(x) && digit(y) {
-                break;
-            }
-            match weight(x).cmp(&weight(y)) {
-                Ordering::Equal => {}
-                other => return other,
-            }
-            a = &a[x.map_or(0, char::len_utf8)..];
-            b = &b[y.map_or(0, char::len_utf8)..];
-        }
-        let ((x, rest_a), (y, rest_b)) = (number(a), number(b));
-        match x.cmp(&y) {
-            Ordering::Equal => (a, b) = (rest_a, rest_b),
-            other => return other,
-        }
-    }
-    Ordering::Equal
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::lines::LINUX_6_12;
-
-    #[test]
-    fn versions_order_as_debian_says() {
-        let order = [
-            "6.12.90~rc1-1",
-            "6.12.90-1~bpo12+1",
-            "6.12.90-1~deb12u1",
-            "6.12.90-1",
-            "6.12.90-1+b1",
-            "6.12.90-2~deb12u1",
-            "6.12.107-1~deb12u1",
-            "6.12.117-1~deb12u1",
-            "6.13.1-1",
-            "1:5.0-1",
-        ];
-        for pair in order.windows(2) {
-            assert_eq!(compare_versions(pair[0], pair[1]), Ordering::Less, "{pair:?}");
-            assert_eq!(compare_versions(pair[1], pair[0]), Ordering::Greater, "{pair:?}");
-        }
-        assert_eq!(compare_versions("1.0-1", "1.0-1"), Ordering::Equal);
-    }
+    use crate::kernel::lines::{LINUX_6_12, by_name};
 
     fn offers(version: &str, names: &[&str]) -> Vec<Offer> {
         names.iter().map(|n| Offer { name: n.to_string(), version: version.to_string() }).collect()
@@ -172,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_complete_version_wins() {
+    fn a_complete_version_is_chosen() {
         let mut security = all("6.12.107+deb12", "6.12.107-1~deb12u1", "amd64");
         security.extend(all("6.12.95+deb12", "6.12.95-1~deb12u1", "amd64"));
         // The source is not uploaded yet.
@@ -183,14 +163,29 @@ mod tests {
         let main = all("6.1.99", "6.1.99-1", "amd64");
         let suites = [("main".into(), main), ("security".into(), security), ("backports".into(), backports)];
 
-        let choice = newest(&LINUX_6_12, &suites).unwrap();
+        let newest = by_name("newest").unwrap();
+        let choice = choose(newest, &suites).unwrap();
         assert_eq!((choice.abi.as_str(), choice.suite.as_str()), ("6.12.111+deb12", "backports"));
         assert_eq!(choice.packages[0], "linux-image-6.12.111+deb12-amd64-unsigned");
 
-        let choice = newest(&LINUX_6_12, &suites[..2]).unwrap();
+        let choice = choose(newest, &suites[..2]).unwrap();
         assert_eq!((choice.version.as_str(), choice.suite.as_str()), ("6.12.107-1~deb12u1", "security"));
         assert_eq!(choice.packages[0], "linux-image-6.12.107+deb12-amd64");
-        assert_eq!(newest(&LINUX_6_12, &suites[..1]), None);
+        let error = choose(newest, &suites[..1]).unwrap_err();
+        assert!(error.is::<NotOffered>(), "{error}");
+
+        // The tested version before a newer one, and the newest if it is gone.
+        let tested = Kernel { tested: "6.12.95", ..LINUX_6_12 };
+        assert_eq!(choose(&tested, &suites).unwrap().abi, "6.12.95+deb12");
+        let gone = Kernel { tested: "6.12.117", ..LINUX_6_12 };
+        assert_eq!(choose(&gone, &suites).unwrap().abi, "6.12.111+deb12");
+
+        assert_eq!(choose(by_name("6.12.107").unwrap(), &suites).unwrap().abi, "6.12.107+deb12");
+        let error = choose(by_name("6.12.96").unwrap(), &suites).unwrap_err().to_string();
+        assert!(
+            error.ends_with("of Linux 6.12.96; it has 6.12.107+deb12, 6.12.95+deb12, 6.12.111+deb12"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -78,17 +78,42 @@ pub fn parse_list(text: &str) -> Vec<Archive> {
     archives
 }
 
-/// The suites of another release, from the mirror of this machine's main suite.
-pub fn for_other_release(archives: &[Archive], codename: &str, other: &str) -> Vec<Archive> {
-    let main = archives.iter().find(|archive| archive.suites.iter().any(|suite| suite == codename));
-    let suites = vec![other.to_string(), format!("{other}-backports")];
+/// The suites of a release on the mirrors of a machine of the release `own`.
+pub fn of_machine(archives: &[Archive], own: &str, release: &str, backports: bool) -> Vec<Archive> {
+    if own == release {
+        return for_release(archives, own, backports);
+    }
+    let rolling = [own, "stable", "testing", "unstable", "sid"];
+    let main = archives.iter().find(|archive| archive.suites.iter().any(|suite| rolling.contains(&suite.as_str())));
+    let mut suites = vec![release.to_string()];
+    suites.extend(backports.then(|| format!("{release}-backports")));
     main.map(|main| Archive { suites, ..main.clone() }).into_iter().collect()
+}
+
+/// The suites of a release on a mirror of the user's choice, from all of them to the main one alone.
+pub fn at_mirror(url: &str, release: &str, keyring: &str) -> Vec<Vec<Archive>> {
+    let url = url.trim_end_matches('/');
+    let archive = |uri: &str, suites: &[String]| Archive {
+        uri: uri.to_string(),
+        suites: suites.to_vec(),
+        signed_by: Some(keyring.to_string()),
+    };
+    let (main, backports) = (release.to_string(), format!("{release}-backports"));
+    let both = archive(url, &[main.clone(), backports]);
+    let mut attempts = Vec::new();
+    // Where mirrors have it, beside the main archive.
+    if let Some(parent) = url.strip_suffix("/debian") {
+        let security = archive(&format!("{parent}/debian-security"), &[format!("{release}-security")]);
+        attempts.push(vec![both.clone(), security]);
+    }
+    attempts.extend([vec![both], vec![archive(url, &[main])]]);
+    attempts
 }
 
 /// The suites that can have kernels of the release `codename`. With `backports`,
 /// also the backports from the mirror of the main suite, even if the machine does
 /// not use them.
-pub fn for_release(archives: &[Archive], codename: &str, backports: bool) -> Vec<Archive> {
+fn for_release(archives: &[Archive], codename: &str, backports: bool) -> Vec<Archive> {
     let names = [codename, "stable", "oldstable"];
     let belongs = |suite: &str| {
         let base = suite.strip_suffix("/updates").unwrap_or(suite);
@@ -207,10 +232,28 @@ Components: main
     #[test]
     fn another_release_comes_from_the_same_mirror() {
         let archives = parse_deb822(DEB822);
-        let other = for_other_release(&archives, "bookworm", "trixie");
+        let other = of_machine(&archives, "bookworm", "trixie", true);
         assert_eq!(other.len(), 1);
         assert_eq!((&other[0].uri, &other[0].signed_by), (&archives[0].uri, &archives[0].signed_by));
         assert_eq!(other[0].suites, ["trixie", "trixie-backports"]);
-        assert!(for_other_release(&archives, "sid", "trixie").is_empty());
+        assert_eq!(of_machine(&archives, "bookworm", "trixie", false)[0].suites, ["trixie"]);
+        assert_eq!(of_machine(&archives, "bookworm", "bookworm", false), for_release(&archives, "bookworm", false));
+        assert!(of_machine(&archives, "noble", "trixie", true).is_empty());
+        // A machine of no release.
+        let sid = parse_list("deb http://m/debian sid main");
+        assert_eq!(of_machine(&sid, "forky", "trixie", true)[0].suites, ["trixie", "trixie-backports"]);
+    }
+
+    #[test]
+    fn a_mirror_of_choice_is_checked_with_debians_keys() {
+        let attempts = at_mirror("http://m/debian/", "trixie", "/k.gpg");
+        let text: Vec<String> = attempts.iter().map(|archives| to_deb822(archives)).collect();
+        assert_eq!(text.len(), 3);
+        assert!(text[0].contains("URIs: http://m/debian-security\nSuites: trixie-security\n"), "{}", text[0]);
+        assert!(text[1].contains("URIs: http://m/debian\nSuites: trixie trixie-backports\n"), "{}", text[1]);
+        for (text, archives) in text.iter().zip(&attempts) {
+            assert_eq!(text.matches("Signed-By: /k.gpg").count(), archives.len(), "{text}");
+        }
+        assert_eq!(at_mirror("http://m/mirror", "trixie", "/k.gpg").len(), 2);
     }
 }

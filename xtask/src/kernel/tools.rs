@@ -14,6 +14,16 @@ use std::process::Command;
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
+/// Whether some program in `tools` does not run with this machine's libraries.
+pub fn foreign(tools: &Path) -> Result<bool> {
+    for program in programs(tools)? {
+        if !runs(&program)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Wraps every program in `tools` that does not run with this machine's libraries.
 pub fn adapt(tools: &Path, libraries: &Path) -> Result<()> {
     for program in programs(tools)? {

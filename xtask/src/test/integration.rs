@@ -210,7 +210,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         },
         Place { qemu: &[PCI_TOPOLOGY], ..place("PCI guest", Some((Rxe::Stock, Size::gib(2))), &[], &[PCI]) },
         Place {
-            kernel: &lines::LINUX_7,
+            kernel: kernel.beside(&lines::LINUX_7),
             qemu: &[BEHIND_AN_IOMMU, BARS],
             ..place("Linux 7 guest", Some((Rxe::Dmabuf, Size::gib(2))), &["intel_iommu=on"], &[LINUX_7])
         },
@@ -240,7 +240,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             ui::note("Skipped", &format!("{}: no test to run there", place.name));
             continue;
         }
-        if place.kernel.line != args.kernel
+        if place.kernel.line != kernel.line
             && let Err(error) = kernel::unpacked(place.kernel)
         {
             if !error.is::<NotOffered>() {
@@ -262,7 +262,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             _ if unavailable.iter().any(|module| name.starts_with(*module)) => {}
             _ if name.starts_with(gpu::MODULE) => summary.skipped.push((name.clone(), "needs --gpu")),
             _ if name.starts_with(LONG) && !args.long => summary.skipped.push((name.clone(), "needs --long")),
-            _ if name.starts_with(LINUX_6_12) && debug.is_none() && args.kernel != lines::LINUX_6_12.line => {
+            _ if name.starts_with(LINUX_6_12) && debug.is_none() && kernel.line != lines::LINUX_6_12.line => {
                 summary.skipped.push((name.clone(), "needs --kernel 6.12"))
             }
             _ if name.starts_with(DEBUG) && debug.is_none() => {
