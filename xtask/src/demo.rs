@@ -2,12 +2,14 @@
 
 use crate::guest::{Guest, Job};
 use crate::host::{self, Need};
+use crate::kernel::lines::LINUX_6_12;
 use crate::kernel::rxe::Rxe;
 use crate::size::Size;
-use crate::{cargo, project, ui, vm};
+use crate::{cargo, kernel, project, ui, vm};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::Duration;
 
 /// Transfer a dma-buf between two processes by RDMA WRITE and READ, and verify it.
@@ -30,9 +32,14 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let needs: &[Need] = if args.host { &[Need::Library] } else { &[Need::Library, Need::Guest] };
     host::ensure(needs)?;
+    // The kernel is downloaded while the program is compiled.
+    let kernel = (!args.host).then(|| thread::spawn(|| kernel::unpacked(&LINUX_6_12)));
     let step = ui::Step::start("Building", "the library and the demo");
     let program = cargo::executable(&["build", "--release", "--example", "demo"], "demo")?;
     step.done("Built", "the demo");
+    if let Some(kernel) = kernel {
+        kernel.join().expect("fetching the kernel does not panic")?;
+    }
 
     let size = args.size.to_string();
     let mut words: Vec<String> = [program.to_string_lossy().as_ref(), "run", "--size", &size]

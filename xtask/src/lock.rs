@@ -62,8 +62,14 @@ impl Staging {
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             let other = entry.file_name().to_string_lossy().into_owned();
-            if other.starts_with(&name) && other[name.len()..].contains(PARTIAL) && remove(&entry.path()).is_err() {
-                crate::ui::warn(&format!("cannot remove {}, which an interrupted run left", entry.path().display()));
+            if other.starts_with(&name)
+                && other[name.len()..].contains(PARTIAL)
+                && remove(&entry.path()).is_err()
+            {
+                crate::ui::warn(&format!(
+                    "cannot remove {}, which an interrupted run left",
+                    entry.path().display()
+                ));
             }
         }
         let path = new_folder(parent, |unique| format!("{name}.{unique}{PARTIAL}"))?;
@@ -72,6 +78,11 @@ impl Staging {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves the folder until the next start, for its logs.
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 
     /// Renames the folder to `target`, replacing an older one.
@@ -124,7 +135,9 @@ mod tests {
     use std::time::Duration;
 
     fn scene(name: &str) -> Staging {
-        Staging { path: new_folder(&std::env::temp_dir(), |unique| format!("xtask-{name}-{unique}")).unwrap() }
+        Staging {
+            path: new_folder(&std::env::temp_dir(), |unique| format!("xtask-{name}-{unique}")).unwrap(),
+        }
     }
 
     #[test]
@@ -137,7 +150,7 @@ mod tests {
         std::os::unix::fs::symlink("/nowhere", scene.path().join("linux-6.12.1.partial")).unwrap();
         let closed = scene.path().join("linux-6.12.2.partial");
         fs::create_dir_all(closed.join("inside")).unwrap();
-        fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
         fs::create_dir(scene.path().join("linux-7.partial")).unwrap();
 
         let staging = Staging::beside(&target).unwrap();

@@ -46,7 +46,45 @@ enum Task {
     Ui(test::refused::Args),
 }
 
+/// Variables that choose compilers and make's behaviour. They are about the user's other work, such as a kernel for
+/// another architecture, and would reach every build below.
+const OF_OTHER_BUILDS: &[&str] = &[
+    "ARCH",
+    "AR",
+    "AS",
+    "CC",
+    "CFLAGS",
+    "CPP",
+    "CROSS_COMPILE",
+    "CXX",
+    "CXXFLAGS",
+    "GNUMAKEFLAGS",
+    "HOSTCC",
+    "KBUILD_EXTMOD",
+    "KBUILD_OUTPUT",
+    "KCFLAGS",
+    "LD",
+    "LDFLAGS",
+    "LLVM",
+    "LLVM_IAS",
+    "M",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "NM",
+    "O",
+    "OBJCOPY",
+    "STRIP",
+    "SUBARCH",
+    "V",
+    "W",
+];
+
 fn main() -> ExitCode {
+    for name in OF_OTHER_BUILDS {
+        // SAFETY: this is the only thread, so nothing reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
     let cli = Cli::parse();
     if let Some(url) = cli.mirror {
         host::use_mirror(url);

@@ -215,7 +215,8 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     let json = home.join(format!("{}.json", benchmark.name));
     fs::write(&json, rows::to_json(&rows)?).with_context(|| format!("cannot write {}", json.display()))?;
     print!("{}", rows::table(&rows));
-    if let Some(text) = benchmark.chart.as_ref().and_then(|labels| chart::svg(labels, &rows)) {
+    let chart = benchmark.chart.as_ref().map(|labels| chart::svg(labels, &rows)).transpose()?;
+    if let Some(text) = chart.flatten() {
         let path = home.join(format!("{}.svg", benchmark.name));
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         ui::note("Chart", &path.display().to_string());

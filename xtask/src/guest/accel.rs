@@ -9,6 +9,7 @@ use crate::size::Size;
 use crate::{project, ui};
 use anyhow::{Context, Result};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,10 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The fastest accelerator that works on this machine.
 pub fn choose(image: &Path, initramfs: &Path) -> Result<Accel> {
-    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    if device.is_err() {
+    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        if let Some(text) = hint(&error) {
+            ui::note("Hint", text);
+        }
         return Ok(Accel::Tcg);
     }
     // The result may change with the host's kernel, a reboot or another QEMU.
@@ -43,6 +46,14 @@ pub fn choose(image: &Path, initramfs: &Path) -> Result<Accel> {
     fs::write(&cache, format!("{key}\n{}", if works { "kvm" } else { "tcg" }))
         .with_context(|| format!("cannot write {}", cache.display()))?;
     Ok(if works { Accel::Kvm } else { Accel::Tcg })
+}
+
+/// What to do about /dev/kvm, which cannot be opened.
+fn hint(error: &std::io::Error) -> Option<&'static str> {
+    (error.kind() == ErrorKind::PermissionDenied).then_some(
+        "/dev/kvm exists and you may not open it, so the guest is emulated; KVM is many times faster: \
+         `sudo usermod -aG kvm $USER`, and log in again",
+    )
 }
 
 fn try_kvm(image: &Path, initramfs: &Path) -> Result<bool> {
@@ -72,4 +83,16 @@ fn try_kvm(image: &Path, initramfs: &Path) -> Result<bool> {
     }
     started.stop();
     Ok(works)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_permission_gives_a_hint() {
+        let text = hint(&ErrorKind::PermissionDenied.into()).unwrap();
+        assert!(text.contains("usermod -aG kvm"), "{text}");
+        assert_eq!(hint(&ErrorKind::NotFound.into()), None);
+    }
 }

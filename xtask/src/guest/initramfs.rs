@@ -70,6 +70,7 @@ pub fn build(kernel: &Unpacked, rxe: Option<&Path>) -> Result<PathBuf> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let bytes = pack(&busybox, &root, &rdma)?;
     let partial = target.with_extension("partial");
+    lock::remove(&partial)?;
     fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, &target)?;
     Ok(target)

@@ -53,10 +53,12 @@ fi
 # Debian's tree does not contain dma_sg. kmod reads its index of that tree, so
 # give it an install command; busybox reads modules.dep. The modules that dma_sg
 # depends on are already loaded.
-mkdir -p /run/modprobe.d
-echo "install dma_sg insmod $DMA_SG_MODULE" >/run/modprobe.d/dma_sg.conf
-ln -s "$DMA_SG_MODULE" "/lib/modules/$RELEASE/dma_sg.ko"
-echo "dma_sg.ko:" >>"/lib/modules/$RELEASE/modules.dep"
+if [ -n "$DMA_SG_MODULE" ]; then
+	mkdir -p /run/modprobe.d
+	echo "install dma_sg insmod $DMA_SG_MODULE" >/run/modprobe.d/dma_sg.conf
+	ln -s "$DMA_SG_MODULE" "/lib/modules/$RELEASE/dma_sg.ko"
+	echo "dma_sg.ko:" >>"/lib/modules/$RELEASE/modules.dep"
+fi
 
 # A kernel that checks itself has kmemleak; every other one checks an allocation every 100 ms.
 leaks=/sys/kernel/debug/kmemleak
@@ -71,7 +73,7 @@ echo 65536 >/sys/module/udmabuf/parameters/list_limit
 
 # The first TCP connections make the kernel initialize its secrets and patch the
 # code that checks for them. An emulated CPU that runs this code meanwhile can
-# hit the patch's breakpoint ("Oops: int3"), so connect now, while nothing runs.
+# hit the patch's breakpoint ("Oops: int3"), so connect now, with one CPU.
 ip link set lo up || die "cannot bring up lo"
 for try in 1 2 3; do
 	nc -l -p 9 </dev/null >/dev/null 2>&1 &
@@ -137,6 +139,12 @@ for end in 0 1; do
 	rdma link add $device$end type $device netdev wire$end || die "cannot create $device$end on wire$end"
 	read -r state </sys/class/infiniband/$device$end/ports/1/state
 	[ "$state" = "4: ACTIVE" ] || die "$device$end has port state $state, expected ACTIVE"
+done
+
+# An emulated guest boots with one CPU. Those that run already have no such file or say 1.
+for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do
+	read -r state <"$cpu" 2>/dev/null || continue
+	[ "$state" = 1 ] || echo 1 >"$cpu" || die "cannot start ${cpu%/online}"
 done
 
 ulimit -Hn 1048576

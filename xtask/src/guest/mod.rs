@@ -20,12 +20,13 @@ pub mod terminal;
 pub use job::Job;
 
 use crate::kernel::rxe::{self, Rxe};
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, Unpacked};
 use crate::process::tail;
 use crate::provider::{self, Provider};
 use crate::size::Size;
+use crate::ui;
 use anyhow::{Result, bail};
-use qemu::{Machine, Started};
+use qemu::{Accel, Machine, Started};
 use relay::{Captured, Event};
 use rundir::RunDir;
 use std::fs;
@@ -47,6 +48,8 @@ pub struct Guest {
     pub cpus: u32,
     pub append: Vec<String>,
     pub qemu: Vec<String>,
+    /// More arguments for QEMU, under emulation only.
+    pub emulated: Vec<String>,
     /// Timeout for the whole run; `None` for no timeout.
     pub timeout: Option<Duration>,
     /// Give the job the caller's terminal instead of pipes.
@@ -55,8 +58,6 @@ pub struct Guest {
     pub capture: bool,
     /// Destination for `$OUT`; `None` for a new folder in `target/vm`.
     pub out: Option<PathBuf>,
-    /// Print progress.
-    pub verbose: bool,
 }
 
 /// How a run ended.
@@ -108,56 +109,71 @@ impl Guest {
             cpus: 2,
             append: Vec::new(),
             qemu: Vec::new(),
+            emulated: Vec::new(),
             timeout: Some(Duration::from_secs(600)),
             terminal: false,
             capture: false,
             out: None,
-            verbose: true,
         }
     }
 
-    /// Boots the guest, runs the job and stops the guest.
+    /// Boots the guest, runs the job and stops the guest. Starts it once more if it dies while it boots.
     pub fn run(&self, job: &Job) -> Result<Outcome> {
+        let parts = self.parts(job)?;
+        let accel = accel::choose(&parts.kernel.image(), &parts.initramfs)?;
+        started_again(accel, |accel| self.start(&parts, accel))
+    }
+
+    /// Fetches and builds what the guest consists of.
+    fn parts(&self, job: &Job) -> Result<Parts> {
         let kernel = kernel::unpacked(self.kernel)?;
-        let module = match self.rxe {
-            Rxe::Stock => None,
-            Rxe::Dmabuf => Some(rxe::dmabuf_module(&kernel)?),
+        // The stock guest has Debian's modules only, and needs no compiler.
+        let (module, dma_sg) = match self.rxe {
+            Rxe::Stock => (None, None),
+            Rxe::Dmabuf => (Some(rxe::dmabuf_module(&kernel)?), Some(kernel.dma_sg()?)),
         };
         let siw = if self.siw { Some(kernel.siw()?) } else { None };
-        let devices = if self.siw { "siw".to_string() } else { format!("{} rxe", self.rxe.name()) };
         let initramfs = initramfs::build(&kernel, module.as_deref())?;
-        let run = RunDir::new()?;
-        let accel = accel::choose(&kernel.image(), &initramfs)?;
-        let (rows, columns) = terminal::size();
         let mut job = job.clone().env("DMABUF_RDMA_PROVIDER", self.provider.name());
         if self.provider == Provider::Dmabuf {
             job = job.library_path(&provider::libraries()?);
         }
-        job.write(
-            &run.share(),
-            &[
-                ("RELEASE", kernel.release.clone()),
-                ("MODULES", kernel.modules_dir().to_string_lossy().into_owned()),
-                ("RXE", if self.siw { "siw" } else { self.rxe.name() }.to_string()),
-                ("SIW_MODULE", siw.unwrap_or_default().to_string_lossy().into_owned()),
-                ("STOCK_RXE", kernel.stock_rxe()?.to_string_lossy().into_owned()),
-                ("RXE_MODULE", module.unwrap_or_default().to_string_lossy().into_owned()),
-                ("DMA_SG_MODULE", kernel.dma_sg()?.to_string_lossy().into_owned()),
-                ("TERMINAL", if self.terminal { "yes" } else { "" }.to_string()),
-                ("ROWS", rows.to_string()),
-                ("COLUMNS", columns.to_string()),
-            ],
-        )?;
+        let (rows, columns) = terminal::size();
+        let path = |path: Option<PathBuf>| path.unwrap_or_default().to_string_lossy().into_owned();
+        let settings = vec![
+            ("RELEASE", kernel.release.clone()),
+            ("MODULES", path(Some(kernel.modules_dir()))),
+            ("RXE", if self.siw { "siw" } else { self.rxe.name() }.to_string()),
+            ("SIW_MODULE", path(siw)),
+            ("STOCK_RXE", path(Some(kernel.stock_rxe()?))),
+            ("RXE_MODULE", path(module)),
+            ("DMA_SG_MODULE", path(dma_sg)),
+            ("TERMINAL", if self.terminal { "yes" } else { "" }.to_string()),
+            ("ROWS", rows.to_string()),
+            ("COLUMNS", columns.to_string()),
+        ];
+        Ok(Parts { kernel, initramfs, job, settings })
+    }
+
+    /// Starts the guest with this accelerator, and waits until it has ended.
+    fn start(&self, parts: &Parts, accel: Accel) -> Result<Attempt> {
+        let kernel = &parts.kernel;
+        let run = RunDir::new()?;
+        parts.job.write(&run.share(), &parts.settings)?;
         let mut append = vec![format!("initcall_blacklist={}", self.kernel.skipped_initcalls.join(","))];
         append.extend(self.append.iter().cloned());
+        let mut extra = self.qemu.clone();
+        if accel == Accel::Tcg {
+            extra.extend(self.emulated.iter().cloned());
+        }
         let machine = Machine {
             accel,
             cpus: self.cpus,
             memory: self.memory,
             image: &kernel.image(),
-            initramfs: &initramfs,
+            initramfs: &parts.initramfs,
             append: &append,
-            extra: &self.qemu,
+            extra: &extra,
             terminal: self.terminal,
         };
         let start = Instant::now();
@@ -169,13 +185,9 @@ impl Guest {
             started.stderr.take().map(|s| relay::output(s, std::io::stderr(), None)),
         ];
         let ready = || {
-            if self.verbose {
-                let what = format!("Linux {}, {devices}, {}", kernel.release, accel.name());
-                crate::ui::note(
-                    "Guest",
-                    &format!("{what}, ready in {}", crate::ui::seconds(start.elapsed())),
-                );
-            }
+            let devices = if self.siw { "siw".to_string() } else { format!("{} rxe", self.rxe.name()) };
+            let what = format!("Linux {}, {devices}, {}", kernel.release, accel.name());
+            ui::note("Guest", &format!("{what}, ready in {}", ui::seconds(start.elapsed())));
         };
         let ended = self.wait(&mut started, &run, start, ready)?;
         started.stop();
@@ -185,11 +197,16 @@ impl Guest {
         let console = String::from_utf8_lossy(&fs::read(run.console()).unwrap_or_default()).into_owned();
         let problems = console::problems(&console);
         let timed_out = matches!(ended, Ended::TimedOut(_));
+        let died_booting = matches!(ended, Ended::DiedBooting(_));
         let (status, failure) = match ended {
             Ended::Exit(status) => (Some(status), None),
             // The reported problems explain the failure.
-            Ended::Failure(text) | Ended::TimedOut(text) if !problems.is_empty() => (None, Some(text)),
-            Ended::Failure(text) | Ended::TimedOut(text) => {
+            Ended::Failure(text) | Ended::TimedOut(text) | Ended::DiedBooting(text)
+                if !problems.is_empty() =>
+            {
+                (None, Some(text))
+            }
+            Ended::Failure(text) | Ended::TimedOut(text) | Ended::DiedBooting(text) => {
                 let qemu = fs::read_to_string(run.qemu_log()).unwrap_or_default();
                 let text = format!("{text}\n{}{}", tail(&console, 15), tail(&qemu, 15));
                 (None, Some(text.trim_end().to_string()))
@@ -197,7 +214,7 @@ impl Guest {
         };
         let stdout =
             stdout.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        Ok(Outcome {
+        let outcome = Outcome {
             status,
             timed_out,
             failure,
@@ -205,7 +222,8 @@ impl Guest {
             out: run.take_out(self.out.as_deref())?,
             logs: run.keep_logs(),
             stdout,
-        })
+        };
+        Ok(Attempt { outcome, died_booting })
     }
 
     /// Waits for the job's exit status, the timeout or the end of the guest.
@@ -219,7 +237,7 @@ impl Guest {
                 (true, timeout) => timeout,
             };
             if let Some(timeout) = timeout.filter(|&timeout| start.elapsed() >= timeout) {
-                let after = crate::ui::seconds(timeout);
+                let after = ui::seconds(timeout);
                 return Ok(Ended::TimedOut(match running {
                     true => format!("timeout: the command did not end within {after}"),
                     false => format!("timeout: the guest did not boot within {after}"),
@@ -248,15 +266,13 @@ impl Guest {
                 Some(Event::Failed(text)) => {
                     return Ok(Ended::Failure(format!("the guest's init failed: {text}")));
                 }
-                Some(Event::Gone) => {
-                    return Ok(Ended::Failure("the guest ended before the command did".into()));
-                }
+                Some(Event::Gone) => return Ok(died(running, "the guest ended before the command did")),
                 None => {
                     // A panic reboots, which ends QEMU. The reboot may hang, so look for the panic too.
                     let console = fs::read(run.console()).unwrap_or_default();
                     if String::from_utf8_lossy(&console).lines().any(console::is_fatal) {
                         std::thread::sleep(Duration::from_secs(1));
-                        return Ok(Ended::Failure("the guest's kernel panicked".into()));
+                        return Ok(died(running, "the guest's kernel panicked"));
                     }
                 }
             }
@@ -264,10 +280,42 @@ impl Guest {
     }
 }
 
+/// What a guest consists of.
+struct Parts {
+    kernel: Unpacked,
+    initramfs: PathBuf,
+    job: Job,
+    settings: Vec<(&'static str, String)>,
+}
+
+/// One start of a guest.
+struct Attempt {
+    outcome: Outcome,
+    /// Whether the guest ended before its init reported anything.
+    died_booting: bool,
+}
+
 enum Ended {
     Exit(i32),
     TimedOut(String),
     Failure(String),
+    DiedBooting(String),
+}
+
+fn died(running: bool, how: &str) -> Ended {
+    if running { Ended::Failure(how.into()) } else { Ended::DiedBooting(how.into()) }
+}
+
+/// Starts a guest, and once more, by emulation, if it died while it booted: before it has run anything.
+fn started_again(accel: Accel, mut start: impl FnMut(Accel) -> Result<Attempt>) -> Result<Outcome> {
+    let first = start(accel)?;
+    if !first.died_booting {
+        return Ok(first.outcome);
+    }
+    ui::warn(first.outcome.failure.as_deref().unwrap_or("the guest ended"));
+    first.outcome.problems.iter().for_each(|line| ui::detail(line));
+    ui::note("Again", "the guest died while it booted; starting it once more, with emulation");
+    Ok(start(Accel::Tcg)?.outcome)
 }
 
 /// Checks the memory size before QEMU fails with a less clear message.
@@ -276,4 +324,42 @@ pub fn check_memory(memory: Size) -> Result<()> {
         bail!("--mem {memory} is too small; a guest needs at least 512M");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(status: Option<i32>, died_booting: bool) -> Attempt {
+        let outcome = Outcome {
+            status,
+            timed_out: false,
+            failure: status.is_none().then(|| "ended".to_string()),
+            problems: Vec::new(),
+            out: None,
+            logs: PathBuf::new(),
+            stdout: String::new(),
+        };
+        Attempt { outcome, died_booting }
+    }
+
+    #[test]
+    fn a_guest_that_dies_booting_is_started_once_more_by_emulation() {
+        let run = |accel, attempts: &[(Option<i32>, bool)]| {
+            let (mut left, mut with) = (attempts.iter(), Vec::new());
+            let outcome = started_again(accel, |accel| {
+                with.push(accel);
+                let &(status, died) = left.next().expect("no third start");
+                Ok(attempt(status, died))
+            });
+            (outcome.unwrap().status, with)
+        };
+        use Accel::{Kvm, Tcg};
+        assert_eq!(run(Kvm, &[(None, true), (Some(0), false)]), (Some(0), vec![Kvm, Tcg]));
+        assert_eq!(run(Tcg, &[(None, true), (Some(3), false)]), (Some(3), vec![Tcg, Tcg]));
+        assert_eq!(run(Tcg, &[(None, true), (None, true)]), (None, vec![Tcg, Tcg]));
+        // What has run is not repeated, nor what init refused.
+        assert_eq!(run(Kvm, &[(None, false)]), (None, vec![Kvm]));
+        assert_eq!(run(Tcg, &[(Some(1), false)]), (Some(1), vec![Tcg]));
+    }
 }

@@ -29,6 +29,15 @@ impl Accel {
         }
     }
 
+    /// Parameters for the kernel. The kernel patches its code while it boots, and an emulated CPU may run what
+    /// another one is patching ("Oops: int3"). So it boots with one CPU, and `main.sh` starts the others.
+    fn parameters(self) -> &'static [&'static str] {
+        match self {
+            Accel::Kvm => &[],
+            Accel::Tcg => &["maxcpus=1"],
+        }
+    }
+
     /// TCG runs faster without these features. Without erms and fsrm the kernel
     /// clears pages 2 to 3 times faster, without pclmulqdq rxe's CRC is 50 %
     /// faster, and without la57 page walks have one level less.
@@ -91,6 +100,7 @@ impl Machine<'_> {
             .context("qemu-system-x86_64 is not installed; install the package qemu-system-x86")?;
         let mut command = Command::new(qemu);
         let mut cmdline: Vec<&str> = COMMAND_LINE.to_vec();
+        cmdline.extend(self.accel.parameters());
         cmdline.extend(self.append.iter().map(String::as_str));
         let memory = format!("{}M", self.memory.as_mib());
         let cpus = self.cpus.to_string();

@@ -135,7 +135,8 @@ mod tests {
     const DEBIAN: &str = "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_CODENAME=trixie\n";
     const UBUNTU: &str =
         "PRETTY_NAME=\"Ubuntu 24.04.3 LTS\"\nID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n";
-    const FEDORA: &str = "NAME=\"Fedora Linux\"\nID=fedora\nVERSION_CODENAME=\"\"\nPRETTY_NAME=\"Fedora Linux 43\"\n";
+    const FEDORA: &str =
+        "NAME=\"Fedora Linux\"\nID=fedora\nVERSION_CODENAME=\"\"\nPRETTY_NAME=\"Fedora Linux 43\"\n";
     const ARCH: &str = "NAME=\"Arch Linux\"\nPRETTY_NAME=\"Arch Linux\"\nID=arch\nBUILD_ID=rolling\n";
 
     fn check(machine: &Machine, programs: &[&str]) -> Result<(), String> {
@@ -168,7 +169,8 @@ mod tests {
 
     #[test]
     fn others_get_one_line_for_a_container() {
-        for (os_release, name) in [(UBUNTU, "Ubuntu 24.04.3 LTS"), (FEDORA, "Fedora Linux 43"), (ARCH, "Arch Linux")]
+        for (os_release, name) in
+            [(UBUNTU, "Ubuntu 24.04.3 LTS"), (FEDORA, "Fedora Linux 43"), (ARCH, "Arch Linux")]
         {
             let message = check(&machine(os_release, None), &["docker"]).unwrap_err();
             assert!(message.contains(&format!("{name} has none in its apt sources")), "{message}");
@@ -189,7 +191,10 @@ mod tests {
     fn a_mirror_serves_every_machine_with_the_tools() {
         let url = "http://deb.debian.org/debian";
         let message = check(&machine(UBUNTU, None), TOOLS).unwrap_err();
-        assert!(message.contains("or name a Debian mirror with --mirror URL or DMABUF_RDMA_MIRROR"), "{message}");
+        assert!(
+            message.contains("or name a Debian mirror with --mirror URL or DMABUF_RDMA_MIRROR"),
+            "{message}"
+        );
         for os_release in [UBUNTU, FEDORA, ARCH, DEBIAN] {
             let machine = machine(os_release, Some(url));
             assert_eq!(check(&machine, TOOLS), Ok(()));

@@ -92,9 +92,8 @@ fn install(wanted: &[Package]) -> Result<()> {
     // cargo downloads meanwhile; the build repeats what fails.
     let crates = project::cargo().args(["fetch", "--quiet", "--locked"]).stderr(Stdio::null()).spawn();
     // The package lists may be old, or missing in a container.
-    process::output(apt(&[]).arg("update")).context(
-        "cannot fetch the package lists; check the network, and http_proxy if there is a proxy",
-    )?;
+    process::output(apt(&[]).arg("update"))
+        .context("cannot fetch the package lists; check the network, and http_proxy if there is a proxy")?;
     process::output(&mut install_command(&[], &missing)).map_err(explained)?;
     if let Ok(mut crates) = crates {
         let _ = crates.wait();
@@ -111,13 +110,15 @@ fn apt(options: &[&str]) -> Command {
     apt
 }
 
-fn install_command(options: &[&str], packages: &[&str]) -> Command {
+/// The command that installs packages. It removes none.
+pub(crate) fn install_command(options: &[&str], packages: &[&str]) -> Command {
     let mut install = apt(options);
     install.args(["install", "-y", "--no-install-recommends", "--no-remove"]).args(packages);
     install
 }
 
-fn explained(error: anyhow::Error) -> anyhow::Error {
+/// An error of apt-get, with its cause in one sentence.
+pub(crate) fn explained(error: anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let reason = if text.contains("remove is disabled") {
         "the packages conflict with installed ones; nothing was installed or removed. Remove those yourself, or run \

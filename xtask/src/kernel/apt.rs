@@ -44,7 +44,9 @@ impl Apt {
             Some(url) => sources::at_mirror(url, release, host::KEYRING),
             None => {
                 let archives = machine_sources()?;
-                [true, false].map(|backports| sources::of_machine(&archives, &machine.codename, release, backports)).to_vec()
+                [true, false]
+                    .map(|backports| sources::of_machine(&archives, &machine.codename, release, backports))
+                    .to_vec()
             }
         };
         if attempts.iter().all(Vec::is_empty) {
@@ -55,11 +57,11 @@ impl Apt {
             );
         }
         // Each release has its own lists, so that a package name belongs to one release.
-        Apt::update(&super::home().join(format!("apt-{release}")), release, &attempts)
+        Apt::update(&super::home().join(format!("apt-{release}")), release, &attempts, "")
     }
 
     /// Sets up apt in `dir` and fetches the package lists of the first of several choices of archives that exists.
-    fn update(dir: &Path, release: &str, attempts: &[Vec<Archive>]) -> Result<Apt> {
+    fn update(dir: &Path, release: &str, attempts: &[Vec<Archive>], settings: &str) -> Result<Apt> {
         // A cut download's remains, or another thing in the place of a folder.
         for sub in ["state/lists/partial", "cache/archives/partial"] {
             let _ = lock::remove(&dir.join(sub));
@@ -69,8 +71,8 @@ impl Apt {
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
         let apt = Apt { dir: dir.to_path_buf(), release: release.to_string() };
-        apt.write("apt.conf", &apt.configuration()?)?;
-        let mut first = None;
+        apt.write("apt.conf", &(apt.configuration()? + settings))?;
+        let mut failure = String::new();
         // apt fails completely if the mirror lacks one of the suites.
         for archives in attempts {
             apt.write("sources/debian.sources", &sources::to_deb822(archives))?;
@@ -79,13 +81,14 @@ impl Apt {
             if update.status.success() {
                 return Ok(apt);
             }
-            let text = process::tail(&String::from_utf8_lossy(&update.stderr), 20);
-            first.get_or_insert(text);
+            failure = process::tail(&String::from_utf8_lossy(&update.stderr), 20);
+            if !failure.contains("does not have a Release file") && !failure.contains("  404  ") {
+                break;
+            }
         }
         bail!(
             "apt cannot fetch Debian's package lists; check the network, http_proxy if there is a proxy, and the \
-             mirror:\n{}",
-            first.unwrap_or_default()
+             mirror:\n{failure}"
         );
     }
 
@@ -159,7 +162,6 @@ Dir::Etc::preferencesparts "/dev/null";
 #clear APT::Update::Post-Invoke-Success;
 APT::Sandbox::User "";
 APT::Architecture "amd64";
-Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::Languages "none";
 "#
@@ -215,7 +217,98 @@ fn machine_sources() -> Result<Vec<Archive>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mirror::{Mirror, RELEASE};
     use super::*;
+    use std::sync::atomic::Ordering;
+
+    /// Fail at once.
+    const ONCE: &str = "Acquire::Retries \"0\";\n";
+
+    /// The mirror's suites. Debian's keys have not signed them.
+    fn suites(url: &str) -> Vec<Vec<Archive>> {
+        let mut attempts = sources::at_mirror(url, RELEASE, host::KEYRING);
+        for archive in attempts.iter_mut().flatten() {
+            archive.signed_by = Some(format!("{}\nTrusted: yes", host::KEYRING));
+        }
+        attempts
+    }
+
+    #[test]
+    fn a_cut_download_is_repeated_and_never_blocks_the_next() {
+        let mirror = Mirror::new(&[("linux-a", ""), ("linux-b", "Depends: linux-a\n")]);
+        let dir = mirror.folder.join("apt");
+        // What an interrupted run may have left, and what no run leaves.
+        fs::create_dir_all(dir.join("state/lists")).unwrap();
+        fs::write(dir.join("state/lists/partial"), "a file").unwrap();
+        fs::create_dir_all(dir.join("cache/archives/partial/linux-a_1_amd64.deb")).unwrap();
+        let apt = Apt::update(&dir, RELEASE, &suites(&mirror.url()), ONCE).unwrap();
+        // The mirror has neither the security suite nor the backports.
+        assert_eq!(read(&dir.join("sources/debian.sources")).unwrap().matches("Suites: trixie\n").count(), 1);
+        let offers = apt.offers().unwrap();
+        assert_eq!(offers.iter().map(|(_, offers)| offers.len()).sum::<usize>(), 2);
+        assert_eq!(apt.closure(&["linux-b"]).unwrap(), ["linux-a=1", "linux-b=1"]);
+
+        let to = mirror.folder.join("debs");
+        fs::create_dir(&to).unwrap();
+        mirror.cut.store(1, Ordering::Relaxed);
+        let message = format!("{:#}", apt.download(["linux-a=1"], &to).unwrap_err());
+        assert!(message.contains("check the network and the free space"), "{message}");
+        apt.download(["linux-a=1"], &to).unwrap();
+        let (got, sent) =
+            (to.join("linux-a_1_amd64.deb"), mirror.folder.join("debian/pool/linux-a_1_amd64.deb"));
+        assert_eq!(fs::read(got).unwrap(), fs::read(sent).unwrap());
+    }
+
+    #[test]
+    fn a_mirror_that_debian_has_not_signed_is_refused() {
+        let mirror = Mirror::new(&[]);
+        let attempts = sources::at_mirror(&mirror.url(), RELEASE, host::KEYRING);
+        let refused = Apt::update(&mirror.folder.join("apt"), RELEASE, &attempts, ONCE);
+        let message = refused.err().expect("unsigned").to_string();
+        assert!(message.contains("is not signed"), "{message}");
+    }
+
+    #[test]
+    fn without_a_network_the_message_says_so() {
+        let mirror = Mirror::new(&[]);
+        // Nobody listens on the port of discarded data.
+        let attempts = suites("http://127.0.0.1:9/debian");
+        let message =
+            Apt::update(&mirror.folder.join("apt"), RELEASE, &attempts, ONCE).err().unwrap().to_string();
+        assert!(
+            message.contains("check the network, http_proxy") && message.contains("127.0.0.1"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_proxy_is_asked_for_another_name() {
+        let mirror = Mirror::new(&[("linux-a", "")]);
+        let proxy = format!("{ONCE}Acquire::http::Proxy \"http://127.0.0.1:{}\";\n", mirror.port);
+        let attempts = suites("http://mirror.invalid/debian");
+        Apt::update(&mirror.folder.join("apt"), RELEASE, &attempts, &proxy).unwrap();
+        let requests = mirror.requests();
+        assert!(
+            requests.iter().all(|line| line.starts_with("GET http://mirror.invalid/debian")),
+            "{requests:?}"
+        );
+    }
+
+    #[test]
+    fn apt_removes_nothing() {
+        let mirror = Mirror::new(&[("old", ""), ("new", "Conflicts: old\n")]);
+        let dir = mirror.folder.join("apt");
+        let apt = Apt::update(&dir, RELEASE, &suites(&mirror.url()), ONCE).unwrap();
+        let status = dir.join("status");
+        let installed = "Package: old\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\n\
+                         Maintainer: Nobody <n@example>\nDescription: for a test\n\n";
+        fs::write(&status, installed).unwrap();
+        let status = format!("Dir::State::status={}", status.display());
+        let mut install = host::install_command(&["-s", "-o", &status], &["new"]);
+        install.env("APT_CONFIG", apt.dir.join("apt.conf"));
+        let message = format!("{:#}", process::output(&mut install).map_err(host::explained).unwrap_err());
+        assert!(message.contains("nothing was installed or removed"), "{message}");
+    }
 
     #[test]
     fn a_simulation_gives_packages_and_versions() {

@@ -35,9 +35,17 @@ pub fn module(kernel: &Unpacked, folder: &str, name: &str, arguments: &[PathBuf]
     let output = staging.path();
     let compiler = compiler::choose(&kernel.headers())?;
     let mut build = Command::new("sh");
-    build.arg(&script).args(arguments).arg(output).args(&compiler.make_arguments).env("CC", &compiler.command);
-    process::output(&mut build)
-        .with_context(|| format!("cannot build {name}.ko for Linux {}", kernel.release))?;
+    build
+        .arg(&script)
+        .args(arguments)
+        .arg(output)
+        .args(&compiler.make_arguments)
+        .env("CC", &compiler.command);
+    if let Err(error) = process::output(&mut build) {
+        // The message names make's log in it.
+        staging.keep();
+        return Err(error.context(format!("cannot build {name}.ko for Linux {}", kernel.release)));
+    }
     fs::write(output.join("key"), key)?;
     staging.finish(&target)?;
     step.done("Built", name);

@@ -16,7 +16,8 @@ pub struct Compiler {
 /// The compiler for a kernel's headers. As root, installs it if this machine's apt has it.
 pub fn choose(headers: &Path) -> Result<Compiler> {
     let configuration = read(&headers.join("include/config/auto.conf"))?;
-    let built = built_by(&configuration).context("the kernel's headers name no compiler (CONFIG_CC_VERSION_TEXT)")?;
+    let built =
+        built_by(&configuration).context("the kernel's headers name no compiler (CONFIG_CC_VERSION_TEXT)")?;
     let major = major(built).with_context(|| format!("the kernel was built by \"{built}\", not by gcc"))?;
     let named = format!("gcc-{major}");
     if process::find(&named).is_some() || !is(major, "gcc") && host::offer(&named)? {
@@ -85,7 +86,8 @@ mod tests {
 
     #[test]
     fn another_compiler_leaves_out_what_it_does_not_know() {
-        let headers = lock::new_folder(&std::env::temp_dir(), |unique| format!("xtask-gcc-{unique}")).unwrap();
+        let headers =
+            lock::new_folder(&std::env::temp_dir(), |unique| format!("xtask-gcc-{unique}")).unwrap();
         let write = |text: &str| {
             std::fs::create_dir_all(headers.join("include/config")).unwrap();
             std::fs::write(headers.join("include/config/auto.conf"), text).unwrap();

@@ -6,7 +6,7 @@
 use super::lines::{Kernel, LINUX_6_12, Version, filled};
 use super::resolve::{Choice, choose, is_later};
 use super::slim::slim;
-use super::{Unpacked, apt::Apt, checking, home, image, modules_tree, tools, vmlinuz};
+use super::{Unpacked, apt::Apt, checking, home, image, tools, vmlinuz};
 use crate::host;
 use crate::lock::{self, Staging};
 use crate::size::Size;
@@ -46,7 +46,8 @@ pub fn unpacked(kernel: &'static Kernel) -> Result<Unpacked> {
     let apt = Apt::of(kernel)?;
     let choice = choose(kernel, &apt.offers()?)?;
     let target = home.join(format!("linux-{}-amd64", choice.abi));
-    let present = |dir: &Path| fs::read_to_string(dir.join("recipe")).is_ok_and(|text| text == recipe(kernel));
+    let present =
+        |dir: &Path| fs::read_to_string(dir.join("recipe")).is_ok_and(|text| text == recipe(kernel));
     if !present(&target) {
         let staging = Staging::beside(&target)?;
         unpack(kernel, &choice, &apt, staging.path())?;
@@ -158,14 +159,18 @@ fn unpack(kernel: &Kernel, choice: &Choice, apt: &Apt, dir: &Path) -> Result<()>
         lock::remove(&home)?;
         tools::adapt(&kbuild, &libraries)?;
     }
+    // This machine's depmod and modprobe may look in the other place than the packages use.
     if !root.join("lib").exists() {
-        // This machine's depmod looks in lib, also for a release that has everything in usr.
         std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("cannot link lib")?;
+    }
+    if !root.join("usr/lib/modules").exists() {
+        std::os::unix::fs::symlink("../../lib/modules", root.join("usr/lib/modules"))
+            .context("cannot link usr/lib/modules")?;
     }
     let depmod = process::find("depmod").context("depmod is not installed; install the package kmod")?;
     let depmod = || process::output(Command::new(&depmod).arg("-b").arg(&root).arg(&release));
     depmod()?;
-    slim(kernel, &modules_tree(&root, &release))?;
+    slim(kernel, &root, &release)?;
     depmod()?;
     let wrapped = vmlinuz(dir, &release);
     let wrapped = fs::read(&wrapped).with_context(|| format!("cannot read {}", wrapped.display()))?;

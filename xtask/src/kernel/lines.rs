@@ -158,7 +158,8 @@ pub fn by_name(name: &str) -> Result<&'static Kernel> {
     {
         return Ok(kernel.at(Version::Newest));
     }
-    let exact = debian().find(|kernel| name.strip_prefix(kernel.line).is_some_and(|rest| rest.starts_with('.')));
+    let exact =
+        debian().find(|kernel| name.strip_prefix(kernel.line).is_some_and(|rest| rest.starts_with('.')));
     exact.map(|kernel| kernel.at(Version::Exact(name.to_string()))).with_context(|| {
         let names: Vec<_> = KERNELS.iter().map(|k| k.line).collect();
         format!(
@@ -203,7 +204,10 @@ mod tests {
         }
         for name in ["6", "6.1.90", "6.120", "", "debug-newest", "8-newest", "x"] {
             let message = by_name(name).unwrap_err().to_string();
-            assert!(message.contains("use one of 6.12, 7, debug, newest, 7-newest, or a version"), "{message}");
+            assert!(
+                message.contains("use one of 6.12, 7, debug, newest, 7-newest, or a version"),
+                "{message}"
+            );
         }
         assert_eq!(by_name("newest").unwrap().beside(&LINUX_7).version, Version::Newest);
         assert_eq!(by_name("6.12").unwrap().beside(&LINUX_7).version, Version::Tested);

@@ -14,6 +14,8 @@ mod compiler;
 mod fetch;
 mod image;
 pub mod lines;
+#[cfg(test)]
+pub mod mirror;
 mod modules;
 mod resolve;
 pub mod rxe;
@@ -75,8 +77,10 @@ impl Unpacked {
     pub fn stock_rxe(&self) -> Result<PathBuf> {
         let modules = self.modules(&["rdma_rxe"])?;
         let module = modules.last().context("rdma_rxe is built in")?;
-        let inside = module.path.strip_prefix(self.modules_dir())?;
-        Ok(Path::new("/lib/modules").join(&self.release).join(inside))
+        // `lib` may be a link to `usr/lib`.
+        let tree = self.modules_dir().canonicalize()?;
+        let path = module.path.canonicalize()?;
+        Ok(Path::new("/lib/modules").join(&self.release).join(path.strip_prefix(tree)?))
     }
 
     /// The module dma_sg. Builds it first if needed.
@@ -91,7 +95,7 @@ impl Unpacked {
 
     /// The named modules and all their dependencies, in load order.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
-        modules::closure(&self.modules_dir(), names)
+        modules::closure(&self.dir.join("root"), &self.release, names)
     }
 }
 

@@ -1,9 +1,9 @@
-//! Dependencies of modules, in load order.
+//! Dependencies of modules, in load order, as modprobe knows them.
 
-use super::read;
+use crate::process;
 use anyhow::{Context, Result};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A module file in the kernel's tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,67 +13,71 @@ pub struct Module {
     pub path: PathBuf,
 }
 
-/// The named modules and all their dependencies; a dependency comes first.
-pub fn closure(tree: &Path, names: &[&str]) -> Result<Vec<Module>> {
-    let dep = Dependencies::parse(&read(&tree.join("modules.dep"))?);
-    // Built-in modules need no loading.
-    let builtin = read(&tree.join("modules.builtin")).unwrap_or_default();
-    let builtin: Vec<String> = builtin.lines().map(module_name).collect();
-    let mut order = Vec::new();
-    for name in names.iter().map(|n| n.replace('-', "_")).filter(|n| !builtin.contains(n)) {
-        dep.visit(&name, &mut order).with_context(|| format!("in {}", tree.display()))?;
-    }
-    Ok(order.into_iter().map(|file| Module { name: module_name(&file), path: tree.join(&file) }).collect())
-}
-
-/// `modules.dep`, by module name.
-struct Dependencies(HashMap<String, (String, Vec<String>)>);
-
-impl Dependencies {
-    fn parse(text: &str) -> Dependencies {
-        let entry = |line: &str| {
-            let (file, needs) = line.split_once(':')?;
-            let needs = needs.split_whitespace().map(str::to_string).collect();
-            Some((module_name(file), (file.to_string(), needs)))
-        };
-        Dependencies(text.lines().filter_map(entry).collect())
-    }
-
-    fn visit(&self, name: &str, order: &mut Vec<String>) -> Result<()> {
-        let (file, needs) = self.0.get(name).with_context(|| format!("modules.dep has no module {name}"))?;
-        if order.contains(file) {
-            return Ok(());
+/// The named modules and all their dependencies; a dependency comes first. Built-in modules need no loading.
+///
+/// `root` has the tree `lib/modules/RELEASE`, with the indices of depmod.
+pub fn closure(root: &Path, release: &str, names: &[&str]) -> Result<Vec<Module>> {
+    let modprobe =
+        process::find("modprobe").context("modprobe is not installed; install the package kmod")?;
+    let mut command = Command::new(modprobe);
+    // The machine's own configuration is about its own kernel.
+    command.args(["-C", "/dev/null", "-S", release, "--all", "--show-depends", "-d"]).arg(root).args(names);
+    let text = process::output(&mut command)?;
+    let mut modules: Vec<Module> = Vec::new();
+    for path in
+        text.lines().filter_map(|line| line.strip_prefix("insmod ")).map(|path| Path::new(path.trim()))
+    {
+        let module = Module { name: module_name(path), path: path.to_path_buf() };
+        if !modules.contains(&module) {
+            modules.push(module);
         }
-        for need in needs {
-            self.visit(&module_name(need), order)?;
-        }
-        order.push(file.clone());
-        Ok(())
     }
+    Ok(modules)
 }
 
 /// The name of a module file: `kernel/net/9p/9pnet-virtio.ko.xz` is `9pnet_virtio`.
-fn module_name(file: &str) -> String {
-    let base = file.rsplit('/').next().unwrap_or(file);
-    base.split(".ko").next().unwrap_or(base).replace('-', "_")
+fn module_name(file: &Path) -> String {
+    let base = file.file_name().unwrap_or_default().to_string_lossy();
+    base.split(".ko").next().unwrap_or(&base).replace('-', "_")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock;
+    use std::fs;
 
     #[test]
     fn dependencies_come_first() {
-        let dep = Dependencies::parse(
-            "kernel/a.ko.xz:\n\
-             kernel/b-x.ko.xz: kernel/a.ko.xz\n\
-             kernel/c.ko: kernel/d.ko kernel/b-x.ko.xz kernel/a.ko.xz\n\
-             kernel/d.ko: kernel/a.ko.xz\n",
-        );
-        let mut order = Vec::new();
-        dep.visit("c", &mut order).unwrap();
-        dep.visit("b_x", &mut order).unwrap();
-        assert_eq!(order, ["kernel/a.ko.xz", "kernel/d.ko", "kernel/b-x.ko.xz", "kernel/c.ko"]);
-        assert!(dep.visit("e", &mut order).is_err());
+        let root =
+            lock::new_folder(&std::env::temp_dir(), |unique| format!("xtask-modules-{unique}")).unwrap();
+        let tree = root.join("lib/modules/1.2.3");
+        fs::create_dir_all(tree.join("kernel")).unwrap();
+        fs::create_dir_all(root.join("usr/lib")).unwrap();
+        std::os::unix::fs::symlink("../../lib/modules", root.join("usr/lib/modules")).unwrap();
+        // `b-x` uses a symbol of `a`, and `c` one of `b-x`.
+        let exports = "char s[] __attribute__((section(\"__ksymtab_strings\"))) =";
+        for (name, code) in [
+            ("a", format!("{exports} \"of_a\";")),
+            ("b-x", format!("{exports} \"of_b\"; extern int of_a; int *p = &of_a;")),
+            ("c", "extern int of_b; int *p = &of_b;".to_string()),
+        ] {
+            let source = tree.join("kernel").join(name);
+            fs::write(source.with_extension("c"), code).unwrap();
+            let mut compile = Command::new("gcc");
+            compile.arg("-c").arg(source.with_extension("c")).arg("-o").arg(source.with_extension("ko"));
+            process::output(&mut compile).unwrap();
+        }
+        fs::write(tree.join("modules.builtin"), "kernel/e.ko\n").unwrap();
+        process::output(Command::new(process::find("depmod").unwrap()).arg("-b").arg(&root).arg("1.2.3"))
+            .unwrap();
+        let names = |wanted: &[&str]| {
+            let modules = closure(&root, "1.2.3", wanted)?;
+            Ok::<_, anyhow::Error>(modules.into_iter().map(|module| module.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["c", "b_x", "e"]).unwrap(), ["a", "b_x", "c"]);
+        assert_eq!(names(&["b-x"]).unwrap(), ["a", "b_x"]);
+        assert!(names(&["absent", "a"]).is_err());
+        fs::remove_dir_all(root).unwrap();
     }
 }

@@ -62,7 +62,8 @@ impl std::error::Error for NotOffered {}
 
 /// The version of `kernel` to fetch: one that a suite offers completely.
 pub fn choose(kernel: &Kernel, suites: &[(String, Vec<Offer>)]) -> Result<Choice> {
-    let all: Vec<Choice> = suites.iter().flat_map(|(suite, offers)| complete(kernel, suite, offers)).collect();
+    let all: Vec<Choice> =
+        suites.iter().flat_map(|(suite, offers)| complete(kernel, suite, offers)).collect();
     let matches = |choice: &&Choice| match &kernel.version {
         Version::Tested => Kernel::is(&choice.abi, kernel.tested),
         Version::Newest => true,

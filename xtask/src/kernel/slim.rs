@@ -11,11 +11,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Rewrites the modules that `kernel` names and their dependencies in `tree`.
-pub fn slim(kernel: &Kernel, tree: &Path) -> Result<()> {
+/// Rewrites the modules that `kernel` names and their dependencies, below `root`.
+pub fn slim(kernel: &Kernel, root: &Path, release: &str) -> Result<()> {
     let names: Vec<&str> =
         [kernel.root_modules, kernel.rdma_modules, &["rdma_rxe"], kernel.test_modules].concat();
-    for module in modules::closure(tree, &names)? {
+    for module in modules::closure(root, release, &names)? {
         let name = module.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((stem, suffix)) = name.split_once(".ko.") else { continue };
         let packed =

@@ -84,7 +84,8 @@ pub fn of_machine(archives: &[Archive], own: &str, release: &str, backports: boo
         return for_release(archives, own, backports);
     }
     let rolling = [own, "stable", "testing", "unstable", "sid"];
-    let main = archives.iter().find(|archive| archive.suites.iter().any(|suite| rolling.contains(&suite.as_str())));
+    let main =
+        archives.iter().find(|archive| archive.suites.iter().any(|suite| rolling.contains(&suite.as_str())));
     let mut suites = vec![release.to_string()];
     suites.extend(backports.then(|| format!("{release}-backports")));
     main.map(|main| Archive { suites, ..main.clone() }).into_iter().collect()
@@ -237,7 +238,10 @@ Components: main
         assert_eq!((&other[0].uri, &other[0].signed_by), (&archives[0].uri, &archives[0].signed_by));
         assert_eq!(other[0].suites, ["trixie", "trixie-backports"]);
         assert_eq!(of_machine(&archives, "bookworm", "trixie", false)[0].suites, ["trixie"]);
-        assert_eq!(of_machine(&archives, "bookworm", "bookworm", false), for_release(&archives, "bookworm", false));
+        assert_eq!(
+            of_machine(&archives, "bookworm", "bookworm", false),
+            for_release(&archives, "bookworm", false)
+        );
         assert!(of_machine(&archives, "noble", "trixie", true).is_empty());
         // A machine of no release.
         let sid = parse_list("deb http://m/debian sid main");

@@ -9,11 +9,12 @@ pub mod refused;
 use crate::cargo::{self, EVERYTHING};
 use crate::host::{self, Need};
 use crate::kernel::lines;
-use crate::{api, process, project, ui};
+use crate::{api, kernel, lavapipe, process, project, ui};
 use anyhow::{Context, Result, bail};
 use libtest::Report;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::Instant;
 
 /// Format, lints, features, documentation, the public API, unit tests, doctests and programs that must not
@@ -88,9 +89,21 @@ fn all(args: &Args, summary: &mut Summary) -> Result<()> {
         false => &[Need::Library, Need::Peers, Need::Guest],
     };
     host::ensure(needs)?;
-    let debug = lines::by_name(&args.kernel)?.configuration.is_some();
+    let kernel = lines::by_name(&args.kernel)?;
+    let debug = kernel.configuration.is_some();
     if debug {
         host::ensure(&[Need::KernelBuild])?;
+    }
+    // Downloads go on beside the checks. Who needs a kernel waits for it, and reports what went wrong.
+    if !args.host && !debug {
+        let everything = args.filter.is_empty() && !args.siw;
+        thread::spawn(move || {
+            let fetched = kernel::unpacked(kernel);
+            if everything && fetched.is_ok() {
+                let _ = lavapipe::environment();
+                let _ = kernel::unpacked(kernel.beside(&lines::LINUX_7));
+            }
+        });
     }
     // Cheap steps first; each ends the run when it fails. The kernel makes no difference to them.
     if args.filter.is_empty() && !args.siw && !debug {
