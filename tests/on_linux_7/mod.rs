@@ -239,7 +239,7 @@ fn opening_says_what_vfio_needs() {
     let census = Census::take();
     let absent = "0000:fe:1f.7".parse().unwrap();
     assert_refused!(VfioDevice::open(absent), VfioError::Pci(pci::Error::NotInSysfs { .. }));
-    let (behind, _) = readers();
+    let behind = behind();
     let DmaDevice::Pci(behind) = behind else { unreachable!() };
     let refused = VfioDevice::open(behind);
     let message = assert_refused!(refused, VfioError::NotBound { driver: Some(_), .. });

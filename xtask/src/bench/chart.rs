@@ -81,13 +81,14 @@ fn draw(
     let ys = range(&mut points().map(|p| p.1), 1.6);
     let mut chart = ChartBuilder::on(&left)
         .margin(12)
-        .caption(title, ("sans-serif", 16))
+        .caption(title, ("sans-serif", 20))
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(xs.log_scale().base(2.0), ys.log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
+        .label_style(("sans-serif", 15))
         .x_desc(labels.x)
         .x_label_formatter(&|x| size(*x))
         .y_label_formatter(&|y| figure(*y))
@@ -99,11 +100,11 @@ fn draw(
         chart.draw_series(own.iter().chain(peer).map(|&point| Circle::new(point, 3, colour.filled())))?;
         let y = 40 + 22 * number as i32;
         right.draw(&Rectangle::new([(0, y), (14, y + 4)], colour.filled()))?;
-        right.draw(&Text::new(name.to_string(), (22, y - 6), ("sans-serif", 13)))?;
+        right.draw(&Text::new(name.to_string(), (22, y - 6), ("sans-serif", 16)))?;
     }
     if series.iter().any(|(_, [_, peer])| !peer.is_empty()) {
         let y = 40 + 22 * (series.len() as i32 + 1);
-        right.draw(&Text::new(format!("dashed: {}", labels.peer), (0, y), ("sans-serif", 13)))?;
+        right.draw(&Text::new(format!("dashed: {}", labels.peer), (0, y), ("sans-serif", 16)))?;
     }
     root.present()?;
     Ok(())

@@ -38,6 +38,12 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         wanted.push(("debian-archive-keyring", None));
     }
     if process::find("apt-get").is_none() || !Path::new(DPKG).is_dir() {
+        if needs.contains(&Need::Guest) && Machine::this().lacks_keyring() {
+            bail!(
+                "{KEYRING} is missing, with which apt checks the mirror; install this system's package with \
+                 Debian's keys, such as debian-archive-keyring or debian-keyring"
+            );
+        }
         return without_apt(&wanted);
     }
     let missing = missing(&wanted)?;
