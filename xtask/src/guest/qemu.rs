@@ -30,11 +30,12 @@ impl Accel {
     }
 
     /// Parameters for the kernel. The kernel patches its code while it boots, and an emulated CPU may run what
-    /// another one is patching ("Oops: int3"). So it boots with one CPU, and `main.sh` starts the others.
+    /// another one is patching ("Oops: int3"). So it boots with one CPU, and `main.sh` starts the others. The
+    /// kernel's own check of the timer ("IO-APIC + timer doesn't work") takes a busy host for broken hardware.
     fn parameters(self) -> &'static [&'static str] {
         match self {
             Accel::Kvm => &[],
-            Accel::Tcg => &["maxcpus=1"],
+            Accel::Tcg => &["maxcpus=1", "no_timer_check"],
         }
     }
 
