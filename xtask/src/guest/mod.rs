@@ -48,8 +48,8 @@ pub struct Guest {
     pub cpus: u32,
     pub append: Vec<String>,
     pub qemu: Vec<String>,
-    /// More arguments for QEMU, under emulation only.
-    pub emulated: Vec<String>,
+    /// Emulation, also where KVM works: for a CPU of choice.
+    pub emulate: bool,
     /// Timeout for the whole run; `None` for no timeout.
     pub timeout: Option<Duration>,
     /// Give the job the caller's terminal instead of pipes.
@@ -109,7 +109,7 @@ impl Guest {
             cpus: 2,
             append: Vec::new(),
             qemu: Vec::new(),
-            emulated: Vec::new(),
+            emulate: false,
             timeout: Some(Duration::from_secs(600)),
             terminal: false,
             capture: false,
@@ -120,7 +120,10 @@ impl Guest {
     /// Boots the guest, runs the job and stops the guest. Starts it once more if it dies while it boots.
     pub fn run(&self, job: &Job) -> Result<Outcome> {
         let parts = self.parts(job)?;
-        let accel = accel::choose(&parts.kernel.image(), &parts.initramfs)?;
+        let accel = match self.emulate {
+            true => Accel::Tcg,
+            false => accel::choose(&parts.kernel.image(), &parts.initramfs)?,
+        };
         started_again(accel, |accel| self.start(&parts, accel))
     }
 
@@ -162,10 +165,6 @@ impl Guest {
         parts.job.write(&run.share(), &parts.settings)?;
         let mut append = vec![format!("initcall_blacklist={}", self.kernel.skipped_initcalls.join(","))];
         append.extend(self.append.iter().cloned());
-        let mut extra = self.qemu.clone();
-        if accel == Accel::Tcg {
-            extra.extend(self.emulated.iter().cloned());
-        }
         let machine = Machine {
             accel,
             cpus: self.cpus,
@@ -173,7 +172,7 @@ impl Guest {
             image: &kernel.image(),
             initramfs: &parts.initramfs,
             append: &append,
-            extra: &extra,
+            extra: &self.qemu,
             terminal: self.terminal,
         };
         let start = Instant::now();
