@@ -1,10 +1,10 @@
-//! The example programs across the wire, started as a user does.
+//! The programs of `cli/` and `examples/` across the wire, started as a user does.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::common::census::Census;
-use crate::common::system::{example, run};
+use crate::common::system::{example, program, run};
 use crate::common::wire::FAR;
 use crate::common::{assert_same, pattern};
 
@@ -18,36 +18,50 @@ fn listening(command: &mut Command) -> (std::process::Child, BufReader<std::proc
     (child, output)
 }
 
+/// A copy that was interrupted after two blocks, and whose file then changed, and goes on where it stopped.
 #[test]
-fn bulk_sends_a_file() {
+fn copy_sends_a_file_and_goes_on() {
     let census = Census::take();
     let folder = std::env::temp_dir();
-    let (from, to) = (folder.join("bulk-original"), folder.join("bulk-copy"));
-    // Not a multiple of the page size or the message size.
+    let (from, to, part) = ["original", "copy", "copy.part"].map(|name| folder.join(name)).into();
+    // Not a multiple of the page size, the block or the message size.
     let bytes = pattern((3 << 20) + 1234, 9);
     std::fs::write(&from, &bytes).unwrap();
-    let (mut receiver, output) =
-        listening(Command::new(example("bulk")).args(["receive", "--listen", FAR, "--to"]).arg(&to));
-    let file = from.to_str().unwrap();
-    let sent = run(
-        example("bulk").to_str().unwrap(),
-        &["send", "--connect", FAR, "--exporter", "udmabuf", "--file", file],
-    );
-    assert!(sent.contains("sent 3.00 MiB"), "{sent}");
-    let printed: Vec<_> = output.lines().map_while(Result::ok).collect();
-    assert!(receiver.wait().unwrap().success());
-    assert!(printed.iter().any(|line| line.ends_with("verified")), "{printed:?}");
-    assert_same(&std::fs::read(&to).unwrap(), &bytes, "the copy");
+    let copy = || {
+        let (mut receiver, output) =
+            listening(Command::new(program()).args(["copy", "receive", "--listen", FAR, "--to"]).arg(&to));
+        let words = ["copy", "send", "--connect", FAR, "--exporter", "udmabuf", "--block", "1M", "--file"];
+        let words: Vec<_> = words.into_iter().chain([from.to_str().unwrap()]).collect();
+        let sent = run(program().to_str().unwrap(), &words);
+        let printed: Vec<_> = output.lines().map_while(Result::ok).collect();
+        assert!(receiver.wait().unwrap().success());
+        assert!(printed.iter().any(|line| line.ends_with("verified")), "{printed:?}");
+        assert_same(&std::fs::read(&to).unwrap(), &bytes, "the copy");
+        assert!(!part.exists());
+        sent
+    };
+    let sent = copy();
+    assert!(sent.contains("sent  3.00 MiB in ") && !sent.contains("resumed"), "{sent}");
+    std::fs::write(&part, &bytes[..(2 << 20) + 7]).unwrap();
+    let sent = copy();
+    assert!(sent.contains("resumed  the receiver has 2.00 MiB already"), "{sent}");
+    assert!(sent.contains("sent  1.00 MiB in "), "{sent}");
+    let mut other = bytes.clone();
+    other[5] ^= 1;
+    std::fs::write(&part, &other[..2 << 20]).unwrap();
+    let sent = copy();
+    assert!(sent.contains("sent  3.00 MiB in ") && !sent.contains("resumed"), "{sent}");
     std::fs::remove_file(from).unwrap();
     std::fs::remove_file(to).unwrap();
     census.assert_unchanged();
 }
 
 #[test]
-fn pingpong_goes_to_and_fro() {
-    let program = example("pingpong");
-    let (mut waiting, _output) = listening(Command::new(&program).args(["--listen", FAR, "--count", "20"]));
-    let printed = run(program.to_str().unwrap(), &["--connect", FAR, "--count", "20"]);
+fn ping_goes_to_and_fro() {
+    let program = program();
+    let words = ["ping", "--listen", FAR, "--count", "20"];
+    let (mut waiting, _output) = listening(Command::new(&program).args(words));
+    let printed = run(program.to_str().unwrap(), &["ping", "--connect", FAR, "--count", "20"]);
     assert!(printed.starts_with("one way: median "), "{printed}");
     assert!(waiting.wait().unwrap().success());
 }

@@ -218,15 +218,17 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
 }
 
 pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
-    let step = ui::Step::start("Building", "the integration tests and the examples");
+    let step = ui::Step::start("Building", "the integration tests and the programs");
     let build = || -> Result<_> {
         let binary = cargo::executable(&["test", "--no-run", "--test", TARGET], TARGET)?;
-        // The tests start the programs in examples/.
-        super::shown(project::cargo().args(["build", "--examples"]).args(cargo::EVERYTHING))?;
+        // The tests start the programs in examples/ and cli/.
+        super::shown(
+            project::cargo().args(["build", "--examples", "--bin", "dmabuf-rdma"]).args(cargo::EVERYTHING),
+        )?;
         Ok(binary)
     };
     let binary = build().inspect_err(|_| summary.broken.push("building the integration tests".into()))?;
-    step.done("Built", "the integration tests and the examples");
+    step.done("Built", "the integration tests and the programs");
     let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
 
     let mut all = Report::default();

@@ -1,42 +1,27 @@
-//! Measures the latency of small messages: two sides take turns to write 8 bytes into each other's dma-buf.
-//!
-//! ```text
-//! pingpong --listen 192.0.2.1            # one side
-//! pingpong --connect 192.0.2.1           # the other
-//! ```
+//! `ping`: two sides take turns to write 8 bytes into each other's dma-buf.
 //!
 //! The sides describe their buffers to each other while they connect. Then each polls its own buffer, without
 //! a pause, for the counter that the peer writes.
 
-#[path = "../common/exporter.rs"]
-mod exporter;
-#[path = "../common/register.rs"]
-mod register;
-
-use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use dmabuf_rdma::cm::{Listener, Outgoing};
 use dmabuf_rdma::dmabuf::{CpuAccess, CpuGuard};
 use dmabuf_rdma::transfer::ConnectionOptions;
 use dmabuf_rdma::verbs::{Device, ProtectionDomain};
 use dmabuf_rdma::{Connection, DmaBuf, MemoryRegion, RemoteRegion};
+use hdrhistogram::Histogram;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// Timeout for the peer's reply.
-const TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout for a peer to connect.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3600);
+use crate::net::{ACCEPT_TIMEOUT, TIMEOUT, address};
+use crate::{Result, exporter, register, ui};
 
 /// Offsets in each buffer: of the counter that this side sends, and of the one that the peer writes.
 const OURS: u64 = 0;
 const THEIRS: u64 = 64;
 
-#[derive(Parser)]
-#[command(about = "Measures the latency of RDMA WRITEs between two dma-bufs")]
-struct Options {
+/// Measure the latency of RDMA WRITEs of 8 bytes between two dma-bufs.
+#[derive(clap::Args)]
+pub struct Args {
     /// Address of an RDMA device to listen on.
     #[arg(long, required_unless_present = "connect")]
     listen: Option<String>,
@@ -48,34 +33,29 @@ struct Options {
     /// Round trips.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
-    /// The exporter of the buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
-    #[arg(long, default_value = "heap")]
+    /// The exporter of the buffer.
+    #[arg(long, default_value = "heap", help = format!("The exporter of the buffer: {}", exporter::NAMES))]
     exporter: String,
 }
 
-fn main() -> Result<()> {
-    let options = Options::parse();
-    let host = options.connect.as_ref().or(options.listen.as_ref()).ok_or("give --listen or --connect")?;
-    let address = (host.as_str(), options.port).to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| format!("{host} has no address"))?;
-
+pub fn run(args: &Args) -> Result<()> {
     // The route to the address decides which RDMA device to use.
-    if options.connect.is_some() {
-        let outgoing = Outgoing::resolve(address, None, TIMEOUT)?;
-        let mut side = Side::new(&outgoing.device_name(), &options.exporter)?;
+    if let Some(host) = &args.connect {
+        let outgoing = Outgoing::resolve(address(host, args.port)?, None, TIMEOUT)?;
+        let mut side = Side::new(&outgoing.device_name(), &args.exporter)?;
         let ours = side.region.remote().to_bytes();
         let theirs = outgoing.connect(&mut side.connection, &ours, TIMEOUT)?;
-        side.play(&theirs, options.count, true)
-    } else {
-        let listener = Listener::bind(address)?;
-        println!("listening on {}", listener.local_addr());
-        let incoming = listener.accept_request(ACCEPT_TIMEOUT)?;
-        let mut side = Side::new(&incoming.device_name(), &options.exporter)?;
-        let ours = side.region.remote().to_bytes();
-        let theirs = incoming.private_data().to_vec();
-        incoming.accept(&mut side.connection, &ours, TIMEOUT)?;
-        side.play(&theirs, options.count, false)
+        return side.play(&theirs, args.count, true);
     }
+    let host = args.listen.as_deref().ok_or("give --listen or --connect")?;
+    let listener = Listener::bind(address(host, args.port)?)?;
+    ui::listening(listener.local_addr());
+    let incoming = listener.accept_request(ACCEPT_TIMEOUT)?;
+    let mut side = Side::new(&incoming.device_name(), &args.exporter)?;
+    let ours = side.region.remote().to_bytes();
+    let theirs = incoming.private_data().to_vec();
+    incoming.accept(&mut side.connection, &ours, TIMEOUT)?;
+    side.play(&theirs, args.count, false)
 }
 
 /// A side's buffer, its region, and the connection.
@@ -105,7 +85,8 @@ impl Side {
             self.connection.write(&from, &to)?.wait()?;
             Ok(())
         };
-        let mut times = Vec::with_capacity(count as usize);
+        // Nanoseconds, to three digits.
+        let mut times = Histogram::<u64>::new(3)?;
         for round in 1..=count {
             let start = Instant::now();
             if starts {
@@ -119,16 +100,24 @@ impl Side {
             if !starts {
                 write(round)?;
             }
-            times.push(start.elapsed());
+            times.saturating_record(start.elapsed().as_nanos() as u64);
         }
         if starts {
-            times.sort();
-            let micros = |time: Duration| time.as_secs_f64() * 1e6 / 2.0;
-            let at = |percent: usize| micros(times[(times.len() - 1) * percent / 100]);
-            println!("one way: median {:.2} us, 99% {:.2} us, minimum {:.2} us", at(50), at(99), at(0));
+            let at = |quantile| micros(Duration::from_nanos(times.value_at_quantile(quantile)) / 2);
+            ui::line(format!(
+                "one way: median {:.2} us, 99% {:.2} us, 99.9% {:.2} us, minimum {:.2} us",
+                at(0.5),
+                at(0.99),
+                at(0.999),
+                micros(Duration::from_nanos(times.min()) / 2)
+            ));
         }
         Ok(())
     }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
 fn last_from_peer(memory: &CpuGuard<'_>) -> Result<u64> {

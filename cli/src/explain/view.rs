@@ -3,7 +3,8 @@
 use dma_sg::device_view::{DeviceView, DmaDevice};
 use dma_sg::pci::{Location, PciDevice, Sysfs};
 use dma_sg::{DmaMap, DmaSgList, Identity, SegmentLimits};
-use dmabuf_rdma::exporter::Allocation;
+use dmabuf_rdma::DmaBuf;
+use dmabuf_rdma::exporter::Backing;
 
 use crate::Result;
 
@@ -18,19 +19,19 @@ pub struct Seen {
 }
 
 /// The physical pages: from pagemap for memory of this process, from the module otherwise.
-pub fn physical(allocation: &Allocation) -> Result<Seen> {
-    if let Some(backing) = &allocation.backing {
+pub fn physical(buffer: &DmaBuf, backing: Option<&Backing>) -> Result<Seen> {
+    if let Some(backing) = backing {
         let pages = backing.page_list()?;
         let list = DmaMap::new(Identity, SegmentLimits::NONE).map(&pages)?;
         let addresses = "physical pages, from /proc/self/pagemap".into();
         return Ok(Seen { list, addresses, physical: true, _view: None });
     }
-    let view = DeviceView::new(&allocation.dmabuf, DmaDevice::Untranslated)?;
+    let view = DeviceView::new(buffer, DmaDevice::Untranslated)?;
     let addresses = "physical, as for a device without address translation".into();
     Ok(Seen { list: view.list()?, addresses, physical: true, _view: Some(view) })
 }
 
-pub fn by_device(allocation: &Allocation, name: &str) -> Result<Seen> {
+pub fn by_device(buffer: &DmaBuf, name: &str) -> Result<Seen> {
     let sysfs = Sysfs::new();
     let (device, location) = match name.parse() {
         Ok(address) => (DmaDevice::Pci(address), Location::Pci(sysfs.device(address)?)),
@@ -40,7 +41,7 @@ pub fn by_device(allocation: &Allocation, name: &str) -> Result<Seen> {
         Location::Pci(device) => kind(device),
         Location::NotPci { .. } => ("physical, since it copies with the CPU", true),
     };
-    let view = DeviceView::new(&allocation.dmabuf, device)?;
+    let view = DeviceView::new(buffer, device)?;
     let addresses = format!("for {location} ({kind})");
     Ok(Seen { list: view.list()?, addresses, physical, _view: Some(view) })
 }

@@ -2,19 +2,17 @@
 
 use std::net::TcpListener;
 
-use crate::digest::{digest, fill};
-use crate::side::Side;
-use crate::wire::{Answer, Command, Offer, Reply, Wire};
-use crate::{Options, Result};
-
-/// What precedes the address in the only line that the owner prints.
-pub const LISTENING: &str = "listening on ";
+use super::Options;
+use super::side::Side;
+use super::wire::{Answer, Command, Offer, Reply, Wire};
+use crate::pattern::{digest, fill};
+use crate::{Result, ui};
 
 pub fn run(options: &Options, listen: &str) -> Result<()> {
     let side = Side::new(options.device.as_deref(), &options.exporter, options.size)?;
     let (size, mapping) = (side.region.len(), side.buffer.map()?);
     let listener = TcpListener::bind(listen)?;
-    println!("{LISTENING}{}", listener.local_addr()?);
+    ui::listening(listener.local_addr()?);
 
     let mut wire = Wire::new(listener.accept()?.0)?;
     let endpoint = side.connection.endpoint();

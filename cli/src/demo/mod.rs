@@ -1,32 +1,24 @@
-//! Shows the whole path with both sides: the owner registers a dma-buf, and the mover writes and reads all of
+//! `demo`: the whole path with both sides. The owner registers a dma-buf, and the mover writes and reads all of
 //! it by RDMA. Both compare digests of what their CPU mappings show.
-//!
-//! `demo run` runs both sides on one machine, as two processes. For two machines, start
-//! `demo owner --listen 0.0.0.0:18515` on one and `demo mover --connect HOST:18515` on the other.
 
-mod digest;
-#[path = "../common/exporter.rs"]
-mod exporter;
 mod mover;
 mod owner;
-#[path = "../common/register.rs"]
-mod register;
 mod side;
-#[path = "../common/size.rs"]
-mod size;
-mod ui;
 mod wire;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
-use clap::{Args, Parser, Subcommand};
+use clap::Subcommand;
 
-type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+use crate::{Result, exporter, size, ui};
 
-#[derive(Parser)]
-#[command(about = "Moves a dma-buf over RDMA, both ways, and verifies it")]
-struct Cli {
+/// Move a dma-buf between two processes, both ways, and verify it.
+///
+/// `run` runs both sides on this machine. For two machines, start `owner --listen 0.0.0.0:18515` on one and
+/// `mover --connect HOST:18515` on the other.
+#[derive(clap::Args)]
+pub struct Args {
     #[command(subcommand)]
     role: Role,
 }
@@ -70,20 +62,19 @@ enum Role {
     },
 }
 
-#[derive(Args, Clone)]
+#[derive(clap::Args, Clone)]
 struct Options {
     /// RDMA device; default: the first.
     #[arg(long)]
     device: Option<String>,
-    /// The exporter of the owner's buffer: heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER.
-    #[arg(long, default_value = "heap")]
+    #[arg(long, default_value = "heap", help = format!("The exporter of the owner's buffer: {}", exporter::NAMES))]
     exporter: String,
     /// Size of the buffer, such as 512M or 4G.
     #[arg(long, default_value = "1G", value_parser = size::parse_size)]
     size: u64,
 }
 
-#[derive(Args, Clone, Copy)]
+#[derive(clap::Args, Clone, Copy)]
 struct Display {
     /// Draw progress bars.
     #[arg(long)]
@@ -93,18 +84,8 @@ struct Display {
     rounds: u32,
 }
 
-fn main() -> ExitCode {
-    match run(Cli::parse().role) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            ui::failure(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(role: Role) -> Result<()> {
-    match role {
+pub fn run(args: Args) -> Result<()> {
+    match args.role {
         Role::Owner { options, listen } => owner::run(&options, &listen),
         Role::Mover { device, exporter, connect, display } => {
             mover::run(device.as_deref(), &exporter, &connect, display)
@@ -119,14 +100,14 @@ fn run(role: Role) -> Result<()> {
 /// Starts the owner as a process, and runs the mover in this one.
 fn both(options: &Options, mover: Option<&str>, mover_exporter: &str, display: Display) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["owner", "--exporter", &options.exporter, "--size", &options.size.to_string()]);
+    command.args(["demo", "owner", "--exporter", &options.exporter, "--size", &options.size.to_string()]);
     if let Some(device) = &options.device {
         command.args(["--device", device]);
     }
     let mut owner = command.stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(owner.stdout.take().expect("piped")).read_line(&mut line)?;
-    let moved = match line.trim().strip_prefix(owner::LISTENING) {
+    let moved = match line.trim().strip_prefix(ui::LISTENING) {
         Some(address) => mover::run(mover, mover_exporter, address, display),
         None => Ok(()), // The owner failed and printed why; its status is checked below.
     };

@@ -2,6 +2,8 @@
 
 use dma_sg::{DmaSgList, Size};
 
+use crate::ui;
+
 /// Columns of the longest bar.
 const WIDTH: usize = 40;
 /// A column in eighths.
@@ -20,15 +22,12 @@ pub fn draw(list: &DmaSgList) {
     let first = buckets.iter().position(filled).unwrap_or(0);
     let last = buckets.iter().rposition(filled).unwrap_or(0);
     let most = buckets.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
-    println!("\n{:>10}  {:>8}  bytes", "length ≥", "segments");
+    ui::line(format!("\n{:>10}  {:>8}  bytes", "length ≥", "segments"));
     for (power, (segments, bytes)) in buckets.iter().enumerate().take(last + 1).skip(first) {
         let label = Size(1 << power).to_string();
         let bar = bar(*bytes, most);
-        println!(
-            "{label:>10}  {segments:>8}  {bar}{}{}",
-            if bar.is_empty() { "" } else { " " },
-            Size(*bytes)
-        );
+        let space = if bar.is_empty() { "" } else { " " };
+        ui::line(format!("{label:>10}  {segments:>8}  {bar}{space}{}", Size(*bytes)));
     }
 }
 

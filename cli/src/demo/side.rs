@@ -5,7 +5,7 @@ use std::time::Instant;
 use dmabuf_rdma::verbs::{Device, ProtectionDomain, devices};
 use dmabuf_rdma::{Connection, DmaBuf, MemoryRegion};
 
-use crate::wire::Summary;
+use super::wire::Summary;
 use crate::{Result, exporter, register};
 
 pub struct Side {

@@ -1,4 +1,4 @@
-//! Fills a buffer with a pattern and computes digests, through its CPU mapping, on all CPUs.
+//! A pattern in a buffer and the digest of its bytes, through its CPU mapping, on all CPUs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -10,23 +10,19 @@ use crate::Result;
 
 const BLOCK: u64 = 1 << 20;
 
-/// Fills the first `length` bytes with a pattern in which all words of 8 bytes differ, so that a misplaced
-/// byte changes the digest. Returns the digest of these bytes.
+/// Fills the first `length` bytes with a pattern, and returns the digest of these bytes.
 pub fn fill(mapping: &Mapping, length: u64, seed: u64, progress: impl Fn(u64) + Sync) -> Result<u64> {
     let guard = mapping.begin(CpuAccess::Write)?;
     let filled = AtomicU64::new(0);
     let digests = each_block(length, |offset, block| {
-        for (at, word) in block.chunks_mut(8).enumerate() {
-            let bytes = scramble(seed ^ (offset + 8 * at as u64)).to_le_bytes();
-            word.copy_from_slice(&bytes[..word.len()]);
-        }
+        write(block, offset, seed);
         guard.write(offset, block)?;
         let length = block.len() as u64;
         progress(filled.fetch_add(length, Ordering::Relaxed) + length);
-        Ok(of_block(block))
+        Ok(of_block(block).to_le_bytes())
     })?;
     guard.end()?;
-    Ok(u64::from_le_bytes(of_block(digests.as_flattened())))
+    Ok(of_block(digests.as_flattened()))
 }
 
 /// The digest of the first `length` bytes: the digest of the digests of their blocks.
@@ -34,14 +30,24 @@ pub fn digest(mapping: &Mapping, length: u64) -> Result<u64> {
     let guard = mapping.begin(CpuAccess::Read)?;
     let digests = each_block(length, |offset, block| {
         guard.read(offset, block)?;
-        Ok(of_block(block))
+        Ok(of_block(block).to_le_bytes())
     })?;
     guard.end()?;
-    Ok(u64::from_le_bytes(of_block(digests.as_flattened())))
+    Ok(of_block(digests.as_flattened()))
 }
 
-fn of_block(bytes: &[u8]) -> [u8; 8] {
-    xxh64(bytes, 0).to_le_bytes()
+/// Writes the pattern of the bytes from `offset` on, a multiple of 8. All words of 8 bytes differ, so that a
+/// misplaced byte changes the digest.
+pub fn write(bytes: &mut [u8], offset: u64, seed: u64) {
+    for (at, word) in bytes.chunks_mut(8).enumerate() {
+        let value = scramble(seed ^ (offset + 8 * at as u64)).to_le_bytes();
+        word.copy_from_slice(&value[..word.len()]);
+    }
+}
+
+/// The digest of one block.
+pub fn of_block(bytes: &[u8]) -> u64 {
+    xxh64(bytes, 0)
 }
 
 /// Calls `work` with the offset and the bytes of each block, and returns its results in order. Each CPU gets
