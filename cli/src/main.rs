@@ -2,8 +2,10 @@
 //!
 //! Each command has a module. `ui.rs` prints for all of them but `doctor`, which has a report of its own.
 
+mod bench;
 mod copy;
 mod demo;
+mod doctor;
 mod explain;
 mod exporter;
 mod net;
@@ -11,6 +13,7 @@ mod pages;
 mod pattern;
 mod ping;
 mod register;
+mod serve;
 mod size;
 mod ui;
 
@@ -30,9 +33,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Doctor(doctor::Args),
     Explain(explain::Args),
+    Bench(bench::Args),
     Copy(copy::Args),
     Ping(ping::Args),
+    Serve(serve::Args),
+    Read(serve::ReadArgs),
+    Write(serve::WriteArgs),
     Demo(demo::Args),
     Man(pages::ManArgs),
     Completions(pages::CompletionsArgs),
@@ -40,9 +48,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let run = match Cli::parse().command {
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Copy(args) => copy::run(args),
         Command::Ping(args) => ping::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Read(args) => serve::read(&args),
+        Command::Write(args) => serve::write(&args),
         Command::Demo(args) => demo::run(args),
         Command::Man(args) => pages::man(&args),
         Command::Completions(args) => pages::completions(&args),

@@ -22,7 +22,7 @@ pub fn send(
     size: Option<u64>,
     block: u64,
 ) -> Result<()> {
-    if block % 8 != 0 || block > MAX_BLOCK {
+    if !block.is_multiple_of(8) || block > MAX_BLOCK {
         return Err(format!("a block of {block} bytes: take a multiple of 8 up to 1G").into());
     }
     let (source, length) = Source::open(path, size)?;
