@@ -70,7 +70,7 @@
 //! }
 //! ```
 //!
-//! The example `demo` runs the whole path between two processes; `cargo xtask demo` runs it in a guest with a
+//! `dmabuf-rdma demo` (`cli/`) runs the whole path between two processes; `cargo xtask demo` runs it in a guest with a
 //! software RDMA device, on a machine without a NIC.
 //!
 //! # Linking

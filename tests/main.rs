@@ -3,6 +3,7 @@
 //! in which guest it runs.
 
 mod common;
+mod doctor;
 mod long;
 mod on_any_rxe;
 mod on_debian_provider;

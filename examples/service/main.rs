@@ -9,7 +9,6 @@
 //! for the bytes that they read. A client says by notifications that it is alive and when it is done. The server drops
 //! one that is silent for too long, and goes on when one is killed or cancels.
 
-#[path = "../demo/digest.rs"]
 mod digest;
 #[path = "../common/exporter.rs"]
 mod exporter;

@@ -29,7 +29,7 @@ pub async fn serve(
 ) -> Result<()> {
     let allocation =
         exporter::by_name(&options.exporter).map_err(|error| error.to_string())?.allocate(size)?;
-    let digest = digest::fill(&allocation.dmabuf.map()?, size, 1, |_| {})?;
+    let digest = digest::fill(&allocation.dmabuf.map()?, size)?;
     let listener = Listener::bind(address(host, options.port)?)?;
     println!("listening on {}", listener.local_addr());
 

@@ -6,6 +6,7 @@ pub mod capture;
 pub mod census;
 pub mod cgroup;
 pub mod cuda;
+pub mod doctor;
 pub mod drm;
 pub mod faults;
 pub mod gpu;

@@ -209,6 +209,16 @@ pub fn again(through: &[&str]) -> Command {
 
 /// The path of an example program, built with the tests.
 pub fn example(name: &str) -> std::path::PathBuf {
+    built().join("examples").join(name)
+}
+
+/// The path of the program `dmabuf-rdma`, built with the tests.
+pub fn program() -> std::path::PathBuf {
+    built().join("dmabuf-rdma")
+}
+
+/// The folder target/PROFILE.
+fn built() -> std::path::PathBuf {
     let tests = std::env::current_exe().expect("this program");
-    tests.ancestors().nth(2).expect("target/PROFILE").join("examples").join(name)
+    tests.ancestors().nth(2).expect("target/PROFILE").into()
 }

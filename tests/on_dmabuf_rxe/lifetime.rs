@@ -1,7 +1,6 @@
 //! What a region holds, and that nothing leaks: regions, descriptors, dma-bufs.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::common::census::{Census, dma_bufs, fds, regions};
 use crate::common::leaks;
 use crate::common::link::Link;
 use crate::common::peers::{Peers, TIMEOUT, domain, remote_addr};
-use crate::common::system::example;
+use crate::common::system::program;
 use crate::common::{assert_same, contents, pattern};
 
 #[test]
@@ -91,8 +90,8 @@ struct Traffic {
 
 impl Traffic {
     fn start() -> Self {
-        let mut owner = Command::new(demo())
-            .args(["owner", "--exporter", "heap", "--size", "16M"])
+        let mut owner = Command::new(program())
+            .args(["demo", "owner", "--exporter", "heap", "--size", "16M"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -100,8 +99,8 @@ impl Traffic {
         let mut line = String::new();
         BufReader::new(owner.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
-        let mut mover = Command::new(demo())
-            .args(["mover", "--connect", &address, "--rounds", "1000000"])
+        let mut mover = Command::new(program())
+            .args(["demo", "mover", "--connect", &address, "--rounds", "1000000"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -114,10 +113,6 @@ impl Traffic {
         std::thread::spawn(move || lines.for_each(drop));
         Self { owner, mover }
     }
-}
-
-fn demo() -> PathBuf {
-    example("demo")
 }
 
 #[test]

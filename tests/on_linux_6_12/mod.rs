@@ -1,5 +1,7 @@
 //! Linux 6.12, where the dumb buffers of a bochs display have no struct pages. Later kernels give them some.
 
+mod doctor;
+
 use dma_sg::device_view::{self, DeviceView, DmaDevice};
 use dmabuf_rdma::exporter::Exporter;
 use dmabuf_rdma::mr::{MemoryRegion, RegisterError, SetError};

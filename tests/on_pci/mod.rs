@@ -1,6 +1,8 @@
 //! PCI devices in a topology that QEMU was asked for: root ports, a switch with two downstream ports,
 //! a device of two functions, and two more host bridges on two NUMA nodes.
 
+mod doctor;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;

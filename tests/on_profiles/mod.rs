@@ -3,6 +3,7 @@
 //! another version is named.
 
 mod devices;
+mod doctor;
 mod faulty;
 mod limits;
 

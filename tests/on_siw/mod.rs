@@ -1,6 +1,8 @@
 //! Soft-iWARP: devices without GIDs, without dma-buf import, and with connections by IP address only. What needs
 //! neither import nor an `Endpoint` works through HostMapping; the rest is refused by name.
 
+mod doctor;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

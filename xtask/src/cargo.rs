@@ -10,12 +10,21 @@ use std::process::{Command, Stdio};
 /// Every build uses the same features, or cargo would build dependencies twice.
 pub const EVERYTHING: &[&str] = &["--workspace", "--all-features"];
 
-/// Builds and returns the executable of the target called `name`.
+/// Builds with everything else and returns the executable of the target called `name`.
 ///
 /// `arguments` start with cargo's subcommand. cargo's messages go to stderr.
 pub fn executable(arguments: &[&str], name: &str) -> Result<PathBuf> {
+    built(&[arguments, EVERYTHING].concat(), name)
+}
+
+/// Builds the program `dmabuf-rdma` and nothing that it does not need, and returns its executable.
+pub fn program() -> Result<PathBuf> {
+    built(&["build", "--package", "dmabuf-rdma-cli"], "dmabuf-rdma")
+}
+
+fn built(arguments: &[&str], name: &str) -> Result<PathBuf> {
     let mut command = project::cargo();
-    command.args(arguments).args(EVERYTHING).arg("--message-format=json-render-diagnostics");
+    command.args(arguments).arg("--message-format=json-render-diagnostics");
     let text = process::shown(&command);
     let mut child = command
         .stdin(Stdio::null())

@@ -8,6 +8,7 @@ use crate::size::Size;
 use crate::{cargo, kernel, project, ui, vm};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// Transfer a dma-buf between two processes by RDMA WRITE and READ, and verify it.
 ///
 /// Installs missing packages (with apt, as root; otherwise prints the command to
-/// run), builds the demo, boots a guest with RDMA devices and runs the demo in it.
+/// run), builds the program dmabuf-rdma, boots a guest with RDMA devices and runs its demo in it.
 #[derive(clap::Args)]
 pub struct Args {
     /// Size of each dma-buf
@@ -34,15 +35,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     host::ensure(needs)?;
     // The kernel is downloaded while the program is compiled.
     let kernel = (!args.host).then(|| thread::spawn(|| kernel::unpacked(&LINUX_6_12)));
-    let step = ui::Step::start("Building", "the library and the demo");
-    let program = cargo::executable(&["build", "--release", "--example", "demo"], "demo")?;
-    step.done("Built", "the demo");
+    let step = ui::Step::start("Building", "the program dmabuf-rdma");
+    let program = cargo::program()?;
+    step.done("Built", "the program dmabuf-rdma");
     if let Some(kernel) = kernel {
         kernel.join().expect("fetching the kernel does not panic")?;
     }
 
     let size = args.size.to_string();
-    let mut words: Vec<String> = [program.to_string_lossy().as_ref(), "run", "--size", &size]
+    let mut words: Vec<String> = [program.to_string_lossy().as_ref(), "demo", "run", "--size", &size]
         .iter()
         .chain(&["--exporter", &args.exporter])
         .map(|word| word.to_string())
@@ -56,6 +57,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             .current_dir(project::root())
             .status()
             .context("cannot run the demo")?;
+        what_next(&program);
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX)));
     }
     // The processes run on the two ends of the guest's wire.
@@ -68,5 +70,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let timeout = Duration::from_secs(600 + args.size.as_mib() / 4);
     let outcome = Guest { timeout: Some(timeout), ..Guest::new(Rxe::Dmabuf, memory) }.run(&job)?;
     vm::report(&outcome);
+    if outcome.success() {
+        what_next(&program);
+    }
     Ok(ExitCode::from(vm::status(&outcome)))
+}
+
+/// Says how to ask the same of a machine.
+fn what_next(program: &Path) {
+    let here = std::env::current_dir().unwrap_or_default();
+    let program = program.strip_prefix(here).unwrap_or(program).display();
+    ui::note("Next", &format!("`{program} doctor` says what works on this machine"));
+    ui::detail(&format!("`cargo xtask vm -- {program} doctor` says it of the guest"));
 }

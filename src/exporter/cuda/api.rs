@@ -8,11 +8,12 @@ use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::os::fd::RawFd;
 
 use cudarc::driver::sys;
+pub(super) use sys::CUdevice_attribute_enum as DeviceAttribute;
+use sys::CUmemAllocationProp as Properties;
 use sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE;
 use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD;
 use sys::CUpointer_attribute_enum as Attribute;
 pub(super) use sys::{CUcontext as Context, CUdeviceptr as Address};
-use sys::{CUdevice_attribute_enum as DeviceAttribute, CUmemAllocationProp as Properties};
 
 use super::LIBRARY;
 use crate::exporter::PointerError;
@@ -61,6 +62,7 @@ functions! {
     info: "cuMemGetInfo_v2", "CUDA 3.2", (*mut usize, *mut usize);
     set: "cuMemsetD32_v2", "CUDA 3.2", (Address, c_uint, usize);
     synchronize: "cuCtxSynchronize", "CUDA 4", ();
+    ? version: "cuDriverGetVersion", (*mut c_int);
     // CUDA 12.1.
     ? set_flags: "cuCtxSetFlags", (c_uint);
 }
@@ -124,6 +126,22 @@ impl Api {
     pub(super) fn release(&self, device: c_int) -> Answer {
         // SAFETY: takes a number. The caller retained the context once for each release.
         answered("cuDevicePrimaryCtxRelease", unsafe { (self.release)(device) })
+    }
+
+    /// The version of the driver API, as in 12080; `None` if the driver does not tell.
+    pub(super) fn version(&self) -> Option<c_int> {
+        let mut version = 0;
+        // SAFETY: writes one int.
+        let code = unsafe { self.version?(&raw mut version) };
+        (code == 0).then_some(version)
+    }
+
+    /// Whether a device has an attribute that is a flag; `None` if the driver does not know the attribute.
+    pub(super) fn has(&self, device: c_int, which: DeviceAttribute) -> Option<bool> {
+        let mut value = 0;
+        // SAFETY: writes one int.
+        let code = unsafe { (self.device_attribute)(&raw mut value, which as c_uint, device) };
+        (code == 0).then_some(value != 0)
     }
 
     /// Whether the host can have the device make remote writes visible, with `flush_writes`.

@@ -21,7 +21,7 @@ use super::device_memory::{DeviceMemory, Heap};
 use super::library::{Named, out_of_descriptors};
 use super::runtime::{ExportOptions, ExportedRange, MemoryKind, PointerInfo, Runtime, not_null};
 use super::{Allocation, Error, Exporter, PointerError, Result, whole_pages};
-use api::{Answer, Api, Attributes, Refused, code};
+use api::{Answer, Api, Attributes, DeviceAttribute, Refused, code};
 use context::Primary;
 
 const LIBRARY: Named = Named {
@@ -109,6 +109,30 @@ impl Cuda {
     /// PCI addresses of the GPUs, in the order of CUDA's ordinals.
     pub fn devices(&self) -> impl ExactSizeIterator<Item = Option<PciAddress>> {
         self.driver.devices.iter().map(|device| device.address)
+    }
+
+    /// The version of CUDA that the driver supports, major and minor; `None` if it does not tell.
+    #[doc(alias = "cuDriverGetVersion")]
+    pub fn version(&self) -> Option<(u32, u32)> {
+        let version = u32::try_from(self.driver.api.version()?).ok()?;
+        Some((version / 1000, version % 1000 / 10))
+    }
+
+    /// Whether the driver says that the selected GPU exports dma-bufs; `None` if it does not tell.
+    #[doc(alias = "CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED")]
+    pub fn exports_dmabufs(&self) -> Option<bool> {
+        self.has(DeviceAttribute::CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED)
+    }
+
+    /// Whether the driver says that the selected GPU does GPUDirect RDMA, which is independent of dma-bufs; `None` if
+    /// it does not tell.
+    #[doc(alias = "CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED")]
+    pub fn does_gpu_direct(&self) -> Option<bool> {
+        self.has(DeviceAttribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED)
+    }
+
+    fn has(&self, attribute: DeviceAttribute) -> Option<bool> {
+        self.driver.api.has(self.driver.devices.get(self.device)?.handle, attribute)
     }
 
     /// Selects the GPU that [`allocate`](Exporter::allocate) takes memory of, by CUDA's ordinal.

@@ -27,6 +27,8 @@ const STOCK: &str = "on_stock_rxe::";
 const DMABUF: &str = "on_dmabuf_rxe::";
 /// The provider pretends to be other devices.
 const PROFILES: &str = "on_profiles::";
+/// The program `dmabuf-rdma doctor` in injected surroundings.
+const DOCTOR: &str = "doctor::";
 /// A provider without ibv_reg_dmabuf_mr, and the tests that then register through the kernel's command.
 const DEBIAN_PROVIDER: &str = "on_debian_provider::";
 const REGISTRATION: &[&str] = &[
@@ -55,6 +57,7 @@ const MODULES: &[&str] = &[
     STOCK,
     DMABUF,
     PROFILES,
+    DOCTOR,
     DEBIAN_PROVIDER,
     SIW,
     SWIOTLB,
@@ -68,7 +71,7 @@ const MODULES: &[&str] = &[
 
 /// The modules that need a special guest.
 const NEED_A_GUEST: &[&str] =
-    &[STOCK, PROFILES, DEBIAN_PROVIDER, SIW, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, DEBUG];
+    &[STOCK, PROFILES, DOCTOR, DEBIAN_PROVIDER, SIW, SWIOTLB, IOMMU, PCI, LINUX_6_12, LINUX_7, DEBUG];
 
 /// Tests of this library's default timeouts, which the checks of a debug kernel exceed.
 const TOO_SLOW_FOR_CHECKS: &[&str] = &["on_dmabuf_rxe::transfer::endings::sixteen_readers_of_one_server"];
@@ -196,7 +199,7 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
         )];
     }
     let if_6_12: &[&str] = if kernel.line == lines::LINUX_6_12.line { &[LINUX_6_12] } else { &[] };
-    let dmabuf = [&[ANY, DMABUF, PROFILES], if_6_12, if_long].concat();
+    let dmabuf = [&[ANY, DMABUF, PROFILES, DOCTOR], if_6_12, if_long].concat();
     // The long tests have two buffers of 5 GiB.
     let memory = Size::gib(if long { 13 } else { 7 });
     vec![
@@ -223,15 +226,17 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
 }
 
 pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
-    let step = ui::Step::start("Building", "the integration tests and the examples");
+    let step = ui::Step::start("Building", "the integration tests and the programs");
     let build = || -> Result<_> {
         let binary = cargo::executable(&["test", "--no-run", "--test", TARGET], TARGET)?;
-        // The tests start the programs in examples/.
-        super::shown(project::cargo().args(["build", "--examples"]).args(cargo::EVERYTHING))?;
+        // The tests start the programs in examples/ and cli/.
+        super::shown(
+            project::cargo().args(["build", "--examples", "--bin", "dmabuf-rdma"]).args(cargo::EVERYTHING),
+        )?;
         Ok(binary)
     };
     let binary = build().inspect_err(|_| summary.broken.push("building the integration tests".into()))?;
-    step.done("Built", "the integration tests and the examples");
+    step.done("Built", "the integration tests and the programs");
     let list = parse_list(&process::output(Command::new(&binary).arg("--list"))?);
 
     let mut all = Report::default();
