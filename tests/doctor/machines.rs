@@ -188,12 +188,23 @@ fn a_desktop() {
             "nvidia-closed: NVIDIA's kernel modules are the closed ones, which do not export GPU memory as dma-bufs -> install the open kernel modules (Turing or later), or use nvidia_peermem with ibv_reg_mr",
             "small-bar: the GPU 0000:01:00.0 shows only 256.00 MiB of its memory on the bus, which is all that a NIC reaches -> switch on \"Above 4G decoding\" and \"Resizable BAR\" in the firmware",
             "root-complex: the GPU 0000:01:00.0 and its nearest NIC, rocep2s0, are below one host bridge (pci0000:00): traffic passes the root complex, which the kernel permits only for host bridges known to forward it -> prefer a GPU and a NIC below one switch; without one, expect less than the link's rate",
-            "p2pdma-off: the kernel was built without CONFIG_PCI_P2PDMA: no driver maps a GPU's memory for a NIC -> use a kernel that has it (Debian from 7.x, Ubuntu from 22.04, RHEL from 9)",
         ]
     );
     let translated = "iommu-translates: the IOMMU translates the addresses of rocep2s0, 0000:01:00.0, which slows peer-to-peer traffic or blocks it";
     assert!(seen.notes().iter().any(|note| note == translated), "{:?}", seen.notes());
     assert_eq!(seen.json["facts"]["gpus"][0]["driver"], "nvidia");
+}
+
+/// NVIDIA's driver, above, maps its memory without the kernel's help.
+#[test]
+fn a_gpu_of_amd() {
+    let machine = Machine::new("amd", "6.12.9-amd64");
+    machine.function("pci0000:00/0000:00:01.0", GPU, "0x1002", "amdgpu", "-1");
+    machine.bar("pci0000:00/0000:00:01.0", 32 << 30);
+    machine.write("boot/config-6.12.9-amd64", "CONFIG_UDMABUF=y\n# CONFIG_PCI_P2PDMA is not set\n");
+    let told = machine.diagnosed().told();
+    let off = "p2pdma-off: the kernel was built without CONFIG_PCI_P2PDMA: amdgpu and xe map no GPU's memory for a NIC -> use a kernel that has it (Debian from 7.x, Ubuntu from 22.04, RHEL from 9)";
+    assert!(told.iter().any(|line| line == off), "{told:?}");
 }
 
 /// A virtual machine: the NIC and the GPU at two host bridges of two sockets, an old kernel, a port that is down.

@@ -19,11 +19,14 @@ pub fn find(facts: &Facts, all: &mut Vec<Finding>) {
         of_gpu(gpu, all);
     }
     let known = gpus.iter().any(|gpu| gpu.vendor.is_some());
-    if known && facts.kernel.option("CONFIG_PCI_P2PDMA") == Some("n") {
+    // NVIDIA's driver maps its memory by itself.
+    let needs = |gpu: &Gpu| gpu.vendor.as_deref().is_some_and(|vendor| vendor != "NVIDIA");
+    if gpus.iter().any(needs) && facts.kernel.option("CONFIG_PCI_P2PDMA") == Some("n") {
         all.push(Finding::new(
             Id::P2pdmaOff,
             "GPUs",
-            "the kernel was built without CONFIG_PCI_P2PDMA: no driver maps a GPU's memory for a NIC".into(),
+            "the kernel was built without CONFIG_PCI_P2PDMA: amdgpu and xe map no GPU's memory for a NIC"
+                .into(),
             "use a kernel that has it (Debian from 7.x, Ubuntu from 22.04, RHEL from 9)",
         ));
     }
@@ -63,15 +66,16 @@ fn of_runtime(runtime: &Runtime, facts: &Facts, all: &mut Vec<Finding>) {
         }
     }
     let (Some(problem), Some(why)) = (runtime.problem, runtime.devices.why()) else { return };
-    let (vendor, nodes) = match name.as_str() {
-        "CUDA" => ("NVIDIA", "/dev/nvidia"),
-        "ROCm" => ("AMD", "/dev/kfd"),
-        _ => ("Intel", "/dev/dri/renderD"),
+    let (vendor, nodes, variables) = match name.as_str() {
+        "CUDA" => ("NVIDIA", "/dev/nvidia", &["CUDA_", "NVIDIA_"]),
+        "ROCm" => ("AMD", "/dev/kfd", &["ROCR_", "HIP_"]),
+        _ => ("Intel", "/dev/dri/renderD", &["ZE_", "ONEAPI_"]),
     };
     let on_pci = |gpu: &Gpu| gpu.vendor.as_deref() == Some(vendor);
     let has_node = vendor != "Intel" && facts.nodes.iter().any(|node| node.path.starts_with(nodes));
     let is_here = has_node || facts.gpus.known().is_some_and(|gpus| gpus.iter().any(on_pci));
-    let hiding = &facts.process.hiding;
+    let its = |set: &&String| variables.iter().any(|start| set.starts_with(start));
+    let hiding: Vec<&str> = facts.process.hiding.iter().filter(its).map(String::as_str).collect();
     let (cause, remedy) = crate::doctor::failure::split(why);
     let id = match problem {
         Problem::Missing => Id::RuntimeMissing,
