@@ -8,6 +8,16 @@ use crate::Result;
 pub const NAMES: &str =
     "heap, heap:NAME, udmabuf, udmabuf:thp, udmabuf:2M, drm:DRIVER, cuda, hsa, level-zero";
 
+/// The runtimes that this program was built without.
+const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "cuda"))]
+    "cuda",
+    #[cfg(not(feature = "hsa"))]
+    "hsa",
+    #[cfg(not(feature = "level-zero"))]
+    "level-zero",
+];
+
 /// Opens the exporter of this name. A GPU runtime takes its first GPU, or the one after the colon, as in `cuda:1`.
 pub fn by_name(name: &str) -> Result<Box<dyn Exporter>> {
     let (kind, detail) = name.split_once(':').unwrap_or((name, ""));
@@ -24,8 +34,7 @@ pub fn by_name(name: &str) -> Result<Box<dyn Exporter>> {
         ("hsa", gpu) => Box::new(dmabuf_rdma::exporter::Hsa::load()?.with_device(number(gpu)?)?),
         #[cfg(feature = "level-zero")]
         ("level-zero", gpu) => Box::new(dmabuf_rdma::exporter::LevelZero::load()?.with_device(number(gpu)?)?),
-        #[cfg(not(all(feature = "cuda", feature = "hsa", feature = "level-zero")))]
-        ("cuda" | "hsa" | "level-zero", _) => {
+        _ if LEFT_OUT.contains(&kind) => {
             return Err(format!("this program was built without the feature {kind}").into());
         }
         _ => return Err(format!("exporter {name:?} is unknown; use one of {NAMES}").into()),
