@@ -76,6 +76,11 @@ impl Staging {
         Ok(Staging { path })
     }
 
+    /// Whether a folder's name is one of these: an interrupted run may have left it.
+    pub fn is_partial(name: &str) -> bool {
+        name.ends_with(PARTIAL)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

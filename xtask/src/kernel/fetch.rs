@@ -89,12 +89,18 @@ fn from_source(kernel: &Kernel, configuration: &Path) -> Result<()> {
 
 /// The kernel, if this version of xtask has unpacked it.
 fn find(kernel: &'static Kernel) -> Result<Option<Unpacked>> {
-    let Ok(entries) = fs::read_dir(home()) else { return Ok(None) };
+    find_in(&home(), kernel)
+}
+
+fn find_in(home: &Path, kernel: &'static Kernel) -> Result<Option<Unpacked>> {
+    let Ok(entries) = fs::read_dir(home) else { return Ok(None) };
     let mut found: Option<Unpacked> = None;
     for entry in entries {
         let dir = entry?.path();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(release) = name.strip_prefix("linux-") else { continue };
+        let Some(release) = name.strip_prefix("linux-").filter(|name| !Staging::is_partial(name)) else {
+            continue;
+        };
         let abi = release.trim_end_matches("-amd64");
         let wanted = match &kernel.version {
             _ if kernel.configuration.is_some() => true,
@@ -243,4 +249,25 @@ fn relocate_headers(root: &Path, release: &str, abi: &str) -> Result<()> {
         bail!("{} has no line `{included}`; it contains:\n{old}", makefile.display());
     }
     fs::write(&makefile, new).with_context(|| format!("cannot write {}", makefile.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An interrupted run may have written everything but the final name.
+    #[test]
+    fn a_folder_that_an_interrupted_run_left_is_no_kernel() {
+        let home = lock::new_folder(&std::env::temp_dir(), |unique| format!("xtask-find-{unique}")).unwrap();
+        let plant = |name: String| {
+            fs::create_dir(home.join(&name)).unwrap();
+            fs::write(home.join(name).join("recipe"), recipe(&LINUX_6_12)).unwrap();
+        };
+        let release = format!("{}+deb12-amd64", LINUX_6_12.tested);
+        plant(format!("linux-{release}.2181140b.partial"));
+        assert!(find_in(&home, &LINUX_6_12).unwrap().is_none());
+        plant(format!("linux-{release}"));
+        assert_eq!(find_in(&home, &LINUX_6_12).unwrap().unwrap().release, release);
+        lock::remove(&home).unwrap();
+    }
 }
