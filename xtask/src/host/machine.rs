@@ -103,7 +103,7 @@ impl Machine {
         let line = container(program, &words);
         let other = match missing.is_empty() {
             true => format!(
-                "or name a Debian mirror with --mirror URL or {MIRROR}, such as http://deb.debian.org/debian"
+                "or name a Debian mirror with --mirror URL or {MIRROR}: www.debian.org/mirror/list has them"
             ),
             false => format!(
                 "or install {}, and name a Debian mirror with --mirror URL or {MIRROR}",
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_mirror_serves_every_machine_with_the_tools() {
-        let url = "http://deb.debian.org/debian";
+        let url = "http://mirror.invalid/debian";
         let message = check(&machine(UBUNTU, None), TOOLS).unwrap_err();
         assert!(
             message.contains("or name a Debian mirror with --mirror URL or DMABUF_RDMA_MIRROR"),
