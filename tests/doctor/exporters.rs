@@ -1,7 +1,6 @@
 //! Exporters that are missing, broken, or of every kind; and GPU runtimes.
 
 use std::fs;
-use std::path::PathBuf;
 
 use super::all_pairs;
 use crate::common::doctor::Doctor;
@@ -58,8 +57,18 @@ fn gpu_runtimes() {
         notes.iter().all(|note| note.starts_with("runtime-too-old: ") && note.contains(" lacks ")),
         "{notes:?}"
     );
+}
 
-    // A library that is there and a card that is not: the variable that hides it is named.
-    let folder: PathBuf = gpu_stubs::FOLDER.into();
-    assert!(folder.join("libcuda.so.1").exists());
+/// A runtime without a device is a note; one that a variable hides is told, also on a machine without such a GPU.
+#[test]
+fn a_runtime_that_shows_no_device() {
+    let shows = |name: &str, value: &str| {
+        Doctor::new().env("LD_LIBRARY_PATH", gpu_stubs::FOLDER).env(name, value).run()
+    };
+    let start = "runtime-no-device: CUDA shows no such device";
+    let none = shows("STUB_REFUSE", "cuInit 100");
+    assert!(none.told().is_empty() && none.notes().iter().any(|note| note == start), "{:?}", none.notes());
+    let told = shows("CUDA_VISIBLE_DEVICES", "-1").told();
+    let hidden = format!("{start} (CUDA_VISIBLE_DEVICES=-1) -> ");
+    assert!(told.len() == 1 && told[0].starts_with(&hidden), "{told:?}");
 }

@@ -207,6 +207,20 @@ fn a_gpu_of_amd() {
     assert!(told.iter().any(|line| line == off), "{told:?}");
 }
 
+/// A GPU whose driver is not loaded: it decodes no memory accesses.
+#[test]
+fn a_gpu_that_does_not_decode() {
+    let machine = Machine::new("not-decoding", "6.12.9-amd64");
+    let path = "pci0000:00/0000:00:01.0";
+    let folder = machine.function(path, GPU, NVIDIA, "", "-1");
+    machine.bar(path, 32 << 30);
+    // Memory decoding is off in its command register.
+    fs::write(folder.join("config"), [0; 256]).unwrap();
+    let told = machine.diagnosed().told();
+    let start = "bar-unusable: no NIC reaches the memory of the GPU 0000:00:01.0: ";
+    assert!(told.iter().any(|line| line.starts_with(start)), "{told:?}");
+}
+
 /// A virtual machine: the NIC and the GPU at two host bridges of two sockets, an old kernel, a port that is down.
 #[test]
 fn a_cloud_machine() {

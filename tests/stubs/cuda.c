@@ -1,7 +1,7 @@
 /* The part of libcuda.so.1 that exporting memory needs, with two GPUs. */
 #include "stub.h"
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_CONTEXT = 201,
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_CONTEXT = 201,
        CONTEXT_IS_DESTROYED = 709, OPERATING_SYSTEM = 304, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
 
 #define GPUS 2
@@ -51,8 +51,12 @@ static uintptr_t window;
 
 int cuInit(unsigned int flags)
 {
+	const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+
 	BEGIN(cuInit);
 	NEEDS(cuInit, flags == 0);
+	if (visible && (!*visible || *visible == '-'))
+		return NO_DEVICE;
 	initialised = 1;
 	return OK;
 }

@@ -3,9 +3,11 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/udmabuf.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -73,6 +75,17 @@ void stub_refuse(const char *call, int64_t code, int times)
 	snprintf(refused, sizeof(refused), "%s", call);
 	refusal = code;
 	refusals = times;
+}
+
+/* `STUB_REFUSE=CALL CODE` does so from the start, for a program that the test does not link. */
+__attribute__((constructor)) static void refuse_from_the_start(void)
+{
+	const char *wanted = getenv("STUB_REFUSE");
+	char call[sizeof(refused)];
+	long code;
+
+	if (wanted && sscanf(wanted, "%63s %ld", call, &code) == 2)
+		stub_refuse(call, code, INT_MAX);
 }
 
 int stub_count(const char *what)
