@@ -21,6 +21,12 @@ struct profile {
 	int dmabuf_errno;
 	/* Registrations of dma-bufs succeed, with keys that name no memory. */
 	bool dead_keys;
+	/* Registrations of dma-bufs succeed, and name other pages than the buffer's. */
+	bool stray_pages;
+	/* The errno with which it answers a descriptor that is no dma-buf, such as the -1 of a probe. */
+	int probe_errno;
+	/* Its packets reach nobody, and it waits for the answer without an end. */
+	bool silent;
 };
 
 /* The profile of that name; NULL if there is none. */

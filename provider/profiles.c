@@ -268,6 +268,12 @@ static const struct profile profiles[] = {
 	{ .name = "dead-keys", .dead_keys = true },
 	/* The kernel's internal ENOTSUPP, which NVIDIA's driver returns on GB200. */
 	{ .name = "errno-524", .dmabuf_errno = 524 },
+	/* A device that maps pages which the buffer has left. */
+	{ .name = "stray-pages", .stray_pages = true },
+	/* A driver that fails before it looks at the descriptor, as after an error of its firmware. */
+	{ .name = "probe-eio", .probe_errno = EIO },
+	/* A link that carries nothing, on queue pairs with the local ACK timeout 0, which is infinite. */
+	{ .name = "silent", .silent = true },
 };
 
 const struct profile *profile_named(const char *name)

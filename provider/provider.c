@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <infiniband/driver.h>
 
@@ -101,6 +103,11 @@ static int modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
 		ours.max_rd_atomic = RXE_RD_ATOMIC;
 	if (ours.max_dest_rd_atomic > RXE_RD_ATOMIC)
 		ours.max_dest_rd_atomic = RXE_RD_ATOMIC;
+	/* No queue pair of soft-RoCE has a number this large. */
+	if (profile->silent && mask & IBV_QP_DEST_QPN)
+		ours.dest_qp_num |= 0x800000;
+	if (profile->silent && mask & IBV_QP_TIMEOUT)
+		ours.timeout = 0;
 	return rxe_modify_qp(qp, &ours, mask);
 }
 
@@ -115,6 +122,20 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint6
 	return NULL;
 }
 
+/* Registers pages that nothing else maps, which the kernel keeps until the region is gone. */
+static struct ibv_mr *reg_stray_pages(struct ibv_pd *pd, size_t length, uint64_t iova, int access)
+{
+	size_t page = sysconf(_SC_PAGESIZE), in_page = iova % page;
+	char *pages = mmap(NULL, in_page + length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct ibv_mr *mr;
+
+	if (pages == MAP_FAILED)
+		return NULL;
+	mr = rxe_reg_mr(pd, pages + in_page, length, iova, access);
+	munmap(pages, in_page + length);
+	return mr;
+}
+
 static struct ibv_mr *reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd,
 				    int access)
 {
@@ -126,6 +147,12 @@ static struct ibv_mr *reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t l
 		errno = ret;
 		return NULL;
 	}
+	if (profile->probe_errno && fd < 0) {
+		errno = profile->probe_errno;
+		return NULL;
+	}
+	if (profile->stray_pages && fd >= 0)
+		return reg_stray_pages(pd, length, iova, access);
 	vmr = calloc(1, sizeof(*vmr));
 	if (!vmr)
 		return NULL;

@@ -135,3 +135,15 @@ fn nodes_that_the_device_cgroup_forbids() {
     }
     assert_eq!((confined.grade(), confined.status), ("F", 1), "{told:?}");
 }
+
+/// A network namespace in which the devices are visible, and their interfaces are not.
+#[test]
+fn devices_whose_interfaces_are_elsewhere() {
+    let elsewhere = Doctor::new().through(&["/usr/bin/unshare", "--net"]).run();
+    let told = elsewhere.told();
+    for device in ["rxe0", "rxe1"] {
+        let start = format!("no-gid: {device} port 1 has no usable GID: it has ");
+        assert!(told.iter().any(|line| line.starts_with(&start)), "{told:?}");
+    }
+    assert_eq!((elsewhere.grade(), elsewhere.status), ("D", 1), "{:?}", elsewhere.pairs());
+}

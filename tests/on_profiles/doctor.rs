@@ -65,3 +65,46 @@ fn a_device_without_atomics() {
         assert!(notes.contains(&note), "{notes:?}");
     }
 }
+
+/// A device that writes into pages which are not the buffer's: every transfer succeeds.
+#[test]
+fn registrations_of_other_pages() {
+    let stray = on("stray-pages");
+    let told = stray.told();
+    for device in ["rxe0", "rxe1"] {
+        let start = format!("wrong-bytes: udmabuf on {device}: transfers succeed, but byte 0x");
+        let found: Vec<_> = told.iter().filter(|line| line.starts_with(&start)).collect();
+        assert!(
+            found.len() == 1 && found[0].contains(" -> do not use this memory with the device"),
+            "{told:?}"
+        );
+    }
+    assert!(told.iter().all(|line| line.starts_with("wrong-bytes: ")), "{told:?}");
+    assert_eq!((stray.grade(), stray.status), ("C", 0), "{:?}", stray.pairs());
+}
+
+/// A probe that gets an errno which is neither yes nor no.
+#[test]
+fn a_probe_without_an_answer() {
+    let unclear = on("probe-eio").told();
+    for device in ["rxe0", "rxe1"] {
+        let found: Vec<_> = unclear.iter().filter(|line| line.contains(device)).collect();
+        assert!(found.len() == 1 && found[0].starts_with("probe-unclear: "), "{unclear:?}");
+        assert!(found[0].contains("EIO"), "{unclear:?}");
+    }
+}
+
+/// A device whose packets are lost: each pair takes its whole time, and the last ones get none.
+#[test]
+fn a_device_that_does_not_answer() {
+    let silent = on("silent");
+    let (told, notes) = (silent.told(), silent.notes());
+    let lost = |line: &String| line.starts_with("dead-registration: ") && line.contains("(they time out)");
+    assert!(!told.is_empty() && told.iter().all(lost), "{told:?}");
+    let count = silent.pairs().iter().filter(|pair| pair.ends_with(" +.....")).count();
+    let untried = format!(
+        "untried: {count} pairs of exporter and device were not tried, since the others took all the time"
+    );
+    assert!(count > 0 && notes.contains(&untried), "{notes:?}");
+    assert_eq!((silent.grade(), silent.status), ("D", 1));
+}
