@@ -30,7 +30,7 @@ use trials::Trials;
 /// Say what works here and what does not, why, and what to do.
 ///
 /// Looks at kernel, container, libraries, limits, devices and GPUs, then tries every exporter with every RDMA device: allocates,
-/// registers and transfers from the device to itself, and compares the bytes. It changes nothing, and says what it could
+/// registers and transfers from the device to itself, and compares the bytes. It changes no setting, and says what it could
 /// not look at without more rights.
 ///
 /// The exit status is 0 if verified bytes moved, 1 if none did, and 2 if the arguments were wrong.
