@@ -350,10 +350,8 @@ impl Engine {
         }
         let next = state.wake_overdue();
         self.schedule(&mut state, next);
-        // One that is not needed any more stays: the next transfer would set it again, and wake the tasks for that.
-        let left = state.timer.filter(|timer| *timer > Instant::now());
-        state.timer = next.or(left);
-        Ok(state.timer)
+        state.timer = next;
+        Ok(next)
     }
 
     /// Whether tasks of runtimes make progress.
