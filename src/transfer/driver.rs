@@ -140,7 +140,7 @@ async fn drive(mut driven: Driven) {
     loop {
         let next = match driven.engine.upgrade() {
             // An error fails the connections, whose tasks hear of it.
-            Some(engine) => engine.process_events().unwrap_or(None),
+            Some(engine) => engine.process_events_for_tasks().unwrap_or(None),
             None => return,
         };
         if let Some(next) = next {

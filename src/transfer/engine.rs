@@ -159,8 +159,8 @@ impl Engine {
     /// Drives until nothing changes, or for long enough.
     pub(super) fn drain(&self, state: &mut State) {
         let all = (0..MAX_BATCHES).any(|_| !self.drive(state));
-        if !all && state.watched {
-            // An event loop looks again at once.
+        if !all && self.is_watched(state) {
+            // An event loop, or the task of a runtime, looks again at once.
             self.events.notify();
         }
     }
@@ -176,7 +176,7 @@ impl Engine {
 
     /// Leaves the descriptors to others: what came is handed out, and the next completion raises an event.
     pub(super) fn leave(&self, state: &mut State, busy_poll: bool) -> Result<()> {
-        if state.has_jobs() || state.is_watched_for_notifications() {
+        if state.has_jobs() || state.has_pool() && self.is_watched(state) {
             if !busy_poll {
                 self.arm(state)?;
             }
@@ -322,11 +322,26 @@ impl Engine {
         self.drain(state);
     }
 
-    /// Consumes the events that made the descriptor readable, does what they ask for, and arms the queue for the
-    /// next one.
+    /// Whether somebody looks when the descriptor becomes readable.
+    pub(super) fn is_watched(&self, state: &State) -> bool {
+        state.watched || self.is_driven()
+    }
+
+    /// As an event loop: consumes the events that made the descriptor readable, does what they ask for, and arms the
+    /// queue for the next one.
     pub(super) fn look(&self, state: &mut State) -> Result<()> {
         state.watched = true;
         self.events.looked();
+        self.take_all_events(state)
+    }
+
+    /// Like `look`, for tasks: an event loop that has yet to look is still told to.
+    pub(super) fn look_for_tasks(&self, state: &mut State) -> Result<()> {
+        state.watched |= !self.is_driven();
+        self.take_all_events(state)
+    }
+
+    fn take_all_events(&self, state: &mut State) -> Result<()> {
         if !state.sleeping {
             // Another reader of the device's events kicks also if nobody sleeps.
             self.events.end_kicks();
@@ -342,9 +357,19 @@ impl Engine {
     /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose time is up. Returns when
     /// the next timeout expires.
     pub(super) fn process_events(&self) -> Result<Option<Instant>> {
+        self.process(Self::look)
+    }
+
+    /// Like `process_events`, for the task of a runtime.
+    #[cfg(feature = "tokio")]
+    pub(super) fn process_events_for_tasks(&self) -> Result<Option<Instant>> {
+        self.process(Self::look_for_tasks)
+    }
+
+    fn process(&self, look: impl FnOnce(&Self, &mut State) -> Result<()>) -> Result<Option<Instant>> {
         self.check_own()?;
         let mut state = self.lock();
-        if let Err(error) = self.look(&mut state) {
+        if let Err(error) = look(self, &mut state) {
             state.timer = None;
             return Err(error);
         }

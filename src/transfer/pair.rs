@@ -154,8 +154,8 @@ impl Pair {
             let Job { done, over, deadline, ending, .. } = *state.job(id);
             if done != reported {
                 reported = done;
-                if state.watched {
-                    // The event loops must not miss what completes during the report.
+                if self.engine.is_watched(&state) {
+                    // Event loops and tasks must not miss what completes during the report.
                     self.engine.leave(&mut state, self.busy_poll)?;
                 }
                 drop(state);
@@ -260,7 +260,7 @@ impl Pair {
             // The task of the runtime looks.
             self.drive(&mut state);
         } else {
-            self.engine.look(&mut state)?;
+            self.engine.look_for_tasks(&mut state)?;
         }
         // At once, so that no timeout expires between the look and the wait.
         let ended = self.ended(state, id, |state| state.set_waker(id, Some(context.waker().clone())));

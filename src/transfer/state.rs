@@ -220,9 +220,9 @@ impl State {
         self.pairs.iter().any(|(_, pair)| pair.has_jobs())
     }
 
-    /// Whether event loops wait for notifications, which no job stands for.
-    pub(super) fn is_watched_for_notifications(&self) -> bool {
-        self.watched && self.pool.is_some()
+    /// Whether it receives notifications, which no job stands for.
+    pub(super) fn has_pool(&self) -> bool {
+        self.pool.is_some()
     }
 
     /// Gives up a job, and returns it if it has ended.
