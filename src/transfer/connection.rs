@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::engine::Engine;
 use super::error::Result;
@@ -155,12 +156,13 @@ impl Connection {
     /// Makes progress for all transfers, and wakes the tasks whose transfers have ended or whose timeout has expired.
     ///
     /// An event loop calls it once to arm the connection's descriptor ([`AsFd`]), then whenever that is readable, and
-    /// from a timer if timeouts are set. Each call takes all events that there are, so the descriptor may be watched
+    /// at the time that it returns, when the next timeout expires if nothing changes before. A transfer that is started
+    /// or given a timeout later may expire earlier. Each call takes all events that there are, so the descriptor may be watched
     /// level- or edge-triggered. With `AsyncFd` of tokio, clear the readiness before the call.
     ///
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
-    pub fn process_events(&self) -> Result<()> {
+    pub fn process_events(&self) -> Result<Option<Instant>> {
         self.sender.process_events()
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::Result;
 use super::flush::Flush;
@@ -64,8 +64,8 @@ macro_rules! half {
             ///
             /// # Errors
             /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.
-            pub fn process_events(&self) -> Result<()> {
-                self.pair.engine().process_events().map(drop)
+            pub fn process_events(&self) -> Result<Option<Instant>> {
+                self.pair.engine().process_events()
             }
 
             fn start_on(&self, pair: &Arc<Pair>, request: Request) -> Result<Transfer> {

@@ -145,9 +145,26 @@ impl Pair {
     }
 
     /// Waits for a job. Calls `report` with the bytes transferred, after each change.
-    pub(super) fn wait(&self, id: JobId, mut report: impl FnMut(u64)) -> Result<Transferred> {
+    pub(super) fn wait(&self, id: JobId, report: impl FnMut(u64)) -> Result<Transferred> {
+        let ended = self.wait_until(id, None, report)?;
+        Ok(ended.expect("without a limit it waits for the end"))
+    }
+
+    /// Waits for a job at most so long; `None` also if the thread was woken for another reason, such as a signal.
+    pub(super) fn wait_for(&self, id: JobId, limit: Duration) -> Result<Option<Transferred>> {
+        // Without an end if the clock cannot count so far; then only another reason ends the wait early.
+        self.wait_until(id, Some(Instant::now().checked_add(limit)), |_| ())
+    }
+
+    /// Waits for a job: with a limit until that time, or until the thread is woken in vain.
+    fn wait_until(
+        &self,
+        id: JobId,
+        limit: Option<Option<Instant>>,
+        mut report: impl FnMut(u64),
+    ) -> Result<Option<Transferred>> {
         self.engine.check_own()?;
-        let (mut reported, mut spins, mut batches) = (0, 0_u32, 0_usize);
+        let (mut reported, mut spins, mut batches, mut slept) = (0, 0_u32, 0_usize, false);
         let mut state = self.engine.lock();
         loop {
             let progress = self.drive(&mut state);
@@ -167,12 +184,19 @@ impl Pair {
                 }
             }
             if over {
-                return self.take(state, id);
+                return self.take(state, id).map(Some);
             }
             if state.has_released() {
                 drop(state);
                 state = self.engine.lock();
                 continue;
+            }
+            let left = limit.map(|limit| {
+                limit.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
+            });
+            if left.is_some_and(|left| left.is_zero() || (slept && !progress)) {
+                self.engine.leave(&mut state, self.busy_poll)?;
+                return Ok(None);
             }
             if progress && deadline.is_none() && ending.is_none() {
                 batches = batches.wrapping_add(1);
@@ -192,7 +216,7 @@ impl Pair {
                 }
             }
             let left = match self.due(&mut state, id) {
-                Due::In(left) => left,
+                Due::In(rest) => left.map_or(rest, |left| left.min(rest)),
                 Due::Now => continue,
                 Due::Parked(error) => {
                     self.engine.leave(&mut state, self.busy_poll)?;
@@ -201,6 +225,7 @@ impl Pair {
             };
             if !self.busy_poll && !progress {
                 state = self.engine.sleep(state, left)?;
+                slept = true;
             }
         }
     }
@@ -265,6 +290,21 @@ impl Pair {
         // At once, so that no timeout expires between the look and the wait.
         let ended = self.ended(state, id, |state| state.set_waker(id, Some(context.waker().clone())));
         ended.transpose().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Wakes the task when the job has ended, which another thread waits for.
+    pub(super) fn set_waker(&self, id: JobId, context: &mut Context<'_>) {
+        if self.engine.check_own().is_err() {
+            return;
+        }
+        let mut state = self.engine.lock();
+        let changed = |job: &Job| job.over || job.ending == Some(Ending::Cancelled);
+        if state.find(id).is_none_or(|job| changed(job)) {
+            drop(state);
+            context.waker().wake_by_ref();
+        } else {
+            state.set_waker(id, Some(context.waker().clone()));
+        }
     }
 
     /// How long a job may still wait, after its timeouts and the link were looked at.

@@ -36,7 +36,7 @@ pub struct Transferred {
 /// With the feature `tokio`, an awaited transfer makes progress by itself in a tokio runtime with I/O driver and timer
 /// (`enable_all`). Elsewhere a `Future` makes no progress by itself. A task calls
 /// [`Connection::process_events`](super::Connection::process_events) when the connection's descriptor is readable, and
-/// from a timer if timeouts are set; or a thread waits for a transfer of the same connection.
+/// when the next timeout expires; or a thread waits for a transfer of the same connection.
 #[must_use = "a transfer that is dropped goes on, and its errors are lost: wait for it"]
 pub struct Transfer {
     pair: Arc<Pair>,
@@ -122,6 +122,24 @@ impl Transfer {
             Some(end) => self.again(end),
             None => self.ended(&mut end, self.pair.wait(self.id, report)),
         }
+    }
+
+    /// Like [`wait`](Self::wait), for at most `limit`; `None` if the transfer is in flight then, and goes on. It also
+    /// returns `None` when the thread was woken without an end, such as by a signal handler: call it again.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(&self, limit: Duration) -> Result<Option<Transferred>> {
+        let Some(mut end) = self.try_end() else {
+            // Another thread waits for the same transfer, and may do so without a limit.
+            std::thread::sleep(limit.min(Duration::from_millis(10)));
+            return Ok(None);
+        };
+        if let Some(end) = *end {
+            return self.again(end).map(Some);
+        }
+        let result = self.pair.wait_for(self.id, limit).transpose();
+        result.map(|result| self.ended(&mut end, result)).transpose()
     }
 
     /// The result if the transfer has ended; `None` while it is in flight. The connection's descriptor becomes
@@ -228,8 +246,20 @@ impl Future for Transfer {
     type Output = Result<Transferred>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Nobody else waits for it, since this is the only reference.
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut &*self).poll(context)
+    }
+}
+
+/// As a transfer, which others hold too. The last task that polls it is woken.
+impl Future for &Transfer {
+    type Output = Result<Transferred>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(mut end) = self.try_end() else {
+            // Another thread waits for it.
+            self.pair.set_waker(self.id, context);
+            return Poll::Pending;
+        };
         if let Some(end) = *end {
             return Poll::Ready(self.again(end));
         }

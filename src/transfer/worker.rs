@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::engine::Engine;
 use super::error::Result;
@@ -97,8 +98,8 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider. All connections have failed.
-    pub fn process_events(&self) -> Result<()> {
-        self.engine.process_events().map(drop)
+    pub fn process_events(&self) -> Result<Option<Instant>> {
+        self.engine.process_events()
     }
 }
 
