@@ -186,6 +186,32 @@ impl HostBuffer {
     /// - [`Error::Range`]: `length` is 0.
     /// - [`Error::AddressOverflow`]: `length` exceeds 2^63 - 1, or the end is beyond the address space.
     pub unsafe fn from_raw(start: *mut u8, length: u64, keeper: impl Send + Sync + 'static) -> Result<Self> {
+        Self::foreign(start, length, true, Box::new(keeper))
+    }
+
+    /// Like [`from_raw`](Self::from_raw), for memory that neither devices nor [`write`](Self::write) may write, such as
+    /// an immutable array: a registration for writing is refused.
+    ///
+    /// # Safety
+    /// As [`from_raw`](Self::from_raw), but the memory need only be readable, and nobody writes it by other than atomic
+    /// or volatile operations.
+    ///
+    /// # Errors
+    /// As [`from_raw`](Self::from_raw).
+    pub unsafe fn from_raw_read_only(
+        start: *const u8,
+        length: u64,
+        keeper: impl Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::foreign(start.cast_mut(), length, false, Box::new(keeper))
+    }
+
+    fn foreign(
+        start: *mut u8,
+        length: u64,
+        writable: bool,
+        keeper: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
         let address = start.addr() as u64;
         let start = NonNull::new(start).ok_or(Error::Null { length })?;
         if length == 0 {
@@ -195,7 +221,7 @@ impl HostBuffer {
         if length > isize::MAX as u64 || address.checked_add(length).is_none() {
             return Err(Error::AddressOverflow { address, length });
         }
-        Ok(Self::new(start, length, true, Memory::Foreign(Box::new(keeper))))
+        Ok(Self::new(start, length, writable, Memory::Foreign(keeper)))
     }
 
     fn new(start: NonNull<u8>, size: u64, writable: bool, memory: Memory) -> Self {
@@ -213,7 +239,7 @@ impl HostBuffer {
         self.inner.id
     }
 
-    /// Whether it can be written: false for a file that is open for reading only.
+    /// Whether it can be written: false for a file that is open for reading only, and for read-only memory of others.
     pub fn is_writable(&self) -> bool {
         self.inner.writable
     }
@@ -388,6 +414,17 @@ mod tests {
         });
         assert!(passed);
         slot.unwrap().write(0, &[1]).unwrap();
+    }
+
+    #[test]
+    fn memory_of_others_can_be_read_only() {
+        static BYTES: [u8; 64] = [7; 64];
+        // SAFETY: nothing writes the bytes.
+        let buffer = unsafe { HostBuffer::from_raw_read_only(BYTES.as_ptr(), 64, ()) }.unwrap();
+        let mut seen = [0; 64];
+        buffer.read(0, &mut seen).unwrap();
+        assert_eq!((buffer.is_writable(), seen), (false, BYTES));
+        assert!(matches!(buffer.write(0, &[1]), Err(Error::ReadOnly)));
     }
 
     #[test]

@@ -71,8 +71,10 @@ pub enum Error {
         /// Offset in the file of the end of the access or registration.
         end: u64,
     },
-    /// Write access to a file that is open for reading only.
-    #[error("writing needs a file that was opened for reading and writing, and this one is read-only")]
+    /// Write access to a file that is open for reading only, or to read-only memory of others.
+    #[error(
+        "writing needs a file that was opened for reading and writing, or writable memory, and this is read-only"
+    )]
     ReadOnly,
     /// The memory belongs to the parent process.
     #[error(

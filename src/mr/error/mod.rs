@@ -57,10 +57,10 @@ pub enum RegisterError {
         /// The requested flags.
         flags: Access,
     },
-    /// Write access to a dma-buf with a read-only descriptor, which the kernel does not check, or to a file that is open
-    /// for reading only.
+    /// Write access to a dma-buf with a read-only descriptor, which the kernel does not check, to a file that is open
+    /// for reading only, or to read-only memory of others.
     #[error(
-        "{access:?} needs a writable buffer and this fd is read-only: export the dma-buf read-write (DRM: DRM_RDWR at the first export; GBM: PRIME before gbm_bo_get_fd), or open the file for reading and writing"
+        "{access:?} needs a writable buffer and this one is read-only: export the dma-buf read-write (DRM: DRM_RDWR at the first export; GBM: PRIME before gbm_bo_get_fd), open the file for reading and writing, or pass writable memory"
     )]
     ReadOnlyBuffer {
         /// The requested write flags.
