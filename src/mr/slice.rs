@@ -2,6 +2,7 @@
 //!
 //! [`SliceCursor`] is the one place that cuts registered memory into scatter/gather elements.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::Arc;
@@ -24,7 +25,11 @@ pub struct RegionSlice {
     memory: Memory,
     offset: u64,
     length: u64,
+    keeper: Option<Keeper>,
 }
+
+/// What else must live as long as somebody uses the memory.
+type Keeper = Arc<dyn Any + Send + Sync>;
 
 /// What a slice is a range of.
 #[derive(Clone)]
@@ -38,6 +43,7 @@ enum Memory {
 struct List {
     segments: Vec<ListSegment>,
     length: u64,
+    _keepers: Vec<Keeper>,
 }
 
 struct ListSegment {
@@ -102,13 +108,27 @@ impl Memory {
 impl RegionSlice {
     fn whole(memory: Memory) -> Self {
         let length = memory.len();
-        Self { memory, offset: 0, length }
+        Self { memory, offset: 0, length, keeper: None }
+    }
+
+    /// The same slice, which also holds `keeper`: slices of it, tables and transfers of it hold it too, and the last of
+    /// them drops it. A region of a runtime's memory does not keep the tensor whose bytes it has, and the framework may
+    /// give these to another one; a slice that keeps the tensor prevents that.
+    ///
+    /// It is dropped by whoever has the last slice, after the device is done: on any thread, also in a child of `fork`.
+    #[must_use]
+    pub fn keeping(mut self, keeper: impl Any + Send + Sync) -> Self {
+        self.keeper = Some(match self.keeper.take() {
+            Some(other) => Arc::new((other, keeper)),
+            None => Arc::new(keeper),
+        });
+        self
     }
 
     /// A range of this slice, already checked.
     pub(super) fn part(&self, offset: u64, length: u64) -> Self {
         debug_assert!(check_range(offset, length, self.length).is_ok());
-        Self { memory: self.memory.clone(), offset: self.offset + offset, length }
+        Self { offset: self.offset + offset, length, ..self.clone() }
     }
 
     /// Whether other handles of its memory live.
@@ -138,9 +158,10 @@ impl RegionSlice {
     /// - [`RangeError::Empty`]: `slices` is empty.
     /// - [`RangeError::OutOfRange`]: the total length does not fit in 64 bits.
     pub fn concat(slices: impl IntoIterator<Item = impl Into<Self>>) -> Result<Self, RangeError> {
-        let mut list = List { segments: Vec::new(), length: 0 };
+        let mut list = List { segments: Vec::new(), length: 0, _keepers: Vec::new() };
         for slice in slices {
-            let slice = slice.into();
+            let mut slice = slice.into();
+            list._keepers.extend(slice.keeper.take());
             for Segment { region, offset, length } in slice.segments() {
                 let start = list.length;
                 list.length = start.checked_add(length).ok_or(RangeError::OutOfRange {
@@ -170,7 +191,7 @@ impl RegionSlice {
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<Self, RangeError> {
         let range = resolve_range(range, self.length)?;
         let (offset, length) = (self.offset + range.start, range.end - range.start);
-        Ok(Self { memory: self.memory.clone(), offset, length })
+        Ok(Self { offset, length, ..self.clone() })
     }
 
     /// Address of the first byte in work requests. Only a slice of one region or set has consecutive addresses.
@@ -419,6 +440,19 @@ mod tests {
             slice.slice(..11).unwrap_err(),
             RangeError::OutOfRange { offset: 0, length: 11, size: 10 }
         );
+    }
+
+    #[test]
+    fn the_last_slice_drops_what_it_keeps() {
+        let (first, second) = (Arc::new(1), Arc::new(2));
+        let slice = RegionSlice::from(fake::region(100, Access::empty())).keeping(first.clone());
+        let part = slice.keeping(second.clone()).slice(10..20).unwrap();
+        let list = RegionSlice::concat([&part, &part]).unwrap();
+        let table = list.slice(5..).unwrap().strided(1, 1, 3).unwrap();
+        drop((part, list));
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 2));
+        drop(table);
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (1, 1));
     }
 
     #[test]
