@@ -1,6 +1,7 @@
 //! The passive side: a listener and its connection requests.
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rdma_sys_ext::rdma_cm::event as kind;
@@ -78,6 +79,17 @@ impl Listener {
         block(self.accept_request_by(Wait::Block, timeout))
     }
 
+    /// The next connection request if there is one. The listener's descriptor ([`AsFd`]) is readable while there may be.
+    ///
+    /// # Errors
+    /// As [`accept_request`](Self::accept_request), without the timeout.
+    pub fn try_accept_request(&self) -> Result<Option<Incoming>> {
+        match self.accept_request(Duration::ZERO) {
+            Err(Error::Timeout { .. }) => Ok(None),
+            accepted => accepted.map(Some),
+        }
+    }
+
     /// Like [`accept_request`](Self::accept_request), without blocking the thread of a tokio runtime.
     ///
     /// # Errors
@@ -109,6 +121,13 @@ impl Listener {
                 None => {}
             }
         }
+    }
+}
+
+impl AsFd for Listener {
+    /// Readable when [`try_accept_request`](Self::try_accept_request) may find a request.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.id.fd()
     }
 }
 

@@ -89,6 +89,18 @@ impl Mapping {
         self.length.get() as u64
     }
 
+    /// Whether it can be written: as the buffer's descriptor.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Address of the first byte, for other languages and libraries. It is valid while the mapping lives. Access the
+    /// memory between [`begin`](Self::begin) and [`CpuGuard::end`] only, and by atomic or volatile operations; never form
+    /// a reference to it.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
     /// Begins CPU access. The exporter makes the CPU's caches coherent; most exporters also wait for the
     /// buffer's fences.
     ///
