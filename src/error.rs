@@ -80,6 +80,19 @@ impl Error {
             Self::Pci(error) => kind_of_pci(error),
         }
     }
+
+    /// What to do, besides what the message says: what is known about a failed transfer, or the hint of the
+    /// [kind](ErrorKind::hint).
+    pub fn hint(&self) -> &str {
+        match self {
+            Self::Transfer(transfer::Error::Failed { hint, .. } | transfer::Error::Timeout { hint, .. })
+                if !hint.is_empty() =>
+            {
+                hint
+            }
+            _ => self.kind().hint(),
+        }
+    }
 }
 
 /// The crate `dma-sg` is a layer below and has no [`ErrorKind`].
@@ -154,6 +167,17 @@ mod tests {
             "rxe0: cannot open the device\n  caused by: Permission denied (os error 13)"
         );
         assert_eq!(Error::from(dma_sg::RangeError::Empty { offset: 7 }).kind(), ErrorKind::Misuse);
+    }
+
+    #[test]
+    fn a_hint_is_that_of_the_transfer_or_of_the_kind() {
+        let timeout = |hint: &str| {
+            let (opcode, timeout) = (verbs::Opcode::Read, std::time::Duration::from_secs(1));
+            let hint = hint.into();
+            Error::from(transfer::Error::Timeout { opcode, done: 0, length: 8, timeout, hint, usable: false })
+        };
+        assert_eq!(timeout("port 1 of rxe0 is down").hint(), "port 1 of rxe0 is down");
+        assert_eq!(timeout("").hint(), ErrorKind::Timeout.hint());
     }
 
     #[test]

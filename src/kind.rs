@@ -44,6 +44,26 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// What to do about an error of this kind, in a sentence. The message of the error itself says more.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Misuse => "correct the arguments or the order of calls, as the message says",
+            Self::InvalidData => "get the description again from the peer, and check how it was carried",
+            Self::Unsupported => "choose another device, driver, kernel, library or way, as the message says",
+            Self::NotFound => "check the name, the address, and that the device or library is installed",
+            Self::Permission => "run as a user who may do this, or pass an object that permits it",
+            Self::Limit => "raise the limit that the message names, or release what counts towards it",
+            Self::OutOfMemory => "free memory, or ask for less",
+            Self::Busy => "drop the other handles of the object, then try again",
+            Self::Timeout => "check that the peer is alive and makes progress, or wait longer",
+            Self::Cancelled => "nothing: this program cancelled it",
+            Self::PeerGone => "check that the peer is alive, then connect anew",
+            Self::DeviceGone => "open the device anew once it is back, or use another one",
+            Self::Transport => "read the peer's error too, then create a new connection",
+            Self::System => "see the errno",
+        }
+    }
+
     /// The kind of an errno without more context.
     pub(crate) fn of(source: &io::Error) -> Self {
         match source.raw_os_error() {
