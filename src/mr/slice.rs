@@ -25,11 +25,7 @@ pub struct RegionSlice {
     memory: Memory,
     offset: u64,
     length: u64,
-    keeper: Option<Keeper>,
 }
-
-/// What else must live as long as somebody uses the memory.
-type Keeper = Arc<dyn Any + Send + Sync>;
 
 /// What a slice is a range of.
 #[derive(Clone)]
@@ -37,13 +33,21 @@ enum Memory {
     Region(MemoryRegion),
     Set(RegionSet),
     List(Arc<List>),
+    Kept(Arc<Kept>),
+}
+
+/// Memory with what else must live as long as somebody uses it.
+struct Kept {
+    memory: Memory,
+    _keeper: Box<dyn Any + Send + Sync>,
 }
 
 /// Ranges of regions in a row.
 struct List {
     segments: Vec<ListSegment>,
     length: u64,
-    _keepers: Vec<Keeper>,
+    /// Those of its slices.
+    kept: Vec<Arc<Kept>>,
 }
 
 struct ListSegment {
@@ -76,6 +80,7 @@ impl Memory {
             Self::Region(region) => region.len(),
             Self::Set(set) => set.len(),
             Self::List(list) => list.length,
+            Self::Kept(kept) => kept.memory.len(),
         }
     }
 
@@ -88,6 +93,7 @@ impl Memory {
                 let index = list.segments.partition_point(|segment| segment.start <= offset) - 1;
                 (index, list.segments[index].start)
             }
+            Self::Kept(kept) => kept.memory.find(offset),
         }
     }
 
@@ -101,6 +107,18 @@ impl Memory {
                 let ListSegment { region, offset, length, .. } = list.segments.get(index)?;
                 Some(Segment { region, offset: *offset, length: *length })
             }
+            Self::Kept(kept) => kept.memory.segment(index),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        match self {
+            Self::Region(region) => region.is_shared(),
+            Self::Set(set) => set.is_shared(),
+            Self::List(list) => {
+                Arc::strong_count(list) > 1 || list.segments.iter().any(|segment| segment.region.is_shared())
+            }
+            Self::Kept(kept) => Arc::strong_count(kept) > 1 || kept.memory.is_shared(),
         }
     }
 }
@@ -108,7 +126,7 @@ impl Memory {
 impl RegionSlice {
     fn whole(memory: Memory) -> Self {
         let length = memory.len();
-        Self { memory, offset: 0, length, keeper: None }
+        Self { memory, offset: 0, length }
     }
 
     /// The same slice, which also holds `keeper`: slices of it, tables and transfers of it hold it too, and the last of
@@ -117,29 +135,20 @@ impl RegionSlice {
     ///
     /// It is dropped by whoever has the last slice, after the device is done: on any thread, also in a child of `fork`.
     #[must_use]
-    pub fn keeping(mut self, keeper: impl Any + Send + Sync) -> Self {
-        self.keeper = Some(match self.keeper.take() {
-            Some(other) => Arc::new((other, keeper)),
-            None => Arc::new(keeper),
-        });
-        self
+    pub fn keeping(self, keeper: impl Any + Send + Sync) -> Self {
+        let kept = Kept { memory: self.memory, _keeper: Box::new(keeper) };
+        Self { memory: Memory::Kept(Arc::new(kept)), ..self }
     }
 
     /// A range of this slice, already checked.
     pub(super) fn part(&self, offset: u64, length: u64) -> Self {
         debug_assert!(check_range(offset, length, self.length).is_ok());
-        Self { offset: self.offset + offset, length, ..self.clone() }
+        Self { memory: self.memory.clone(), offset: self.offset + offset, length }
     }
 
     /// Whether other handles of its memory live.
     pub(super) fn is_shared(&self) -> bool {
-        match &self.memory {
-            Memory::Region(region) => region.is_shared(),
-            Memory::Set(set) => set.is_shared(),
-            Memory::List(list) => {
-                Arc::strong_count(list) > 1 || list.segments.iter().any(|segment| segment.region.is_shared())
-            }
-        }
+        self.memory.is_shared()
     }
 
     /// Joins several slices into one, in this order: rows of an image, pages of a cache, regions of different
@@ -158,10 +167,14 @@ impl RegionSlice {
     /// - [`RangeError::Empty`]: `slices` is empty.
     /// - [`RangeError::OutOfRange`]: the total length does not fit in 64 bits.
     pub fn concat(slices: impl IntoIterator<Item = impl Into<Self>>) -> Result<Self, RangeError> {
-        let mut list = List { segments: Vec::new(), length: 0, _keepers: Vec::new() };
+        let mut list = List { segments: Vec::new(), length: 0, kept: Vec::new() };
         for slice in slices {
-            let mut slice = slice.into();
-            list._keepers.extend(slice.keeper.take());
+            let slice = slice.into();
+            match &slice.memory {
+                Memory::Kept(kept) => list.kept.push(kept.clone()),
+                Memory::List(other) => list.kept.extend(other.kept.iter().cloned()),
+                Memory::Region(_) | Memory::Set(_) => {}
+            }
             for Segment { region, offset, length } in slice.segments() {
                 let start = list.length;
                 list.length = start.checked_add(length).ok_or(RangeError::OutOfRange {
@@ -191,7 +204,7 @@ impl RegionSlice {
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<Self, RangeError> {
         let range = resolve_range(range, self.length)?;
         let (offset, length) = (self.offset + range.start, range.end - range.start);
-        Ok(Self { offset, length, ..self.clone() })
+        Ok(Self { memory: self.memory.clone(), offset, length })
     }
 
     /// Address of the first byte in work requests. Only a slice of one region or set has consecutive addresses.
@@ -447,10 +460,10 @@ mod tests {
         let (first, second) = (Arc::new(1), Arc::new(2));
         let slice = RegionSlice::from(fake::region(100, Access::empty())).keeping(first.clone());
         let part = slice.keeping(second.clone()).slice(10..20).unwrap();
-        let list = RegionSlice::concat([&part, &part]).unwrap();
+        let list = RegionSlice::concat([RegionSlice::concat([&part]).unwrap(), part.clone()]).unwrap();
         let table = list.slice(5..).unwrap().strided(1, 1, 3).unwrap();
         drop((part, list));
-        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 2));
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second), table.memory().is_shared()), (2, 2, false));
         drop(table);
         assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (1, 1));
     }

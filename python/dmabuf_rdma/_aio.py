@@ -1,0 +1,158 @@
+"""Transfers, notifications and requests in asyncio.
+
+The event loop watches the descriptor of each connection (or worker) that somebody waits for, and one of its own by which
+other threads tell it. It sleeps until one of them is readable or the next timeout expires: there is no thread and no
+polling.
+"""
+
+import asyncio
+import itertools
+import weakref
+
+from . import _native
+from ._errors import PeerGoneError
+
+
+class _Watch:
+    """A descriptor that the loop watches, and those that wait for it."""
+
+    __slots__ = ("source", "waiting", "timer", "fd")
+
+    def __init__(self, fd, source):
+        self.fd = fd
+        self.source = source
+        self.waiting = {}
+        self.timer = None
+
+
+class _Loop:
+    """What waits in one event loop."""
+
+    def __init__(self, loop):
+        self._loop = weakref.ref(loop)
+        self._wakes = _native.Wakes()
+        self._tokens = itertools.count()
+        self._watches = {}
+        self._futures = {}
+
+    def enter(self, token, source):
+        loop, fd = self._loop(), source._fileno()
+        if not self._watches:
+            loop.add_reader(self._wakes.fileno(), self._woken)
+        watch = self._watches.get(fd)
+        if watch is None:
+            watch = self._watches[fd] = _Watch(fd, source)
+            loop.add_reader(fd, self._readable, watch)
+        watch.waiting[token] = None
+        return watch
+
+    def leave(self, token, watch):
+        loop = self._loop()
+        self._futures.pop(token, None)
+        watch.waiting.pop(token, None)
+        if watch.waiting:
+            return
+        if watch.timer is not None:
+            watch.timer.cancel()
+        del self._watches[watch.fd]
+        if not loop.is_closed():
+            loop.remove_reader(watch.fd)
+            if not self._watches:
+                loop.remove_reader(self._wakes.fileno())
+
+    def _resume(self, token):
+        future = self._futures.get(token)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def _woken(self):
+        for token in self._wakes.take():
+            self._resume(token)
+
+    def _readable(self, watch):
+        if isinstance(watch.source, _native.Listener):
+            for token in list(watch.waiting):
+                self._resume(token)
+        else:
+            self.process(watch)
+
+    def process(self, watch):
+        """Makes progress, resumes those that have ended, and sets the timer."""
+        self._wakes.begin()
+        try:
+            left = watch.source._process()
+        finally:
+            tokens = self._wakes.take()
+        for token in tokens:
+            self._resume(token)
+        if left is None:
+            return
+        loop = self._loop()
+        due = loop.time() + left
+        if watch.timer is not None:
+            if watch.timer.when() <= due and not watch.timer.cancelled():
+                return
+            watch.timer.cancel()
+        watch.timer = loop.call_at(due, self._expired, watch)
+
+    def _expired(self, watch):
+        watch.timer = None
+        if watch.waiting:
+            self.process(watch)
+
+    async def wait(self, source):
+        token = next(self._tokens)
+        outcome = source._poll(self._wakes, token)
+        if outcome is not None:
+            return outcome[0]
+        watch = self.enter(token, source)
+        try:
+            while True:
+                future = self._futures[token] = self._loop().create_future()
+                outcome = source._poll(self._wakes, token)
+                if outcome is not None:
+                    return outcome[0]
+                # Arms the descriptor, and finds the next timeout.
+                self.process(watch)
+                await future
+        except asyncio.CancelledError:
+            source._cancelled()
+            raise
+        finally:
+            self.leave(token, watch)
+
+
+_loops = weakref.WeakKeyDictionary()
+
+
+def wait(source):
+    """A coroutine that waits in the running loop for what ``source`` has."""
+    return _wait(source)
+
+
+async def _wait(source):
+    loop = asyncio.get_running_loop()
+    state = _loops.get(loop)
+    if state is None:
+        state = _loops[loop] = _Loop(loop)
+    return await state.wait(source)
+
+
+async def next_of(arrival):
+    try:
+        return await _wait(arrival)
+    except PeerGoneError:
+        raise StopAsyncIteration from None
+
+
+async def connect_async(address, on=None, private_data=b"", **options):
+    """Like ``connect``, for asyncio. The handshake waits on a thread; transfers do not.
+
+    If the task is cancelled, the thread goes on until its timeout, and its connection is dropped.
+    """
+    return await asyncio.to_thread(_native.connect, address, on, private_data, **options)
+
+
+async def accept_async(incoming, on, private_data=b"", **options):
+    """Like ``incoming.accept``, for asyncio. The handshake waits on a thread; transfers do not."""
+    return await asyncio.to_thread(incoming.accept, on, private_data, **options)

@@ -1,0 +1,97 @@
+"""Fixtures of the tests, which run in a guest with the devices rxe0 and rxe1: ``cargo xtask test python``."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+
+import dmabuf_rdma as rdma
+
+# The devices' addresses in the guest.
+ADDRESS = {"rxe0": "192.168.77.1", "rxe1": "192.168.77.2"}
+
+
+def pytest_collection_finish(session):
+    print(f"\nrunning {len(session.items)} tests", flush=True)
+
+
+def pytest_runtest_logreport(report):
+    """Prints what Rust's test harness prints, for xtask: one line for each test, which failed if its teardown did."""
+    seen = pytest_runtest_logreport.__dict__
+    name = "python::" + report.nodeid.removeprefix("tests/").removeprefix("python/tests/")
+    if report.failed or report.skipped:
+        seen[name] = "FAILED"
+    if report.when == "teardown":
+        print(f"\ntest {name} ... {seen.setdefault(name, 'ok')}", flush=True)
+
+
+def pytest_sessionfinish():
+    verdicts = list(pytest_runtest_logreport.__dict__.values())
+    failed = verdicts.count("FAILED")
+    passed = len(verdicts) - failed
+    word = "FAILED" if failed else "ok"
+    print(f"\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out", flush=True)
+
+
+def held():
+    """What the process holds: descriptors, regions, bytes in regions, dma-bufs."""
+    gc.collect()
+    gauges = rdma.gauges()
+    return len(os.listdir("/proc/self/fd")), gauges["regions"], gauges["bytes"], gauges["fds"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm():
+    """librdmacm keeps descriptors of each device, asyncio and numpy some of their own."""
+    with_listener = rdma.Listener(("0.0.0.0", 0))
+    del with_listener
+    import asyncio
+
+    asyncio.run(asyncio.sleep(0))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(warm):
+    before = held()
+    yield
+    assert held() == before, "descriptors, regions, their bytes and dma-bufs are given back"
+
+
+@pytest.fixture
+def domain():
+    return rdma.Domain("rxe0")
+
+
+class Pair:
+    """Two connected ends, on the two devices of the guest's wire."""
+
+    def __init__(self, **options):
+        self.near_domain, self.far_domain = rdma.Domain("rxe0"), rdma.Domain("rxe1")
+        self.near = self.near_domain.connection(**options)
+        self.far = self.far_domain.connection(**options)
+        near, far = self.near.endpoint, self.far.endpoint
+        self.near.connect(rdma.Endpoint.from_bytes(bytes(far)))
+        self.far.connect(rdma.Endpoint.from_bytes(bytes(near)))
+
+    def memory(self, nbytes=1 << 16):
+        """An array and its region on the near side, and on the far side."""
+        ours, theirs = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+        near = self.near_domain.register(ours, rdma.Access.REMOTE)
+        far = self.far_domain.register(theirs, rdma.Access.REMOTE)
+        return ours, near, theirs, far
+
+
+@pytest.fixture
+def pair():
+    return Pair()
+
+
+@pytest.fixture
+def notified():
+    return Pair(notifications=64)
+
+
+def filled(nbytes, seed=1):
+    """Bytes that differ from place to place."""
+    return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
