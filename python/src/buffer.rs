@@ -10,9 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use dmabuf_rdma::dmabuf::{self, Mapping};
-use dmabuf_rdma::exporter::{
-    Allocation, Backing, DmaHeap, DumbBuffers, Exporter, PageKind, Udmabuf,
-};
+use dmabuf_rdma::exporter::{Allocation, Backing, DmaHeap, DumbBuffers, Exporter, PageKind, Udmabuf};
 use dmabuf_rdma::host;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -51,7 +49,10 @@ fn numpy<'py>(
     let py = object.py();
     let numpy = py.import("numpy")?;
     let options = PyDict::new(py);
-    options.set_item("dtype", dtype.unwrap_or_else(|| "uint8".into_pyobject(py).map_or_else(|e| match e {}, Bound::into_any)))?;
+    options.set_item(
+        "dtype",
+        dtype.unwrap_or_else(|| "uint8".into_pyobject(py).map_or_else(|e| match e {}, Bound::into_any)),
+    )?;
     options.set_item("offset", offset)?;
     if let Some(shape) = &shape {
         let count: i64 = numpy.call_method1("prod", (shape,))?.extract()?;
@@ -71,7 +72,9 @@ fn pages(name: &str) -> Result<PageKind> {
         "transparent" => Ok(PageKind::Transparent),
         "2M" => Ok(PageKind::HUGE_2M),
         "1G" => Ok(PageKind::HUGE_1G),
-        _ => Err(Failed::wrong_value(format!("pages are \"base\", \"transparent\", \"2M\" or \"1G\", not {name:?}"))),
+        _ => Err(Failed::wrong_value(format!(
+            "pages are \"base\", \"transparent\", \"2M\" or \"1G\", not {name:?}"
+        ))),
     }
 }
 
@@ -103,7 +106,13 @@ impl HostBuffer {
     /// opened for reading and writing, or with `writable=False` for reading only.
     #[staticmethod]
     #[pyo3(signature = (path, start = 0, stop = None, *, writable = true))]
-    fn map_file(py: Python<'_>, path: PathBuf, start: u64, stop: Option<u64>, writable: bool) -> Result<Self> {
+    fn map_file(
+        py: Python<'_>,
+        path: PathBuf,
+        start: u64,
+        stop: Option<u64>,
+        writable: bool,
+    ) -> Result<Self> {
         let map = || -> Result<_> {
             let file = OpenOptions::new().read(true).write(writable).open(path).map_err(PyErr::from)?;
             Ok(match stop {
@@ -245,7 +254,9 @@ impl DmaBuf {
             "r" => dmabuf::CpuAccess::Read,
             "w" => dmabuf::CpuAccess::Write,
             "rw" => dmabuf::CpuAccess::ReadWrite,
-            _ => return Err(Failed::wrong_value(format!("the mode is \"r\", \"w\" or \"rw\", not {mode:?}"))),
+            _ => {
+                return Err(Failed::wrong_value(format!("the mode is \"r\", \"w\" or \"rw\", not {mode:?}")));
+            }
         };
         if access != dmabuf::CpuAccess::Read && !slf.get().dmabuf.is_writable() {
             return Err(dmabuf::Error::ReadOnly { access: "CPU write access" }.into());
@@ -312,9 +323,9 @@ impl CpuAccess {
     ) -> Result<()> {
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            *open = open.checked_sub(1).ok_or_else(|| {
-                Failed::Python(PyBufferError::new_err("this CPU access was not begun"))
-            })?;
+            *open = open
+                .checked_sub(1)
+                .ok_or_else(|| Failed::Python(PyBufferError::new_err("this CPU access was not begun")))?;
         }
         self.sync(py, "end")
     }

@@ -53,7 +53,10 @@ impl Place {
             let this = worker.get();
             return Ok(Self::Worker((*this.inner).clone(), this.domain.clone_ref(argument.py())));
         }
-        Err(Failed::wrong_type(format!("a connection is made on a Domain or a Worker, not {}", name(argument))))
+        Err(Failed::wrong_type(format!(
+            "a connection is made on a Domain or a Worker, not {}",
+            name(argument)
+        )))
     }
 
     fn connection(&self, options: ConnectionOptions) -> Result<Inner> {
@@ -205,7 +208,8 @@ pub struct Incoming {
 
 impl Incoming {
     fn new(inner: cm::Incoming) -> Self {
-        let (device, peer, private_data) = (inner.device_name(), inner.peer_addr(), inner.private_data().to_vec());
+        let (device, peer, private_data) =
+            (inner.device_name(), inner.peer_addr(), inner.private_data().to_vec());
         Self { inner: Mutex::new(Some(inner)), device, peer, private_data }
     }
 

@@ -125,7 +125,12 @@ impl Connection {
     /// Writes local bytes into the peer's memory: a region, or each block of a table into the peer's block with the same
     /// index. `timeout` limits the whole transfer, in seconds.
     #[pyo3(signature = (local, remote, timeout = None))]
-    fn write(&self, local: &Bound<'_, PyAny>, remote: &Bound<'_, PyAny>, timeout: Option<f64>) -> Result<Transfer> {
+    fn write(
+        &self,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+    ) -> Result<Transfer> {
         let (local, remote) = (self::local(local)?, self::remote(remote)?);
         self.start(timeout, |inner| inner.write(local, remote))
     }
@@ -154,7 +159,12 @@ impl Connection {
 
     /// Reads the peer's bytes into local memory, which needs `LOCAL_WRITE`.
     #[pyo3(signature = (local, remote, timeout = None))]
-    fn read(&self, local: &Bound<'_, PyAny>, remote: &Bound<'_, PyAny>, timeout: Option<f64>) -> Result<Transfer> {
+    fn read(
+        &self,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+    ) -> Result<Transfer> {
         let (local, remote) = (self::local(local)?, self::remote(remote)?);
         self.start(timeout, |inner| inner.read(local, remote))
     }

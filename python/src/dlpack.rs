@@ -96,24 +96,25 @@ pub fn borrow(object: &Bound<'_, PyAny>) -> Result<Lent> {
     let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| {
         Failed::wrong_type("__dlpack__ returned something else than a capsule: the producer is broken")
     })?;
-    let (tensor, flags): (*const Tensor, u64) =
-        if let Ok(pointer) = capsule.pointer_checked(Some(c"dltensor_versioned")) {
-            let versioned = pointer.as_ptr().cast::<Versioned>().cast_const();
-            // SAFETY: the name says what it points to. The first two members have this layout in every version.
-            let (major, minor) = unsafe { ((*versioned).major, (*versioned).minor) };
-            if major != 1 {
-                return Err(Failed::unsupported(format!(
-                    "the producer lends tensors as DLPack {major}.{minor}, and this library reads version 1"
-                )));
-            }
-            // SAFETY: as above, with the layout of version 1.
-            unsafe { (&raw const (*versioned).tensor, (*versioned).flags) }
-        } else {
-            let pointer = capsule.pointer_checked(Some(c"dltensor")).map_err(|_| {
-                Failed::wrong_type("__dlpack__ returned a capsule that is no tensor, or one that is used already")
-            })?;
-            (pointer.as_ptr().cast::<Tensor>().cast_const(), 0)
-        };
+    let (tensor, flags): (*const Tensor, u64) = if let Ok(pointer) =
+        capsule.pointer_checked(Some(c"dltensor_versioned"))
+    {
+        let versioned = pointer.as_ptr().cast::<Versioned>().cast_const();
+        // SAFETY: the name says what it points to. The first two members have this layout in every version.
+        let (major, minor) = unsafe { ((*versioned).major, (*versioned).minor) };
+        if major != 1 {
+            return Err(Failed::unsupported(format!(
+                "the producer lends tensors as DLPack {major}.{minor}, and this library reads version 1"
+            )));
+        }
+        // SAFETY: as above, with the layout of version 1.
+        unsafe { (&raw const (*versioned).tensor, (*versioned).flags) }
+    } else {
+        let pointer = capsule.pointer_checked(Some(c"dltensor")).map_err(|_| {
+            Failed::wrong_type("__dlpack__ returned a capsule that is no tensor, or one that is used already")
+        })?;
+        (pointer.as_ptr().cast::<Tensor>().cast_const(), 0)
+    };
     if flags & IS_COPIED != 0 {
         return Err(Failed::misuse(
             "the producer lends a copy of its tensor, whose bytes nobody else sees: make it contiguous in memory that it can lend",

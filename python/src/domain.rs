@@ -4,9 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dmabuf_rdma::exporter::{MemoryKind, PointerError, Runtimes};
 use dmabuf_rdma::mr::{Access, Buffer, RegisterError};
-use dmabuf_rdma::{
-    HostBuffer, MemoryRegion, ProtectionDomain, RegionCache, RegionSet, RegionSlice, verbs,
-};
+use dmabuf_rdma::{HostBuffer, MemoryRegion, ProtectionDomain, RegionCache, RegionSet, RegionSlice, verbs};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -88,7 +86,9 @@ impl Domain {
     }
 
     fn register_host(&self, source: Source, (start, length): (u64, u64), access: Access) -> Result<Region> {
-        if source.read_only && access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC) {
+        if source.read_only
+            && access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
+        {
             return Err(Failed::permission(format!(
                 "{} is read-only, so no device may write it: register it without LOCAL_WRITE, or a writable copy",
                 source.what
@@ -141,9 +141,11 @@ impl Domain {
         };
         match get(false)? {
             // The runtime may have been loaded since.
-            Err(RegisterError::Pointer(PointerError::WrongKind { runtime: None, kind: MemoryKind::Host, .. })) => {
-                Ok(get(true)??)
-            }
+            Err(RegisterError::Pointer(PointerError::WrongKind {
+                runtime: None,
+                kind: MemoryKind::Host,
+                ..
+            })) => Ok(get(true)??),
             answer => Ok(answer?),
         }
     }
@@ -220,7 +222,9 @@ impl Domain {
             let this = dmabuf.get();
             let backing = match (host_mapping, &this.backing) {
                 (true, None) => {
-                    return Err(Failed::misuse("host_mapping needs a udmabuf that this process has made: leave it out"));
+                    return Err(Failed::misuse(
+                        "host_mapping needs a udmabuf that this process has made: leave it out",
+                    ));
                 }
                 (true, backing) => backing.as_ref(),
                 (false, _) => None,
@@ -271,7 +275,8 @@ impl Domain {
     /// of receives that are posted ahead, 0 for none.
     #[pyo3(signature = (completions = 16384, notifications = 0))]
     fn worker(slf: &Bound<'_, Self>, completions: u32, notifications: u32) -> Result<Worker> {
-        let options = dmabuf_rdma::WorkerOptions::default().completions(completions).notifications(notifications);
+        let options =
+            dmabuf_rdma::WorkerOptions::default().completions(completions).notifications(notifications);
         let domain = &slf.get().domain;
         let worker = slf.py().detach(|| dmabuf_rdma::Worker::new(domain, options))?;
         Ok(Worker::new(worker, slf.clone().unbind()))
@@ -283,11 +288,16 @@ impl Domain {
 }
 
 impl Domain {
-    fn register_pointer(&self, tuple: &Bound<'_, PyTuple>, access: Access, is_unsafe: bool) -> Result<Region> {
+    fn register_pointer(
+        &self,
+        tuple: &Bound<'_, PyTuple>,
+        access: Access,
+        is_unsafe: bool,
+    ) -> Result<Region> {
         let py = tuple.py();
-        let (address, length): (u64, u64) = tuple
-            .extract()
-            .map_err(|_| Failed::wrong_type("a tuple is (pointer, nbytes), both integers that are not negative"))?;
+        let (address, length): (u64, u64) = tuple.extract().map_err(|_| {
+            Failed::wrong_type("a tuple is (pointer, nbytes), both integers that are not negative")
+        })?;
         if !is_unsafe {
             return Err(Failed::misuse(
                 "nothing keeps the memory at a pointer alive: register the object that it belongs to, or pass unsafe=True \

@@ -34,7 +34,9 @@ impl Integers {
         };
         if buffer.dimensions() != 1 || buffer.suboffsets().is_some() {
             let shape = buffer.shape();
-            return Err(Failed::misuse(format!("{what} take one dimension, and this array has the shape {shape:?}")));
+            return Err(Failed::misuse(format!(
+                "{what} take one dimension, and this array has the shape {shape:?}"
+            )));
         }
         // Another byte order than this machine's.
         let order = buffer.format().to_bytes().first().copied();
@@ -47,7 +49,10 @@ impl Integers {
 
     fn of_iterable(argument: &Bound<'_, PyAny>, what: &str) -> Result<Self> {
         let items = argument.try_iter().map_err(|_| {
-            Failed::wrong_type(format!("{what} take an array of integers or an iterable, not {}", name(argument)))
+            Failed::wrong_type(format!(
+                "{what} take an array of integers or an iterable, not {}",
+                name(argument)
+            ))
         })?;
         let number = |(at, item): (usize, PyResult<Bound<'_, PyAny>>)| -> Result<u64> {
             let item = item?;

@@ -188,13 +188,22 @@ impl Arrival {
         slf.py().import("dmabuf_rdma._aio")?.getattr("wait")?.call1((slf,))?.call_method0("__await__")
     }
 
-    fn _poll(&self, py: Python<'_>, wakes: &Bound<'_, Wakes>, token: u64) -> Polled<Option<Py<Notification>>> {
+    fn _poll(
+        &self,
+        py: Python<'_>,
+        wakes: &Bound<'_, Wakes>,
+        token: u64,
+    ) -> Polled<Option<Py<Notification>>> {
         let waker = wakes.get().waker(token);
         let mut slot = self.future.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(future) = slot.as_mut() else {
-            return Err(Failed::misuse("these notifications were awaited already: call arrived or recv again"));
+            return Err(Failed::misuse(
+                "these notifications were awaited already: call arrived or recv again",
+            ));
         };
-        let Poll::Ready(ended) = future.as_mut().poll(&mut Context::from_waker(&waker)) else { return Ok(None) };
+        let Poll::Ready(ended) = future.as_mut().poll(&mut Context::from_waker(&waker)) else {
+            return Ok(None);
+        };
         *slot = None;
         let taken = ended?.map(|taken| to_python(py, taken)).transpose()?;
         Ok(Some((taken,)))

@@ -42,7 +42,8 @@ impl Region {
     }
 
     fn address(&self) -> Option<u64> {
-        let mapped = || self.source.as_ref().and_then(|(source, offset)| Some(source.get().address()? + offset));
+        let mapped =
+            || self.source.as_ref().and_then(|(source, offset)| Some(source.get().address()? + offset));
         self.address.or_else(mapped)
     }
 }
@@ -50,7 +51,9 @@ impl Region {
 /// Start and end of `object[range]`, for an object of `length` bytes.
 pub fn byte_range(range: &Bound<'_, PyAny>, length: u64) -> Result<(u64, u64)> {
     let slice = range.cast::<PySlice>().map_err(|_| {
-        Failed::wrong_type("a region has byte ranges and no elements: write region[a:b], with bytes, not region[i]")
+        Failed::wrong_type(
+            "a region has byte ranges and no elements: write region[a:b], with bytes, not region[i]",
+        )
     })?;
     let indices = slice.indices(isize::try_from(length).unwrap_or(isize::MAX))?;
     if indices.step != 1 {
@@ -63,7 +66,8 @@ pub fn byte_range(range: &Bound<'_, PyAny>, length: u64) -> Result<(u64, u64)> {
     let end = slice.getattr("stop")?;
     let beyond = !end.is_none() && end.extract::<i64>().is_ok_and(|end| end > 0 && end as u64 > length);
     let start = slice.getattr("start")?;
-    let beyond = beyond || (!start.is_none() && start.extract::<i64>().is_ok_and(|start| start > 0 && start as u64 > length));
+    let beyond = beyond
+        || (!start.is_none() && start.extract::<i64>().is_ok_and(|start| start > 0 && start as u64 > length));
     if beyond || indices.start >= indices.stop {
         return Err(Failed::misuse(format!(
             "the range [{}:{}] is empty or not inside the {length} bytes",
@@ -135,7 +139,9 @@ impl Region {
     /// Neighbours in the last dimensions are one block.
     fn blocks_of(&self, view: &Bound<'_, PyAny>) -> Result<Blocks> {
         let base = self.address().ok_or_else(|| {
-            Failed::misuse("this region's memory has no address here: register the array, or map the dma-buf first")
+            Failed::misuse(
+                "this region's memory has no address here: register the array, or map the dma-buf first",
+            )
         })?;
         let source = Source::of(view)?;
         let (length, offsets) = source.blocks(base, self.slice.len())?;
@@ -170,7 +176,11 @@ pub fn ranges<M>(
 ) -> Result<mr::Blocks<M>> {
     let (starts, stops) = (Integers::of(starts, "starts")?, Integers::of(stops, "stops")?);
     if starts.len() != stops.len() {
-        return Err(Failed::misuse(format!("{} starts and {} stops are no ranges", starts.len(), stops.len())));
+        return Err(Failed::misuse(format!(
+            "{} starts and {} stops are no ranges",
+            starts.len(),
+            stops.len()
+        )));
     }
     let starts: Vec<u64> = starts.with("starts", |numbers| Ok::<_, Failed>(numbers.collect()))?;
     let stops: Vec<u64> = stops.with("stops", |numbers| Ok::<_, Failed>(numbers.collect()))?;
@@ -219,6 +229,7 @@ pub fn select<M: Clone>(table: &mr::Blocks<M>, indices: &Bound<'_, PyAny>) -> Re
 
 pub fn block<M>(table: &mr::Blocks<M>, index: isize) -> PyResult<(u64, u64)> {
     let at = if index < 0 { table.count().checked_add_signed(index) } else { Some(index as usize) };
-    let outside = || pyo3::exceptions::PyIndexError::new_err(format!("no block {index} of {}", table.count()));
+    let outside =
+        || pyo3::exceptions::PyIndexError::new_err(format!("no block {index} of {}", table.count()));
     at.and_then(|at| table.get(at)).ok_or_else(outside)
 }

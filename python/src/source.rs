@@ -109,7 +109,9 @@ impl Source {
             return Err(objects(&what));
         }
         if buffer.suboffsets().is_some() {
-            return Err(Failed::misuse(format!("{what} is an array of pointers to rows: copy it to one piece")));
+            return Err(Failed::misuse(format!(
+                "{what} is an array of pointers to rows: copy it to one piece"
+            )));
         }
         let shape = buffer.shape().iter().map(|&size| size as u64).collect();
         let strides = buffer.strides().iter().map(|&stride| stride as i64).collect();
@@ -128,7 +130,10 @@ impl Source {
     /// Address and length of memory without gaps, in any order of its dimensions.
     pub fn whole(&self) -> Result<(u64, u64)> {
         let Some(total) = self.total()? else {
-            return Err(Failed::misuse(format!("{} has the shape {:?} and no bytes to register", self.what, self.shape)));
+            return Err(Failed::misuse(format!(
+                "{} has the shape {:?} and no bytes to register",
+                self.what, self.shape
+            )));
         };
         // Each element is at a place of its own, and they leave no gap.
         let mut dimensions: Vec<_> = self.dimensions().filter(|(size, _)| *size > 1).collect();
@@ -163,7 +168,10 @@ impl Source {
         let overflow = || Failed::misuse(format!("the addresses of {} overflow", self.what));
         let (mut below, mut above) = (0_i64, 0_i64);
         for (size, stride) in self.dimensions() {
-            let reach = i64::try_from(size - 1).ok().and_then(|last| last.checked_mul(stride)).ok_or_else(overflow)?;
+            let reach = i64::try_from(size - 1)
+                .ok()
+                .and_then(|last| last.checked_mul(stride))
+                .ok_or_else(overflow)?;
             let end = if reach < 0 { &mut below } else { &mut above };
             *end = end.checked_add(reach).ok_or_else(overflow)?;
         }
@@ -218,7 +226,9 @@ impl Source {
 }
 
 fn objects(what: &str) -> Failed {
-    Failed::misuse(format!("{what} holds Python objects, whose pointers mean nothing to a peer: use a numeric type"))
+    Failed::misuse(format!(
+        "{what} holds Python objects, whose pointers mean nothing to a peer: use a numeric type"
+    ))
 }
 
 /// Bytes of an element by its type in the array interface, such as `<f4`.

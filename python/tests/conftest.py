@@ -2,6 +2,8 @@
 
 import gc
 import os
+import threading
+from multiprocessing import resource_tracker
 
 import numpy as np
 import pytest
@@ -43,12 +45,22 @@ def held():
 
 @pytest.fixture(scope="session", autouse=True)
 def warm():
-    """librdmacm keeps descriptors of each device, asyncio and numpy some of their own."""
-    with_listener = rdma.Listener(("0.0.0.0", 0))
-    del with_listener
-    import asyncio
+    """What stays open as long as the process lives: librdmacm's descriptors of each device, and multiprocessing's."""
+    resource_tracker.ensure_running()
+    listener = rdma.Listener((ADDRESS["rxe1"], 0))
+    accepting = threading.Thread(target=lambda: listener.accept(timeout=60).accept(rdma.Domain("rxe1")))
+    accepting.start()
+    rdma.connect(listener.address, timeout=60)
+    accepting.join()
 
-    asyncio.run(asyncio.sleep(0))
+
+@pytest.fixture(scope="session")
+def jnp():
+    """JAX, whose runtime keeps descriptors too."""
+    import jax.numpy
+
+    jax.numpy.zeros(1).block_until_ready()
+    return jax.numpy
 
 
 @pytest.fixture(autouse=True)

@@ -215,7 +215,7 @@ def test_connections_by_address():
 
 def test_connections_that_fail():
     with pytest.raises(rdma.PeerGoneError) as refused:
-        rdma.connect((ADDRESS["rxe1"], 1), timeout=20)
+        rdma.connect((ADDRESS["rxe1"], 1), timeout=120)
     assert isinstance(refused.value, ConnectionError)
     listener = rdma.Listener((ADDRESS["rxe1"], 0))
     start = time.monotonic()
@@ -228,7 +228,7 @@ def test_connections_that_fail():
             rdma.connect(wrong)
     with pytest.raises(TypeError, match="host:port"):
         rdma.connect(7)
-    with pytest.raises(TypeError, match="no option 'colour'.*window"):
+    with pytest.raises(TypeError, match='no option "colour".*window'):
         rdma.Domain("rxe0").connection(colour=1)
     with pytest.raises(TypeError, match="option window"):
         rdma.Domain("rxe0").connection(window="many")

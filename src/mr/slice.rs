@@ -463,7 +463,10 @@ mod tests {
         let list = RegionSlice::concat([RegionSlice::concat([&part]).unwrap(), part.clone()]).unwrap();
         let table = list.slice(5..).unwrap().strided(1, 1, 3).unwrap();
         drop((part, list));
-        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second), table.memory().is_shared()), (2, 2, false));
+        assert_eq!(
+            (Arc::strong_count(&first), Arc::strong_count(&second), table.memory().is_shared()),
+            (2, 2, false)
+        );
         drop(table);
         assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (1, 1));
     }

@@ -7,8 +7,9 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Every build uses the same features, or cargo would build dependencies twice.
-pub const EVERYTHING: &[&str] = &["--workspace", "--all-features"];
+/// Every build uses the same features, or cargo would build dependencies twice. The bindings for other languages are
+/// suites of their own.
+pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "dmabuf-rdma-python", "--all-features"];
 
 /// Builds with everything else and returns the executable of the target called `name`.
 ///

@@ -6,7 +6,7 @@
 //! if rows have points.
 
 mod chart;
-mod python;
+pub mod python;
 mod rows;
 
 use crate::guest::{Guest, Job};
@@ -157,6 +157,8 @@ const BENCHMARKS: &[Benchmark] = &[
         packages: Some(python::Packages {
             folder: "peers",
             requirements: "benches/peers/requirements.txt",
+            purpose: "to compare with",
+            advice: "To compare with the other peers alone, name them: cargo xtask bench peers -- hand hand-polling perftest ucx",
             // The arguments that choose them, and those that choose the other peers.
             words: &["nixl", "mooncake"],
             others: &["hand", "hand-polling", "perftest", "ucx"],

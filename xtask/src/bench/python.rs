@@ -1,4 +1,4 @@
-//! Python packages that a benchmark compares with, in a virtual environment under `target/`.
+//! Python packages that a benchmark compares with or a test uses, in a virtual environment under `target/`.
 
 use crate::{lock, process, project, ui};
 use anyhow::{Context, Result, anyhow};
@@ -12,6 +12,9 @@ pub struct Packages {
     pub folder: &'static str,
     /// Path of pip's list, from the project's root. Each line is a package with its version.
     pub requirements: &'static str,
+    /// What they are for, and what to do without one.
+    pub purpose: &'static str,
+    pub advice: &'static str,
     /// The benchmark's arguments that choose peers among them, and those that choose other peers.
     pub words: &'static [&'static str],
     pub others: &'static [&'static str],
@@ -41,7 +44,7 @@ impl Packages {
         }
         lock::remove(&home)?;
         fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-        let step = ui::Step::start("Installing", "the Python packages to compare with");
+        let step = ui::Step::start("Installing", &format!("the Python packages {}", self.purpose));
         process::output(Command::new("python3").args(["-m", "venv"]).arg(&environment))
             .context("cannot make a virtual environment; on Debian, install python3-venv")?;
         for package in packages(&list) {
@@ -60,10 +63,10 @@ impl Packages {
         pip.args(["--no-deps", "--only-binary", ":all:", package]);
         let refused = |error: anyhow::Error| {
             anyhow!(
-                "cannot get a wheel of {package}, which this benchmark compares with.\npip needs a package index \
-                 that has it for this machine's Python and processor.\nTo compare with the other peers alone, name \
-                 them: cargo xtask bench peers -- {}\n\n{error:#}",
-                self.others.join(" ")
+                "cannot get a wheel of {package}, one of the Python packages {}.\npip needs a package index that has it \
+                 for this machine's Python and processor.\n{}.\n\n{error:#}",
+                self.purpose,
+                self.advice
             )
         };
         process::output(&mut pip).map(drop).map_err(refused)
@@ -79,8 +82,14 @@ fn packages(list: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const PACKAGES: Packages =
-        Packages { folder: "f", requirements: "r", words: &["a", "b"], others: &["c", "d"] };
+    const PACKAGES: Packages = Packages {
+        folder: "f",
+        requirements: "r",
+        purpose: "to test",
+        advice: "None",
+        words: &["a", "b"],
+        others: &["c", "d"],
+    };
 
     #[test]
     fn packages_are_wanted_unless_others_are_chosen() {

@@ -10,6 +10,7 @@ pub enum Need {
     Library,
     Peers,
     BlockPeers,
+    Python,
     KernelBuild,
 }
 
@@ -20,6 +21,7 @@ impl Need {
             Need::Library => LIBRARY,
             Need::Peers => PEERS,
             Need::BlockPeers => BLOCK_PEERS,
+            Need::Python => PYTHON,
             Need::KernelBuild => KERNEL_BUILD,
         }
     }
@@ -88,6 +90,9 @@ const PEERS: &[Package] = &[
 /// Programs that only `cargo xtask bench peers` compares with. Its Python packages are in a virtual environment.
 const BLOCK_PEERS: &[Package] =
     &[("ucx-utils", Some("ucx_perftest")), ("python3", Some("python3")), ("python3-venv", None)];
+
+/// For the Python package.
+const PYTHON: &[Package] = &[("python3", Some("python3")), ("python3-venv", None)];
 
 /// For building a kernel.
 const KERNEL_BUILD: &[Package] = &[

@@ -225,7 +225,17 @@ fn places(kernel: &'static Kernel, host: bool, long: bool) -> Vec<Place> {
     ]
 }
 
-pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
+/// A guest with Debian's kernel for a suite, whose output is captured.
+pub(super) fn guest_for_tests(args: &Args, rxe: Rxe, memory: Size) -> Result<Guest> {
+    Ok(Guest {
+        kernel: lines::by_name(&args.kernel)?,
+        timeout: Some(Duration::from_secs(args.timeout.unwrap_or(1800))),
+        capture: true,
+        ..Guest::new(rxe, memory)
+    })
+}
+
+pub(super) fn run(args: &Args, filter: &[&str], summary: &mut Summary) -> Result<()> {
     let step = ui::Step::start("Building", "the integration tests and the programs");
     let build = || -> Result<_> {
         let binary = cargo::executable(&["test", "--no-run", "--test", TARGET], TARGET)?;
@@ -244,7 +254,8 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let kernel = lines::by_name(&args.kernel)?;
     let debug = kernel.configuration;
     for place in places(kernel, args.host, args.long) {
-        let wanted = |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, name);
+        let wanted =
+            |name: &String| place.modules.iter().any(|m| name.starts_with(m)) && chosen(args, filter, name);
         let tests: Vec<&String> = list.iter().filter(|name| wanted(name)).collect();
         if tests.is_empty() {
             ui::note("Skipped", &format!("{}: no test to run there", place.name));
@@ -266,7 +277,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         let report = place.run(args, &binary, &tests, summary)?;
         all.add(&report);
     }
-    for name in list.iter().filter(|name| chosen(args, name)) {
+    for name in list.iter().filter(|name| chosen(args, filter, name)) {
         match all.tests.get(name) {
             Some(Verdict::Passed | Verdict::Failed) => {}
             _ if unavailable.iter().any(|module| name.starts_with(*module)) => {}
@@ -294,9 +305,9 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-fn chosen(args: &Args, name: &str) -> bool {
-    let named = |part: &String| name.contains(part.as_str());
-    (!args.siw || name.starts_with(SIW)) && (args.filter.is_empty() || args.filter.iter().any(named))
+fn chosen(args: &Args, filter: &[&str], name: &str) -> bool {
+    let named = |part: &&str| name.contains(part);
+    (!args.siw || name.starts_with(SIW)) && (filter.is_empty() || filter.iter().any(named))
 }
 
 impl Place {

@@ -4,6 +4,7 @@ mod features;
 mod gpu;
 mod integration;
 mod libtest;
+mod python;
 pub mod refused;
 
 use crate::cargo::{self, EVERYTHING};
@@ -18,7 +19,7 @@ use std::thread;
 use std::time::Instant;
 
 /// Format, lints, features, documentation, the public API, unit tests, doctests and programs that must not
-/// compile; then the integration tests in guests.
+/// compile; then the integration tests in guests, and the suite of the Python package (`python`).
 #[derive(clap::Args)]
 pub struct Args {
     /// Run the integration tests on this machine's RDMA devices, without a guest
@@ -39,8 +40,30 @@ pub struct Args {
     /// Timeout for each guest in seconds [default: 1200, with --long or --kernel debug 5400]
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
-    /// Run only the integration tests whose names contain one of these
+    /// Run only the integration tests whose names contain one of these, or a suite by its name
     filter: Vec<String>,
+}
+
+/// The suites that are no Rust tests, by the names that a filter chooses them with.
+type Suite = fn(&Args, &mut Summary) -> Result<()>;
+const SUITES: &[(&str, Suite)] = &[("python", python::run)];
+
+impl Args {
+    /// The filters for the integration tests; `None` if only suites are wanted.
+    fn integration_filter(&self) -> Option<Vec<&str>> {
+        let names = |part: &&String| !SUITES.iter().any(|(name, _)| name == part);
+        let filter: Vec<&str> = self.filter.iter().filter(names).map(String::as_str).collect();
+        (!filter.is_empty() || self.filter.is_empty()).then_some(filter)
+    }
+
+    /// The suites to run. Those of a special guest or machine are Rust's alone.
+    fn suites(&self) -> impl Iterator<Item = Suite> {
+        let usual = !self.host && !self.siw && self.kernel == lines::LINUX_6_12.line;
+        let wanted = move |name: &str| {
+            self.filter.iter().any(|part| part == name) || (usual && self.filter.is_empty())
+        };
+        SUITES.iter().filter(move |(name, _)| wanted(name)).map(|(_, suite)| *suite)
+    }
 }
 
 /// What happened so far.
@@ -112,7 +135,10 @@ fn all(args: &Args, summary: &mut Summary) -> Result<()> {
             many_cases(summary)?;
         }
     }
-    integration::run(args, summary)
+    if let Some(filter) = args.integration_filter() {
+        integration::run(args, &filter, summary)?;
+    }
+    args.suites().try_for_each(|suite| suite(args, summary))
 }
 
 fn checks(summary: &mut Summary) -> Result<()> {
@@ -182,8 +208,16 @@ fn tests(summary: &mut Summary, name: &str, run: impl FnOnce(&mut Report) -> Res
 fn many_cases(summary: &mut Summary) -> Result<()> {
     step(summary, "A million cases", || {
         let mut test = project::cargo();
-        test.args(["test", "--release", "--workspace", "--lib", "tests::any_"])
-            .env("PROPTEST_CASES", "1000000");
+        test.args([
+            "test",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "dmabuf-rdma-python",
+            "--lib",
+            "tests::any_",
+        ])
+        .env("PROPTEST_CASES", "1000000");
         shown(&mut test)
     })
 }
@@ -263,4 +297,29 @@ fn close(summary: &Summary, start: Instant) -> ExitCode {
     let tail = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
     println!("{} passed, {failed} failed{tail}", report.passed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_filter_names_suites_and_parts_of_tests() {
+        let chosen = |words: &[&str]| {
+            let args = Cli::parse_from(["test"].iter().chain(words)).args;
+            let filter = args.integration_filter().map(|all| all.join(" "));
+            (filter, args.suites().count())
+        };
+        assert_eq!(chosen(&[]), (Some(String::new()), SUITES.len()));
+        assert_eq!(chosen(&["python"]), (None, 1));
+        assert_eq!(chosen(&["cache", "python", "sets"]), (Some("cache sets".into()), 1));
+        assert_eq!(chosen(&["--siw"]), (Some(String::new()), 0));
+    }
 }
