@@ -122,7 +122,7 @@ class _Loop:
             self.leave(token, watch)
 
 
-_loops = weakref.WeakKeyDictionary()
+_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
 
 def wait(source):

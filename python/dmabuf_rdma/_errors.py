@@ -1,5 +1,6 @@
 """Exceptions, by what a program can do about them."""
 
+import builtins
 import errno as _errno
 
 
@@ -79,7 +80,7 @@ class BusyError(Error):
     kind = "Busy"
 
 
-class TimeoutError(Error, TimeoutError):  # noqa: A001
+class TimeoutError(Error, builtins.TimeoutError):  # noqa: A001
     """The timeout expired. It is a ``TimeoutError`` of Python too."""
 
     kind = "Timeout"

@@ -1,11 +1,12 @@
 """Types of the native part. Docstrings are in the module: ``help(dmabuf_rdma.Domain)``."""
 
 import types
-from collections.abc import Awaitable, Buffer, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Coroutine, Generator, Iterable
 from os import PathLike
 from typing import Any, Final, Literal, SupportsIndex, TypedDict, Unpack, final
 
 import numpy as np
+from typing_extensions import Buffer
 
 from ._access import Access
 
