@@ -6,6 +6,7 @@ use super::integration::guest_for_tests;
 use super::libtest::Report;
 use super::{Args, Summary, shown};
 use crate::bench::python::Packages;
+use crate::cargo;
 use crate::guest::Job;
 use crate::host::{self, Need};
 use crate::kernel::rxe::Rxe;
@@ -33,14 +34,18 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         let mut clippy = project::cargo();
         shown(clippy.args(["clippy", "-p", "dmabuf-rdma-python", "--", "-D", "warnings"]))
     })?;
-    let mut python = PathBuf::new();
+    let (mut python, mut example) = (PathBuf::new(), PathBuf::new());
     super::step(summary, "Build of the Python package", || {
         python = installed()?;
+        // A peer in Rust.
+        example = cargo::executable(&["build", "--example", "kv_cache"], "kv_cache")?;
         Ok(())
     })?;
     let start = Instant::now();
     let words = ["-m", "pytest", "-v", "-o", "faulthandler_timeout=300", "python/tests"].map(String::from);
-    let job = Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
+    let mut job = Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
+    job = job.env("DMABUF_RDMA_KV_CACHE", &example.to_string_lossy());
+    job.directory = project::root().to_path_buf();
     let guest = guest_for_tests(args, Rxe::Dmabuf, Size::gib(5))?;
     let outcome = guest.run(&job)?;
     crate::vm::report(&outcome);
