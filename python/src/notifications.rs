@@ -103,9 +103,11 @@ impl Notifications {
         })?;
         match (taken, last) {
             (Some(taken), _) => Ok(taken),
-            (None, Some(Error::NotificationTimeout { id, count, came, .. })) => {
-                let timeout = crate::time::duration(timeout.unwrap_or_default())?;
-                Err(Error::NotificationTimeout { id, count, came, timeout }.into())
+            (None, Some(mut error)) => {
+                if let Error::NotificationTimeout { timeout: named, .. } = &mut error {
+                    *named = crate::time::duration(timeout.unwrap_or_default())?;
+                }
+                Err(error.into())
             }
             (None, _) => Err(Failed::timeout("no notification came")),
         }

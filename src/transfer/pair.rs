@@ -191,13 +191,6 @@ impl Pair {
                 state = self.engine.lock();
                 continue;
             }
-            let left = limit.map(|limit| {
-                limit.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
-            });
-            if left.is_some_and(|left| left.is_zero() || (slept && !progress)) {
-                self.engine.leave(&mut state, self.busy_poll)?;
-                return Ok(None);
-            }
             if progress && deadline.is_none() && ending.is_none() {
                 batches = batches.wrapping_add(1);
                 if !batches.is_multiple_of(MAX_BATCHES) {
@@ -215,14 +208,22 @@ impl Pair {
                     continue;
                 }
             }
-            let left = match self.due(&mut state, id) {
-                Due::In(rest) => left.map_or(rest, |left| left.min(rest)),
+            let mut left = match self.due(&mut state, id) {
+                Due::In(left) => left,
                 Due::Now => continue,
                 Due::Parked(error) => {
                     self.engine.leave(&mut state, self.busy_poll)?;
                     return Err(error);
                 }
             };
+            if let Some(limit) = limit {
+                let rest = limit.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+                if rest.is_zero() || (slept && !progress) {
+                    self.engine.leave(&mut state, self.busy_poll)?;
+                    return Ok(None);
+                }
+                left = left.min(rest);
+            }
             if !self.busy_poll && !progress {
                 state = self.engine.sleep(state, left)?;
                 slept = true;
