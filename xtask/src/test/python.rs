@@ -43,7 +43,8 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     })?;
     let start = Instant::now();
     let words = ["-m", "pytest", "-v", "-o", "faulthandler_timeout=300", "python/tests"].map(String::from);
-    let mut job = Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
+    let mut job =
+        Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
     job = job.env("DMABUF_RDMA_KV_CACHE", &example.to_string_lossy());
     job.directory = project::root().to_path_buf();
     let guest = guest_for_tests(args, Rxe::Dmabuf, Size::gib(5))?;
