@@ -16,11 +16,11 @@ from ._errors import PeerGoneError
 class _Watch:
     """A descriptor that the loop watches, and those that wait for it."""
 
-    __slots__ = ("source", "waiting", "timer", "fd")
+    __slots__ = ("driver", "waiting", "timer", "fd")
 
-    def __init__(self, fd, source):
-        self.fd = fd
-        self.source = source
+    def __init__(self, driver):
+        self.fd = driver.fileno()
+        self.driver = driver
         self.waiting = {}
         self.timer = None
 
@@ -30,18 +30,18 @@ class _Loop:
 
     def __init__(self, loop):
         self._loop = weakref.ref(loop)
-        self._wakes = _native.Wakes()
-        self._tokens = itertools.count()
+        self.wakes = _native.Wakes()
+        self.tokens = itertools.count()
         self._watches = {}
         self._futures = {}
 
-    def enter(self, token, source):
-        loop, fd = self._loop(), source._fileno()
+    def enter(self, token, driver):
+        loop, fd = self._loop(), driver.fileno()
         if not self._watches:
-            loop.add_reader(self._wakes.fileno(), self._woken)
+            loop.add_reader(self.wakes.fileno(), self._woken)
         watch = self._watches.get(fd)
         if watch is None:
-            watch = self._watches[fd] = _Watch(fd, source)
+            watch = self._watches[fd] = _Watch(driver)
             loop.add_reader(fd, self._readable, watch)
         watch.waiting[token] = None
         return watch
@@ -58,7 +58,7 @@ class _Loop:
         if not loop.is_closed():
             loop.remove_reader(watch.fd)
             if not self._watches:
-                loop.remove_reader(self._wakes.fileno())
+                loop.remove_reader(self.wakes.fileno())
 
     def _resume(self, token):
         future = self._futures.get(token)
@@ -66,11 +66,11 @@ class _Loop:
             future.set_result(None)
 
     def _woken(self):
-        for token in self._wakes.take():
+        for token in self.wakes.take():
             self._resume(token)
 
     def _readable(self, watch):
-        if isinstance(watch.source, _native.Listener):
+        if isinstance(watch.driver, _native.Listener):
             for token in list(watch.waiting):
                 self._resume(token)
         else:
@@ -78,11 +78,14 @@ class _Loop:
 
     def process(self, watch):
         """Makes progress, resumes those that have ended, and sets the timer."""
-        self._wakes.begin()
+        if isinstance(watch.driver, _native.Listener):
+            # Nothing but a request makes progress.
+            return
+        self.wakes.begin()
         try:
-            left = watch.source._process()
+            left = watch.driver.process()
         finally:
-            tokens = self._wakes.take()
+            tokens = self.wakes.take()
         for token in tokens:
             self._resume(token)
         if left is None:
@@ -100,47 +103,47 @@ class _Loop:
         if watch.waiting:
             self.process(watch)
 
-    async def wait(self, source):
-        token = next(self._tokens)
-        outcome = source._poll(self._wakes, token)
-        if outcome is not None:
-            return outcome[0]
-        watch = self.enter(token, source)
-        try:
-            while True:
-                future = self._futures[token] = self._loop().create_future()
-                outcome = source._poll(self._wakes, token)
-                if outcome is not None:
-                    return outcome[0]
-                # Arms the descriptor, and finds the next timeout.
-                self.process(watch)
-                await future
-        except asyncio.CancelledError:
-            source._cancelled()
-            raise
-        finally:
-            self.leave(token, watch)
+    def future(self, token):
+        future = self._futures[token] = self._loop().create_future()
+        return future
 
 
 _loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
 
-def wait(source):
-    """A coroutine that waits in the running loop for what ``source`` has."""
-    return _wait(source)
-
-
-async def _wait(source):
+async def wait(source):
+    """Waits in the running loop for what ``source`` has."""
     loop = asyncio.get_running_loop()
     state = _loops.get(loop)
     if state is None:
         state = _loops[loop] = _Loop(loop)
-    return await state.wait(source)
+    token = next(state.tokens)
+    outcome = source._poll(state.wakes, token)
+    if outcome is not None:
+        return outcome[0]
+    watch = state.enter(token, source._driver())
+    try:
+        while True:
+            future = state.future(token)
+            outcome = source._poll(state.wakes, token)
+            if outcome is not None:
+                return outcome[0]
+            # Arms the descriptor, and finds the next timeout.
+            state.process(watch)
+            await future
+    except asyncio.CancelledError:
+        source._cancelled()
+        raise
+    finally:
+        state.leave(token, watch)
+        # The traceback of an exception holds this frame. The transfer must not live as long: a receive is left posted for
+        # the next one when its transfer goes.
+        del source
 
 
 async def next_of(arrival):
     try:
-        return await _wait(arrival)
+        return await wait(arrival)
     except PeerGoneError:
         raise StopAsyncIteration from None
 

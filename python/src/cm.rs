@@ -178,13 +178,8 @@ impl Listener {
 
     fn _cancelled(&self) {}
 
-    fn _fileno(&self) -> i32 {
-        self.fileno()
-    }
-
-    /// Nothing but a request makes progress.
-    fn _process(&self) -> Option<f64> {
-        None
+    fn _driver(slf: Py<Self>) -> Py<Self> {
+        slf
     }
 
     fn __repr__(&self) -> String {

@@ -37,7 +37,7 @@ mod _native {
     #[pymodule_export]
     use super::domain::{Domain, devices, gauges};
     #[pymodule_export]
-    use super::notifications::{Arrival, Notification, Notifications};
+    use super::notifications::{Arrival, Driver, Notification, Notifications};
     #[pymodule_export]
     use super::region::{Blocks, Region};
     #[pymodule_export]

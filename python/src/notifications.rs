@@ -40,13 +40,13 @@ fn to_python(py: Python<'_>, taken: transfer::Notification) -> PyResult<Py<Notif
 
 /// What makes progress for them.
 #[derive(Clone)]
-enum Of {
+pub enum Of {
     Connection(Arc<Connection>),
     Worker(Worker),
 }
 
 impl Of {
-    fn process(&self) -> Option<Instant> {
+    pub fn process(&self) -> Option<Instant> {
         // An error fails the connections, and the next call tells it.
         match self {
             Self::Connection(connection) => connection.process_events(),
@@ -56,7 +56,7 @@ impl Of {
         .flatten()
     }
 
-    fn fileno(&self) -> i32 {
+    pub fn fileno(&self) -> i32 {
         match self {
             Self::Connection(connection) => connection.as_fd().as_raw_fd(),
             Self::Worker(worker) => worker.as_fd().as_raw_fd(),
@@ -167,6 +167,22 @@ impl Notifications {
 
 type Future_ = Pin<Box<dyn Future<Output = Result<Option<transfer::Notification>, Error>> + Send>>;
 
+/// What an event loop watches for those that wait: it holds a connection or a worker, and no transfer.
+#[pyclass(frozen, module = "dmabuf_rdma._native")]
+pub struct Driver(pub Detached<Of>);
+
+#[pymethods]
+impl Driver {
+    fn fileno(&self) -> i32 {
+        self.0.fileno()
+    }
+
+    /// Makes progress. Returns in how many seconds the next timeout expires, or `None`.
+    fn process(&self) -> Option<f64> {
+        seconds_until(self.0.process())
+    }
+}
+
 /// Notifications to come, to be awaited once.
 #[pyclass(frozen, module = "dmabuf_rdma")]
 pub struct Arrival {
@@ -216,11 +232,7 @@ impl Arrival {
         *self.future.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn _fileno(&self) -> i32 {
-        self.of.fileno()
-    }
-
-    fn _process(&self) -> Option<f64> {
-        seconds_until(self.of.process())
+    fn _driver(&self) -> Driver {
+        Driver((*self.of).clone().into())
     }
 }

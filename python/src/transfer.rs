@@ -1,7 +1,6 @@
 //! Transfers in flight.
 
 use std::future::Future;
-use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,8 +10,9 @@ use pyo3::prelude::*;
 
 use crate::detached::Detached;
 use crate::error::{Failed, Result};
+use crate::notifications::{Driver, Of};
 use crate::time::{end_of, until};
-use crate::wake::{Polled, Wakes, seconds_until};
+use crate::wake::{Polled, Wakes};
 
 /// A transfer in flight: `wait()` for it, or `await` it in asyncio.
 ///
@@ -89,13 +89,8 @@ impl Transfer {
         self.cancel(py);
     }
 
-    fn _fileno(&self) -> i32 {
-        self.inner.as_fd().as_raw_fd()
-    }
-
-    fn _process(&self) -> Option<f64> {
-        // An error fails the connection, and each transfer tells it.
-        seconds_until(self.connection.process_events().ok().flatten())
+    fn _driver(&self) -> Driver {
+        Driver(Of::Connection((*self.connection).clone()).into())
     }
 
     fn __repr__(&self) -> String {
