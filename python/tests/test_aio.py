@@ -245,9 +245,11 @@ def test_a_failure_resumes_every_task(pair):
 
 
 def test_a_loop_leaves_nothing(pair):
+    _, near, _, far = pair.memory(4096)
+
     async def main():
-        _, near, _, far = pair.memory(4096)
         await pair.near.write(near, far.remote())
+        # The first one is left posted, and each later one goes on with it.
         task = asyncio.create_task(await_(pair.far.recv(far)))
         await asyncio.sleep(0.05)
         # Left to asyncio.run, which cancels it.

@@ -41,6 +41,12 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         example = cargo::executable(&["build", "--example", "kv_cache"], "kv_cache")?;
         Ok(())
     })?;
+    super::step(summary, "Type stubs of the Python package", || {
+        // Not in the project's folder, where the package has no native part.
+        let mut stubtest = Command::new(&python);
+        stubtest.args(["-m", "mypy.stubtest", "dmabuf_rdma"]).current_dir(project::target().join("python"));
+        shown(&mut stubtest)
+    })?;
     let start = Instant::now();
     let words = ["-m", "pytest", "-v", "-o", "faulthandler_timeout=300", "python/tests"].map(String::from);
     let mut job =
