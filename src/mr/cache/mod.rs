@@ -282,6 +282,8 @@ impl Inner {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    // As `Entries::find`.
+    #[inline(always)]
     fn find(&self, wanted: &Wanted) -> Option<(RegionSlice, Option<Arc<Exported>>)> {
         self.read().find(&wanted.key, &wanted.range)
     }
