@@ -157,8 +157,11 @@ impl Connection {
     ///
     /// An event loop calls it once to arm the connection's descriptor ([`AsFd`]), then whenever that is readable, and
     /// at the time that it returns, when the next timeout expires if nothing changes before. A transfer that is started
-    /// or given a timeout later may expire earlier. Each call takes all events that there are, so the descriptor may be watched
-    /// level- or edge-triggered. With `AsyncFd` of tokio, clear the readiness before the call.
+    /// or given a timeout later may expire earlier. Each call takes all events that there are, so the descriptor may be
+    /// watched level- or edge-triggered. With `AsyncFd` of tokio, clear the readiness before the call.
+    ///
+    /// One event loop watches the descriptor at a time: of two, one may consume what the other was to be told. Threads that
+    /// wait and tasks of tokio runtimes may use the connection beside it.
     ///
     /// # Errors
     /// [`Error::Verbs`](super::Error::Verbs), with the errno of the provider.

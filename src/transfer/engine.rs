@@ -335,10 +335,9 @@ impl Engine {
         self.take_all_events(state)
     }
 
-    /// Like `look`, for tasks: an event loop that has yet to look is still told to.
-    pub(super) fn look_for_tasks(&self, state: &mut State) -> Result<()> {
-        state.watched |= !self.is_driven();
-        self.take_all_events(state)
+    /// Like `look`, for a future. In a runtime whose task makes progress, an event loop beside it is still told to look.
+    pub(super) fn look_for_future(&self, state: &mut State) -> Result<()> {
+        if self.is_driven() { self.take_all_events(state) } else { self.look(state) }
     }
 
     fn take_all_events(&self, state: &mut State) -> Result<()> {
@@ -360,10 +359,10 @@ impl Engine {
         self.process(Self::look)
     }
 
-    /// Like `process_events`, for the task of a runtime.
+    /// Like `process_events`, for the task of a runtime: an event loop is still told to look.
     #[cfg(feature = "tokio")]
     pub(super) fn process_events_for_tasks(&self) -> Result<Option<Instant>> {
-        self.process(Self::look_for_tasks)
+        self.process(Self::take_all_events)
     }
 
     fn process(&self, look: impl FnOnce(&Self, &mut State) -> Result<()>) -> Result<Option<Instant>> {

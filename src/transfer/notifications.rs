@@ -128,7 +128,7 @@ impl Notifications {
         self.engine.check_own()?;
         let mut state = self.engine.lock();
         state.check_pool()?;
-        self.engine.look_for_tasks(&mut state)?;
+        self.engine.look_for_future(&mut state)?;
         match take(&mut state) {
             Ok(taken) => Poll::Ready(Ok(taken)),
             Err(came) => match self.check_open(&state, id, count, came) {

@@ -286,7 +286,7 @@ impl Pair {
             // The task of the runtime looks.
             self.drive(&mut state);
         } else {
-            self.engine.look_for_tasks(&mut state)?;
+            self.engine.look_for_future(&mut state)?;
         }
         // At once, so that no timeout expires between the look and the wait.
         let ended = self.ended(state, id, |state| state.set_waker(id, Some(context.waker().clone())));

@@ -1,7 +1,6 @@
 //! Queue pairs that come and go on one completion queue, whose completions the test chooses.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::os::fd::AsFd;
 use std::task::Wake;
 
@@ -188,7 +187,7 @@ fn a_report_makes_the_descriptor_readable_once() {
     assert!(!setup.is_readable());
 }
 
-/// The task of a runtime, or a future, takes what an event loop waits for.
+/// The task of a runtime takes what an event loop waits for.
 #[cfg(feature = "tokio")]
 #[test]
 fn an_event_loop_is_told_of_what_a_task_has_taken() {
@@ -203,13 +202,7 @@ fn an_event_loop_is_told_of_what_a_task_has_taken() {
     for _ in 0..2 {
         setup.engine.process_events_for_tasks().unwrap();
     }
-    let mut future = std::pin::pin!(setup.write(&pair));
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(future.as_mut().poll(&mut context).is_pending());
     assert!(setup.is_readable());
     assert_eq!(transfer.try_wait().unwrap().unwrap().bytes, 1 << 20);
     assert!(!setup.is_readable());
-    let posted = setup.provider.lock().unwrap().posted[1];
-    setup.complete(posted, CompletionStatus::SUCCESS, 5);
-    assert!(future.as_mut().poll(&mut context).is_ready());
 }
