@@ -11,7 +11,34 @@ from typing_extensions import Buffer
 
 from ._access import Access
 
-__all__: list[str]
+__all__ = [
+    "Arrival",
+    "Blocks",
+    "Connection",
+    "CpuAccess",
+    "DmaBuf",
+    "Domain",
+    "Driver",
+    "Endpoint",
+    "HostBuffer",
+    "Incoming",
+    "Listener",
+    "Notification",
+    "Notifications",
+    "Region",
+    "RemoteBlocks",
+    "RemoteRegion",
+    "Transfer",
+    "Wakes",
+    "Worker",
+    "__version__",
+    "connect",
+    "devices",
+    "dumb_buffer",
+    "gauges",
+    "heap",
+    "udmabuf",
+]
 __version__: Final[str]
 
 type _Address = str | tuple[str, int]
