@@ -97,7 +97,7 @@ fn a_file_that_is_read_only_is_not_written() {
     assert_refused!(refused, Error::ReadOnly);
     let refused = MemoryRegion::builder(&domain, &buffer).access(Access::REMOTE).register();
     let message = assert_refused!(refused, RegisterError::ReadOnlyBuffer { .. });
-    assert!(message.ends_with("or open the file for reading and writing"), "{message}");
+    assert!(message.contains("open the file for reading and writing"), "{message}");
     MemoryRegion::builder(&domain, &buffer).access(Access::REMOTE_READ).register().unwrap();
 }
 
