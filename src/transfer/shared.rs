@@ -168,10 +168,18 @@ impl Shared {
 
     /// Fails because of an event, unless the connection has failed before.
     pub(super) fn fail_by(&self, event: AsyncEvent) {
-        self.fail(|| {
+        let reason = || {
             self.event.get_or_init(|| event);
             format!("{}: {event}", self.domain.context().device_name())
-        });
+        };
+        match event {
+            // The device stops the queue pair once it has answered the peer (class C of the InfiniBand specification). If
+            // it is stopped before, the peer gets no answer: soft-RoCE reports the event first.
+            AsyncEvent::QueuePairRequestError { .. } | AsyncEvent::QueuePairAccessError { .. } => {
+                self.failed.get_or_init(reason);
+            }
+            _ => self.fail(reason),
+        }
     }
 
     /// The error of a transfer that such an event ended.
