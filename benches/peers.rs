@@ -2,6 +2,7 @@
 //!
 //! | peer | what it is |
 //! |---|---|
+//! | this library, Python | the package of `python/`, tables of numpy arrays, one call |
 //! | NIXL | its UCX backend with UCX_TLS=rc, prepared lists of descriptors, from Python |
 //! | Mooncake | its transfer engine with the protocol rdma, one batch call, from Python |
 //! | by hand | the library's queue pair and dma-bufs, with chains of work requests in a loop of C |
@@ -11,8 +12,8 @@
 //! What makes them comparable:
 //! - Each has two processes, one at each end of the guest's wire, an MTU of 4096, and one queue pair. The library and
 //!   the loop have 128 requests in flight, in chains of 16.
-//! - All write the same blocks to the same places, in the same memory: the library and the loop as dma-bufs, NIXL and
-//!   Mooncake, which take none without a GPU, as host memory. No block is followed by its neighbour, so nothing merges.
+//! - All write the same blocks to the same places, in the same memory: the library and the loop as dma-bufs; NIXL and
+//!   Mooncake, which take none without a GPU, and the library from Python beside them, as host memory. No block is followed by its neighbour, so nothing merges.
 //! - The time is the initiator's, from the call to the last completion. Tables, prepared lists and connections are
 //!   made before.
 //! - The others poll for completions without a pause, so the library does too where it is compared with them. With its
@@ -24,7 +25,7 @@
 //!
 //! Needs the guest's devices `rxe0` and `rxe1`, perftest, ucx-utils, and with `--python PROGRAM` a Python that has the
 //! packages of `peers/requirements.txt`. Arguments choose loads (`64k`, `16k`, `4k`, `100000`) and peers (`nixl`,
-//! `mooncake`, `hand`, `hand-polling`, `perftest`, `ucx`). `--quick` takes one round of an eighth of the blocks.
+//! `mooncake`, `python`, `python-polling`, `hand`, `hand-polling`, `perftest`, `ucx`). `--quick` takes one round of an eighth of the blocks.
 
 // Not every benchmark needs all of it.
 #[allow(dead_code)]
@@ -71,6 +72,8 @@ const MIB: u64 = 1 << 20;
 enum Peer {
     Library,
     Polling,
+    Python,
+    PythonPolling,
     Hand,
     HandPolling,
     Perftest,
@@ -80,9 +83,11 @@ enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Polling,
         Self::Library,
+        Self::PythonPolling,
+        Self::Python,
         Self::HandPolling,
         Self::Hand,
         Self::Perftest,
@@ -100,6 +105,8 @@ impl Peer {
         match self {
             Self::Library => "library",
             Self::Polling => "polling",
+            Self::Python => "python",
+            Self::PythonPolling => "python-polling",
             Self::Hand => "hand",
             Self::HandPolling => "hand-polling",
             Self::Perftest => "perftest",
@@ -113,6 +120,8 @@ impl Peer {
         match self {
             Self::Library => "this library",
             Self::Polling => "this library, polling",
+            Self::Python => "this library, Python",
+            Self::PythonPolling => "this library, Python, polling",
             Self::Hand => "by hand",
             Self::HandPolling => "by hand, polling",
             Self::Perftest => "ib_write_bw",
@@ -126,14 +135,29 @@ impl Peer {
     fn memory(self) -> &'static str {
         match self {
             Self::Library | Self::Polling | Self::Hand | Self::HandPolling => "dma-bufs",
-            Self::Nixl | Self::Mooncake => "host",
+            Self::Python | Self::PythonPolling | Self::Nixl | Self::Mooncake => "host",
             Self::Perftest | Self::Ucx => "host, one block",
         }
     }
 
-    /// The library waiting as this peer does.
-    fn like(self) -> Self {
-        if self == Self::Hand { Self::Library } else { Self::Polling }
+    /// The library waiting as this peer does; beside packages of Python also from there.
+    fn like(self) -> &'static [Self] {
+        match self {
+            Self::Library | Self::Polling => &[],
+            Self::Hand | Self::Python => &[Self::Library],
+            Self::HandPolling | Self::Perftest | Self::Ucx | Self::PythonPolling => &[Self::Polling],
+            Self::Nixl | Self::Mooncake => &[Self::Polling, Self::PythonPolling],
+        }
+    }
+
+    /// Its script, if it is a package of Python.
+    fn script(self) -> Option<&'static str> {
+        match self {
+            Self::Python | Self::PythonPolling => Some("over_dmabuf_rdma.py"),
+            Self::Nixl => Some("over_nixl.py"),
+            Self::Mooncake => Some("over_mooncake.py"),
+            _ => None,
+        }
     }
 
     /// What the ratio of the library's rate to this one's should be.
@@ -150,15 +174,14 @@ impl Peer {
 
     /// The command of one side.
     fn command(self, python: Option<&Path>, size: u64, near: bool, ends: [&End; 2]) -> Result<Command> {
-        let mut command = match self {
-            Self::Nixl | Self::Mooncake => {
-                let python = python.ok_or("NIXL and Mooncake need --python PROGRAM")?;
-                let script = format!("benches/peers/over_{}.py", self.word());
+        let mut command = match self.script() {
+            Some(script) => {
+                let python = python.ok_or("the packages of Python need --python PROGRAM")?;
                 let mut command = Command::new(python);
-                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script));
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(script));
                 command
             }
-            _ => {
+            None => {
                 let mut command = Command::new(env::current_exe()?);
                 command.args([library::ROLE, self.word()]);
                 command
@@ -167,6 +190,9 @@ impl Peer {
         match self {
             // Its wheel has a libibverbs of its own, without providers.
             Self::Nixl => command.env("LD_PRELOAD", libibverbs()?).env("UCX_TLS", "rc"),
+            Self::Python | Self::PythonPolling => {
+                command.env("POLLING", if self == Self::Python { "0" } else { "1" })
+            }
             Self::Mooncake => command.env("MC_GID_INDEX", "1").env("MC_MTU", MTU.to_string()),
             _ => &mut command,
         };

@@ -32,15 +32,20 @@ pub fn add(rows: &mut Rows, table: &mut Table, load: Load, rates: &[(Peer, Vec<f
         let mut line = vec![load.name(), peer.name().into(), peer.memory().into()];
         let (low, rate, high) = quartiles(theirs);
         line.extend([format!("{rate:.0} ({low:.0} to {high:.0})"), format!("{:.1}", of.median)]);
-        for (library, ours) in rates.iter().filter(|(library, _)| library.is_library()) {
+        for (library, ours) in rates {
+            if !library.is_library() && !peer.like().contains(library) {
+                continue;
+            }
             let pairs = ours.iter().zip(theirs);
             let pairs: Vec<_> =
                 pairs.map(|(library, bare)| Pair { library: *library, bare: *bare }).collect();
             let compared = Compared::of(&pairs);
             let Compared { ratio, half: (low, high), .. } = compared;
             let cell = format!("{ratio:.2} ({low:.2} to {high:.2})");
-            line.push(if peer.is_library() { String::new() } else { cell });
-            if peer.like() == *library && !peer.is_library() {
+            if library.is_library() {
+                line.push(if peer.is_library() { String::new() } else { cell });
+            }
+            if peer.like().contains(library) {
                 let of = Spread::of(ours.iter().copied());
                 let row = format!("{}, {} / {}", load.name(), library.name(), peer.name());
                 rows.add(&row, "blocks/s", of, Some(compared), peer.goal(load.size))?;

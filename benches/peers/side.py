@@ -15,11 +15,12 @@ size = int(size)
 
 # The file must stay mapped until the process ends, so this holds it.
 _file = os.open(memory, os.O_RDWR)
-_mapping = numpy.frombuffer(mmap.mmap(_file, 0), dtype=numpy.uint8)
-address = _mapping.ctypes.data
-length = _mapping.nbytes
-# Where the blocks of this side are.
-blocks = address + numpy.fromfile(table, dtype=numpy.uint64)
+mapping = numpy.frombuffer(mmap.mmap(_file, 0), dtype=numpy.uint8)
+address = mapping.ctypes.data
+length = mapping.nbytes
+# Where the blocks of this side are, in the memory and in this process.
+offsets = numpy.fromfile(table, dtype=numpy.uint64)
+blocks = address + offsets
 
 # What to register: soft-RoCE on some kernels takes less than 1 GiB of host memory as one region.
 _part = (1 << 29) // size * size

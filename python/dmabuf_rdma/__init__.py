@@ -13,7 +13,8 @@ An RDMA device (NIC) reads and writes registered memory in place, without a copy
 6. Thousands of scattered blocks go in one call: ``region.strided(…)``, ``table.select(indices)``.
 
 Lengths and offsets are bytes, times are seconds. Every failure is an ``Error`` with a class for its kind; wrong types are
-``TypeError``. Calls that wait release the GIL, and KeyboardInterrupt ends them.
+``TypeError``. Calls that wait release the GIL, and KeyboardInterrupt ends them. ``doctor()`` says what works on this
+machine.
 
 Whoever uses memory holds it: a region holds the array that was registered, a transfer holds its region, and the memory
 stays until the device is done.
@@ -32,6 +33,7 @@ except ImportError as _error:
 
 from ._access import Access
 from ._aio import accept_async, connect_async
+from ._doctor import doctor
 from ._errors import (
     AccessError,
     BusyError,
@@ -115,6 +117,7 @@ __all__ = [
     "connect",
     "connect_async",
     "devices",
+    "doctor",
     "dumb_buffer",
     "gauges",
     "heap",

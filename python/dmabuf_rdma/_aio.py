@@ -5,12 +5,18 @@ other threads tell it. It sleeps until one of them is readable or the next timeo
 polling.
 """
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import weakref
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._errors import PeerGoneError
+
+if TYPE_CHECKING:
+    from ._native import Connection, Domain, Incoming, Worker
 
 
 class _Watch:
@@ -148,7 +154,9 @@ async def next_of(arrival):
         raise StopAsyncIteration from None
 
 
-async def connect_async(address, on=None, private_data=b"", **options):
+async def connect_async(
+    address: str | tuple[str, int], on: Domain | Worker | None = None, private_data: bytes = b"", **options: Any
+) -> Connection:
     """Like ``connect``, for asyncio. The handshake waits on a thread; transfers do not.
 
     If the task is cancelled, the thread goes on until its timeout, and its connection is dropped.
@@ -156,6 +164,8 @@ async def connect_async(address, on=None, private_data=b"", **options):
     return await asyncio.to_thread(_native.connect, address, on, private_data, **options)
 
 
-async def accept_async(incoming, on, private_data=b"", **options):
+async def accept_async(
+    incoming: Incoming, on: Domain | Worker, private_data: bytes = b"", **options: Any
+) -> Connection:
     """Like ``incoming.accept``, for asyncio. The handshake waits on a thread; transfers do not."""
     return await asyncio.to_thread(incoming.accept, on, private_data, **options)

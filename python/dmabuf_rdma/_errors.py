@@ -17,9 +17,9 @@ class Error(Exception):
         hint: what to do, in a sentence.
     """
 
-    kind = "System"
+    kind: str = "System"
 
-    def __init__(self, message, errno=None, hint=""):
+    def __init__(self, message: str, errno: int | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.errno = errno
         self.hint = hint

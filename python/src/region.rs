@@ -168,11 +168,11 @@ impl Region {
     }
 }
 
-/// Ranges from two arrays.
+/// A table of ranges from two arrays, each read in place.
 pub fn ranges<M>(
     starts: &Bound<'_, PyAny>,
     stops: &Bound<'_, PyAny>,
-    make: impl FnOnce(Vec<Range<u64>>) -> Result<mr::Blocks<M>, mr::SliceError>,
+    make: impl FnOnce(&mut dyn Iterator<Item = Range<u64>>) -> Result<mr::Blocks<M>, mr::SliceError>,
 ) -> Result<mr::Blocks<M>> {
     let (starts, stops) = (Integers::of(starts, "starts")?, Integers::of(stops, "stops")?);
     if starts.len() != stops.len() {
@@ -182,9 +182,9 @@ pub fn ranges<M>(
             stops.len()
         )));
     }
-    let starts: Vec<u64> = starts.with("starts", |numbers| Ok::<_, Failed>(numbers.collect()))?;
-    let stops: Vec<u64> = stops.with("stops", |numbers| Ok::<_, Failed>(numbers.collect()))?;
-    Ok(make(starts.into_iter().zip(stops).map(|(start, stop)| start..stop).collect())?)
+    starts.with("starts", |from| {
+        stops.with("stops", |to| make(&mut from.zip(to).map(|(start, stop)| start..stop)))
+    })
 }
 
 /// Blocks of registered memory: pages of a cache, rows of an image, shards of a tensor.

@@ -1,8 +1,15 @@
 """Fixtures of the tests, which run in a guest with the devices rxe0 and rxe1: ``cargo xtask test python``."""
 
+import contextlib
 import gc
 import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+import traceback
 from multiprocessing import resource_tracker
 
 import numpy as np
@@ -10,6 +17,7 @@ import pytest
 
 import dmabuf_rdma as rdma
 
+TESTS = pathlib.Path(__file__).parent
 # The devices' addresses in the guest.
 ADDRESS = {"rxe0": "192.168.77.1", "rxe1": "192.168.77.2"}
 
@@ -54,13 +62,20 @@ def warm():
     accepting.join()
 
 
-@pytest.fixture(scope="session")
-def jnp():
-    """JAX, whose runtime keeps descriptors too."""
-    import jax.numpy
+@pytest.fixture(scope="session", autouse=True)
+def jax_process(request, tmp_path_factory):
+    """Starts the test of JAX, and returns what waits for its end."""
+    if not any(item.name == "test_jax_arrays" for item in request.session.items):
+        return None
+    said = tmp_path_factory.mktemp("jax") / "said"
+    code = "import test_register; test_register.jax_arrays()"
+    with said.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, stdout=file, stderr=file)
 
-    jax.numpy.zeros(1).block_until_ready()
-    return jax.numpy
+    def ended():
+        assert process.wait(timeout=300) == 0, said.read_text()
+
+    return ended
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +124,47 @@ def notified():
 def filled(nbytes, seed=1):
     """Bytes that differ from place to place."""
     return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+
+
+class Child:
+    """A function in a child of fork, which begins with what is imported here."""
+
+    def __init__(self, call):
+        self.said, self.status = tempfile.TemporaryFile("w+"), None
+        self.pid = os.fork()
+        if self.pid > 0:
+            return
+        code = 1
+        try:
+            with contextlib.redirect_stdout(self.said):
+                call()
+            code = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc(file=self.said)
+        finally:
+            self.said.flush()
+            os._exit(code)
+
+    def runs(self):
+        if self.status is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if ended else None
+        return self.status is None
+
+    def result(self):
+        """Fails as the function fails, and returns what it printed."""
+        with self.said:
+            if self.status is None:
+                self.status = os.waitpid(self.pid, 0)[1]
+            self.said.seek(0)
+            text = self.said.read()
+            assert self.status == 0, text
+            return text
+
+
+def until_no_thread_connects():
+    """Waits for the native threads of handshakes that nobody waits for any more."""
+    tasks, end = pathlib.Path("/proc/self/task"), time.monotonic() + 60
+    while any((task / "comm").read_text().startswith("dmabuf_rdma con") for task in tasks.iterdir()):
+        assert time.monotonic() < end, "a handshake goes on after its timeout"
+        time.sleep(0.05)

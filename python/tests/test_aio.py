@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import subprocess
 import threading
 import time
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import dmabuf_rdma as rdma
-from conftest import ADDRESS, Pair, filled
+from conftest import ADDRESS, Pair, filled, until_no_thread_connects
 
 
 def test_transfers_are_awaited(pair):
@@ -175,6 +176,105 @@ def test_cancellation_at_every_await(notified):
         await pair.near.write(near, far.remote())
 
     asyncio.run(main())
+
+
+class CancelledAt:
+    """Runs a coroutine, and cancels its task where it waits for the ``at``th time."""
+
+    def __init__(self, coroutine, at):
+        self.coroutine, self.at = coroutine, at
+
+    def __await__(self):
+        steps, waits = self.coroutine.__await__(), 0
+        step, argument = steps.send, None
+        while True:
+            try:
+                future = step(argument)
+            except StopIteration as ended:
+                return ended.value
+            waits += 1
+            if waits == self.at:
+                asyncio.current_task().cancel()
+            try:
+                yield future
+                step, argument = steps.send, None
+            except BaseException as error:  # noqa: BLE001
+                step, argument = steps.throw, error
+
+
+async def everything(pair, near, far):
+    """Awaits each kind of transfer and arrival once."""
+    remote = far.remote()
+    receiving = pair.far.recv(far[:64])
+    await pair.near.send(near[:64])
+    await receiving
+    await pair.near.write(near, remote)
+    await pair.near.write(near.strided(64, 128, 32), remote.strided(64, 128, 32))
+    await pair.near.read(near, remote)
+    await pair.near.fetch_add(near[:8], remote[:8], 1)
+    await pair.near.compare_swap(near[:8], remote[:8], 1, 2)
+    await pair.near.write_notify(near, remote, 1)
+    await pair.far.notifications.arrived(1)
+    for id in [2, 3]:
+        await pair.near.notify(id, b"payload")
+    await pair.far.notifications.recv()
+    async for notification in pair.far.notifications:
+        assert notification.id == 3
+        break
+
+
+@pytest.fixture
+def slow_wire():
+    """Packets take 3 ms each way, so that a task waits for every transfer."""
+    tc = lambda *words: subprocess.run(["tc", "qdisc", *words], check=True)  # noqa: E731
+    for end in ["wire0", "wire1"]:
+        tc("add", "dev", end, "root", "netem", "delay", "3ms")
+    yield
+    for end in ["wire0", "wire1"]:
+        tc("del", "dev", end, "root")
+
+
+def test_cancellation_where_a_task_waits_for_the_nth_time(slow_wire):
+    async def cancelled(at):
+        pair = Pair(notifications=8)
+        ours, near, theirs, far = pair.memory(4096)
+        try:
+            await asyncio.create_task(await_(CancelledAt(everything(pair, near, far), at)))
+        except asyncio.CancelledError:
+            ours[:] = filled(4096)
+            assert pair.near.is_usable and pair.far.is_usable
+            await pair.near.write(near, far.remote())
+            assert (theirs == ours).all()
+            return True
+        return False
+
+    waits = 0
+    while asyncio.run(cancelled(waits + 1)):
+        waits += 1
+    # At least once for each of the ten transfers.
+    assert waits >= 10, waits
+
+
+def test_a_cancelled_handshake_ends_by_its_timeout(pair):
+    """The task ends at once, and the thread of the handshake later."""
+
+    async def main():
+        listener = rdma.Listener((ADDRESS["rxe1"], 0))
+        connecting = asyncio.create_task(rdma.connect_async(listener.address, pair.near_domain, timeout=0.5))
+        incoming = await listener.accept_async()
+        connecting.cancel()
+        start = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        assert time.monotonic() - start < 0.4
+        accepting = asyncio.create_task(rdma.accept_async(incoming, pair.far_domain, timeout=0.5))
+        await asyncio.sleep(0)
+        accepting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await accepting
+
+    asyncio.run(main())
+    until_no_thread_connects()
 
 
 def test_two_loops_and_a_thread_on_one_connection(pair):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dmabuf_rdma as rdma
-from conftest import ADDRESS, Pair, filled
+from conftest import ADDRESS, Pair, filled, until_no_thread_connects
 
 
 def test_write_read_send_receive(pair):
@@ -309,6 +309,19 @@ def test_keyboard_interrupt_ends_every_wait(notified):
     receiving.wait(timeout=30)
     pair.near.notify(1).wait(timeout=30)
     taking.wait(1, timeout=30)
+
+
+def test_keyboard_interrupt_ends_a_handshake(domain):
+    listener = rdma.Listener((ADDRESS["rxe1"], 0))
+    killer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    killer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        # Nobody accepts it.
+        rdma.connect(listener.address, domain, timeout=2)
+    assert 0.5 <= time.monotonic() - start < 1.9
+    killer.join()
+    until_no_thread_connects()
 
 
 def test_the_gil_is_released_while_something_waits(pair):

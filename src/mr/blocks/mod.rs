@@ -25,7 +25,7 @@ pub struct Blocks<M> {
     memory: M,
     layout: Layout,
     /// Indices into the layout; `None` stands for all, in order.
-    selection: Option<Arc<[u32]>>,
+    selection: Option<Arc<Vec<u32>>>,
     /// Total length of the blocks in bytes.
     length: u64,
 }
@@ -163,12 +163,17 @@ impl<M: Clone> Blocks<M> {
             // A table has at most 2^32 blocks.
             Ok(self.selection.as_ref().map_or(index as u32, |selection| selection[index]))
         };
-        let selection: Arc<[u32]> = indices.into_iter().enumerate().map(pick).collect::<Result<_>>()?;
+        let indices = indices.into_iter();
+        // Each index is copied once. An iterator may claim any length.
+        let mut selection = Vec::with_capacity(indices.size_hint().0.min(1 << 20));
+        for picked in indices.enumerate().map(pick) {
+            selection.push(picked?);
+        }
         if selection.is_empty() {
             return Err(SliceError::NoBlocks);
         }
         let (memory, layout) = (self.memory.clone(), self.layout.clone());
-        Ok(Self { memory, layout, selection: Some(selection), length })
+        Ok(Self { memory, layout, selection: Some(Arc::new(selection)), length })
     }
 }
 

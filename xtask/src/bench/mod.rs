@@ -143,7 +143,7 @@ const BENCHMARKS: &[Benchmark] = &[
     },
     Benchmark {
         name: "peers",
-        about: "scattered blocks over the guest's wire, compared with NIXL, Mooncake, UCX and perftest",
+        about: "scattered blocks over the guest's wire, from Rust and Python, compared with NIXL, Mooncake, UCX and perftest",
         parts: &[Part {
             program: Program::Bench("peers"),
             guest: Some(Shape {
@@ -160,7 +160,7 @@ const BENCHMARKS: &[Benchmark] = &[
             purpose: "to compare with",
             advice: "To compare with the other peers alone, name them: cargo xtask bench peers -- hand hand-polling perftest ucx",
             // The arguments that choose them, and those that choose the other peers.
-            words: &["nixl", "mooncake"],
+            words: &["nixl", "mooncake", "python", "python-polling"],
             others: &["hand", "hand-polling", "perftest", "ucx"],
         }),
     },
@@ -200,6 +200,7 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     host::ensure(&needs)?;
     if let Some(packages) = benchmark.packages.as_ref().filter(|packages| packages.wanted(&args.arguments)) {
         let python = packages.install()?;
+        python::install_ours(&python, "release")?;
         args.arguments.extend(["--python".into(), python.to_string_lossy().into_owned()]);
     }
     let step = ui::Step::start("Building", benchmark.name);

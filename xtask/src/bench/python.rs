@@ -73,6 +73,19 @@ impl Packages {
     }
 }
 
+/// Builds the project's own package and installs it, as `pip install ./python` does, but with the maturin that the
+/// environment has.
+pub fn install_ours(python: &Path, profile: &str) -> Result<()> {
+    let programs = python.parent().context("an interpreter has no folder")?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = [programs.to_path_buf()].into_iter().chain(std::env::split_paths(&path));
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]);
+    pip.args(["--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]);
+    pip.arg(project::root().join("python")).env("MATURIN_PEP517_ARGS", format!("--profile {profile}"));
+    process::output(pip.env("PATH", std::env::join_paths(all)?)).map(drop)
+}
+
 /// The packages of pip's list.
 fn packages(list: &str) -> impl Iterator<Item = &str> {
     list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))

@@ -5,16 +5,15 @@
 use super::integration::guest_for_tests;
 use super::libtest::Report;
 use super::{Args, Summary, shown};
-use crate::bench::python::Packages;
+use crate::bench::python::{self, Packages};
 use crate::cargo;
 use crate::guest::Job;
 use crate::host::{self, Need};
 use crate::kernel::rxe::Rxe;
 use crate::size::Size;
 use crate::{process, project, ui};
-use anyhow::{Context, Result, bail};
-use std::fs;
-use std::path::{Path, PathBuf};
+use anyhow::Result;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -34,11 +33,15 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         let mut clippy = project::cargo();
         shown(clippy.args(["clippy", "-p", "dmabuf-rdma-python", "--", "-D", "warnings"]))
     })?;
-    let (mut python, mut example) = (PathBuf::new(), PathBuf::new());
+    let (mut python, mut programs) = (PathBuf::new(), Vec::new());
     super::step(summary, "Build of the Python package", || {
-        python = installed()?;
+        python = PACKAGES.install()?;
+        python::install_ours(&python, "dev")?;
         // A peer in Rust.
-        example = cargo::executable(&["build", "--example", "kv_cache"], "kv_cache")?;
+        let example = cargo::executable(&["build", "--example", "kv_cache"], "kv_cache")?;
+        programs.push(("DMABUF_RDMA_KV_CACHE", example));
+        programs.push(("DMABUF_RDMA_PROGRAM", cargo::executable(&["build"], "dmabuf-rdma")?));
+        programs.push(("DMABUF_RDMA_STUB_CUDA", stub()?));
         Ok(())
     })?;
     super::step(summary, "Type stubs of the Python package", || {
@@ -51,7 +54,9 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let words = ["-m", "pytest", "-v", "-o", "faulthandler_timeout=300", "python/tests"].map(String::from);
     let mut job =
         Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
-    job = job.env("DMABUF_RDMA_KV_CACHE", &example.to_string_lossy());
+    for (name, program) in &programs {
+        job = job.env(name, &program.to_string_lossy());
+    }
     job.directory = project::root().to_path_buf();
     let guest = guest_for_tests(args, Rxe::Dmabuf, Size::gib(5))?;
     let outcome = guest.run(&job)?;
@@ -70,30 +75,13 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-/// Builds the wheel, installs it, and returns the environment's Python.
-fn installed() -> Result<PathBuf> {
-    let python = PACKAGES.install()?;
-    let wheels = project::target().join("python/wheels");
-    crate::lock::remove(&wheels)?;
-    let mut maturin = Command::new(&python);
-    maturin.args(["-m", "maturin", "build", "--quiet", "-m", "python/Cargo.toml", "-o"]).arg(&wheels);
-    shown(maturin.arg("-i").arg(&python).current_dir(project::root()))?;
-    let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]);
-    process::output(pip.args(["--no-deps", "--no-index", "--force-reinstall"]).arg(wheel(&wheels)?))?;
-    Ok(python)
-}
-
-/// The only wheel in a folder.
-fn wheel(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
-    let paths: Vec<_> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    match paths
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|end| end == "whl"))
-        .collect::<Vec<_>>()
-    {
-        mut all if all.len() == 1 => Ok(all.remove(0)),
-        all => bail!("maturin left {} wheels in {} instead of one", all.len(), folder.display()),
-    }
+/// Builds the stub of CUDA's driver: in the guest the compiler takes a hundred times as long.
+fn stub() -> Result<PathBuf> {
+    let name = "libcuda.so.1";
+    let library = project::target().join("python").join(name);
+    let mut compiler = Command::new("gcc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-Wno-unused-function", &format!("-Wl,-soname,{name}")]);
+    compiler.arg(project::root().join("tests/stubs/cuda.c")).arg("-o").arg(&library);
+    process::output(&mut compiler)?;
+    Ok(library)
 }
