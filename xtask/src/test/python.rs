@@ -50,8 +50,12 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         stubtest.args(["-m", "mypy.stubtest", "dmabuf_rdma"]).current_dir(project::target().join("python"));
         shown(&mut stubtest)
     })?;
+    super::step(summary, "Tables of 100,000 blocks, natively", || {
+        shown(Command::new(&python).arg("natively.py").current_dir(project::root().join("python/tests")))
+    })?;
     let start = Instant::now();
-    let words = ["-m", "pytest", "-v", "-o", "faulthandler_timeout=300", "python/tests"].map(String::from);
+    let words = ["-m", "pytest", "-v", "--durations=10", "-o", "faulthandler_timeout=300", "python/tests"]
+        .map(String::from);
     let mut job =
         Job::new([vec![python.to_string_lossy().into_owned()], words.to_vec()].concat())?.for_tests();
     for (name, program) in &programs {
