@@ -7,7 +7,6 @@ polling.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from . import _native
 from ._errors import PeerGoneError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from ._native import Connection, Domain, Incoming, Worker
 
 
@@ -119,6 +120,9 @@ _loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.We
 
 async def wait(source):
     """Waits in the running loop for what ``source`` has."""
+    # Here, because it takes five times as long to import as the package, and whoever waits in a loop has it.
+    import asyncio
+
     loop = asyncio.get_running_loop()
     state = _loops.get(loop)
     if state is None:
@@ -161,6 +165,8 @@ async def connect_async(
 
     If the task is cancelled, the thread goes on until its timeout, and its connection is dropped.
     """
+    import asyncio
+
     return await asyncio.to_thread(_native.connect, address, on, private_data, **options)
 
 
@@ -168,4 +174,6 @@ async def accept_async(
     incoming: Incoming, on: Domain | Worker, private_data: bytes = b"", **options: Any
 ) -> Connection:
     """Like ``incoming.accept``, for asyncio. The handshake waits on a thread; transfers do not."""
+    import asyncio
+
     return await asyncio.to_thread(incoming.accept, on, private_data, **options)
