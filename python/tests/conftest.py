@@ -162,9 +162,17 @@ class Child:
             return text
 
 
+def threads():
+    """The names of this process's threads."""
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        # It may have ended since.
+        with contextlib.suppress(OSError):
+            yield (task / "comm").read_text().strip()
+
+
 def until_no_thread_connects():
     """Waits for the native threads of handshakes that nobody waits for any more."""
-    tasks, end = pathlib.Path("/proc/self/task"), time.monotonic() + 60
-    while any((task / "comm").read_text().startswith("dmabuf_rdma con") for task in tasks.iterdir()):
+    end = time.monotonic() + 60
+    while any(name.startswith("dmabuf_rdma con") for name in threads()):
         assert time.monotonic() < end, "a handshake goes on after its timeout"
         time.sleep(0.05)
