@@ -257,19 +257,19 @@ def test_cancellation_where_a_task_waits_for_the_nth_time(slow_wire):
     assert waits >= 9, waits
 
 
-def test_a_cancelled_handshake_ends_by_its_timeout(pair):
-    """The task ends at once, and the thread of the handshake later."""
+def test_a_cancelled_handshake_goes_on_without_its_task(pair):
+    """The task ends at once, and the thread of the handshake with the handshake."""
 
     async def main():
         listener = rdma.Listener((ADDRESS["rxe1"], 0))
-        connecting = asyncio.create_task(rdma.connect_async(listener.address, pair.near_domain, timeout=0.5))
+        connecting = asyncio.create_task(rdma.connect_async(listener.address, pair.near_domain, timeout=60))
         incoming = await listener.accept_async()
         connecting.cancel()
         start = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await connecting
-        assert time.monotonic() - start < 0.4
-        accepting = asyncio.create_task(rdma.accept_async(incoming, pair.far_domain, timeout=0.5))
+        assert time.monotonic() - start < 30
+        accepting = asyncio.create_task(rdma.accept_async(incoming, pair.far_domain, timeout=60))
         await asyncio.sleep(0)
         accepting.cancel()
         with pytest.raises(asyncio.CancelledError):

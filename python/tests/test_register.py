@@ -291,10 +291,16 @@ def test_many_registrations_leave_nothing(domain):
 
     count = int(os.environ.get("DMABUF_RDMA_REGISTRATIONS", 3000))
     rounds(300)
-    before, base = allocated(), sys.getrefcount(memory)
-    rounds(count)
-    grown = [now - then for now, then in zip(allocated(), before)]
-    print(f"{count} registrations: {grown} bytes of malloc and blocks of Python more")
-    # Less than one of the smallest allocations each time.
-    assert grown[0] < 16 * count and grown[1] < count // 10, grown
+    base = sys.getrefcount(memory)
+    # Once there may be 940 KiB more, which is what a dict of 65,536 slots takes in Python 3.11. A leak grows each time.
+    for _ in range(3):
+        before = allocated()
+        rounds(count)
+        grown = [now - then for now, then in zip(allocated(), before)]
+        print(f"{count} registrations: {grown} bytes of malloc and blocks of Python more")
+        # Less than one of the smallest allocations each time.
+        if grown[0] < 16 * count and grown[1] < count // 10:
+            break
+    else:
+        raise AssertionError(grown)
     assert sys.getrefcount(memory) == base

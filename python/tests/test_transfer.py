@@ -310,9 +310,11 @@ def test_keyboard_interrupt_ends_a_handshake(domain):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         # Nobody accepts it.
-        rdma.connect(listener.address, domain, timeout=2)
-    assert 0.5 <= time.monotonic() - start < 1.9
+        rdma.connect(listener.address, domain, timeout=60)
+    assert 0.5 <= time.monotonic() - start < 30
     killer.join()
+    # This rejects the request, so the handshake ends.
+    del listener
     until_no_thread_connects()
 
 
