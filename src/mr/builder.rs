@@ -280,7 +280,7 @@ impl<'a> MemoryRegionBuilder<'a> {
                 Ok(call) => path::register_data_direct(call, self.domain, fd, request),
                 Err(symbol) => return missing(symbol),
             },
-            Path::Uverbs | Path::HostMapping | Path::HostMemory => {
+            Path::Uverbs | Path::HostMapping | Path::HostMemory | Path::Foreign => {
                 path::register_uverbs(self.domain, fd, request)
             }
         };

@@ -37,6 +37,8 @@ pub enum Path {
     DataDirect,
     /// `ibv_reg_mr_iova2` on a [`HostBuffer`], the only path for one. The kernel charges the pages to RLIMIT_MEMLOCK.
     HostMemory,
+    /// None: another library registered the region, see [`MemoryRegion::from_raw`](super::MemoryRegion::from_raw).
+    Foreign,
 }
 
 /// The paths that are allowed by default.
@@ -49,16 +51,17 @@ pub(super) const IMPORT: &[Path] = &[Path::Verbs, Path::Uverbs];
 pub(super) const NEWER: &[Path] = &[Path::VerbsEx, Path::DataDirect];
 
 impl Path {
-    /// The gauge of the path's regions.
-    pub(super) fn counter(self) -> &'static RegionCounter {
-        match self {
+    /// The gauge of the path's regions; `None` for those that this library does not hold.
+    pub(super) fn counter(self) -> Option<&'static RegionCounter> {
+        Some(match self {
             Self::Verbs => &observe::VERBS,
             Self::Uverbs => &observe::UVERBS,
             Self::HostMapping => &observe::HOST_MAPPING,
             Self::VerbsEx => &observe::VERBS_EX,
             Self::DataDirect => &observe::DATA_DIRECT,
             Self::HostMemory => &observe::HOST_MEMORY,
-        }
+            Self::Foreign => return None,
+        })
     }
 
     /// The C function and what it needs, for a path that few systems have.
@@ -86,6 +89,7 @@ impl fmt::Display for Path {
             Self::VerbsEx => "VerbsEx",
             Self::DataDirect => "DataDirect",
             Self::HostMemory => "HostMemory",
+            Self::Foreign => "Foreign",
         })
     }
 }
@@ -113,6 +117,8 @@ enum Handle {
     Library(NonNull<ffi::ibv_mr>),
     /// The kernel's handle, for Uverbs.
     Kernel(u32),
+    /// Another library's registration, which it deregisters.
+    Foreign,
     /// A unit test's registration: whether it is still registered.
     #[cfg(test)]
     Fake(std::sync::Arc<std::sync::atomic::AtomicBool>),
@@ -132,6 +138,11 @@ impl Registered {
         registered.load(std::sync::atomic::Ordering::SeqCst)
     }
 
+    /// A registration of another library, which has these keys.
+    pub(super) fn foreign(lkey: Lkey, rkey: Rkey) -> Self {
+        Self { lkey, rkey, handle: Handle::Foreign }
+    }
+
     fn library(mr: *mut ffi::ibv_mr) -> io::Result<Self> {
         let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: libibverbs returned a live region.
@@ -148,6 +159,7 @@ impl Registered {
                 0 | libc::EIO => Ok(()),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             },
+            Handle::Foreign => Ok(()),
             #[cfg(test)]
             Handle::Fake(registered) => {
                 assert!(registered.swap(false, std::sync::atomic::Ordering::SeqCst), "deregistered twice");

@@ -217,7 +217,9 @@ fn probe_in(domain: &ProtectionDomain, path: Path, access: Access) -> io::Result
             Ok(call) => path::register_data_direct(call, domain, -1, &page),
             Err(symbol) => return missing(symbol),
         },
-        Path::Uverbs | Path::HostMapping | Path::HostMemory => path::register_uverbs(domain, -1, &page),
+        Path::Uverbs | Path::HostMapping | Path::HostMemory | Path::Foreign => {
+            path::register_uverbs(domain, -1, &page)
+        }
     };
     interpret(path, answer.map(drop))
 }

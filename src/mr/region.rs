@@ -1,22 +1,25 @@
 //! A registered memory region.
+//!
+//! `unsafe` is here for regions of other libraries, whose callers vouch for them.
 
 use std::fmt;
 use std::io;
 use std::mem;
 use std::ops::RangeBounds;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dma_sg::{Iova, RangeError};
 
 use super::path::{Path, Registered};
 use super::{
-    Access, Buffer, DeregisterError, MemoryRegionBuilder, RegionSlice, RemoteRegion, SelfCheckError, Umem,
-    self_check,
+    Access, Buffer, DeregisterError, MemoryRegionBuilder, RegionSlice, RegisterError, RemoteRegion,
+    SelfCheckError, Umem, self_check,
 };
 use crate::exporter::Backing;
 use crate::host::HostBuffer;
 use crate::observe::{self, Process};
-use crate::verbs::{self, DmaHandle, Lkey, ProtectionDomain, Rkey, Sge};
+use crate::verbs::{self, DmaHandle, Lkey, ProtectionDomain, Rkey, Sge, ffi};
 
 /// A registered range of a dma-buf or of host memory. The device accesses its memory as the [`access`](Self::access) flags permit.
 ///
@@ -69,6 +72,39 @@ impl MemoryRegion {
         MemoryRegionBuilder::new(domain, buffer.into())
     }
 
+    /// Wraps a region that another library registered with these access flags. It is never deregistered here, and
+    /// [`path`](Self::path) says [`Path::Foreign`].
+    ///
+    /// `iova` is the address of its first byte in work requests: what was passed to the registration, or the address of
+    /// the memory for `ibv_reg_mr`. libibverbs sets `mr->addr` to another one for a dma-buf.
+    ///
+    /// # Errors
+    /// - [`RegisterError::Range`]: the region has no bytes.
+    /// - [`RegisterError::IovaOverflow`]: `iova` plus the length does not fit in 64 bits.
+    /// - [`RegisterError::AccessNotPermitted`], [`RegisterError::LocalWriteMissing`]: no region has these flags.
+    ///
+    /// # Safety
+    /// `raw` points to a live `ibv_mr` of a live domain and an open context. All three stay so while a clone or a slice of
+    /// the result, or a transfer of one, lives. `iova` is that of the region. No reference to its memory exists that the
+    /// device's access would violate. Its provider [locks](crate::verbs#providers-without-locks), or one thread at a time
+    /// uses them.
+    pub unsafe fn from_raw(
+        raw: NonNull<ffi::ibv_mr>,
+        iova: Iova,
+        access: Access,
+    ) -> Result<Self, RegisterError> {
+        access.check_flags()?;
+        // SAFETY: the caller guarantees a live region, which points to its live domain.
+        let (domain, length, lkey, rkey) = unsafe {
+            let ffi::ibv_mr { pd, length, lkey, rkey, .. } = *raw.as_ptr();
+            let domain = ProtectionDomain::from_raw(NonNull::new(pd).expect("an ibv_mr has a domain"));
+            (domain, length as u64, Lkey(lkey), Rkey(rkey))
+        };
+        let umem = Umem::foreign(length, iova)?;
+        let registered = Registered::foreign(lkey, rkey);
+        Ok(Self::new(registered, Path::Foreign, access, umem, domain, Kept::Nothing))
+    }
+
     pub(super) fn new(
         registered: Registered,
         path: Path,
@@ -77,7 +113,9 @@ impl MemoryRegion {
         domain: ProtectionDomain,
         kept: Kept,
     ) -> Self {
-        path.counter().add(umem.len());
+        if let Some(counter) = path.counter() {
+            counter.add(umem.len());
+        }
         let creator = Process::current();
         let inner = Registration { registered, live: true, path, access, umem, creator, domain, kept };
         Self { inner: Arc::new(inner) }
@@ -234,7 +272,9 @@ impl Registration {
                 self.registered.deregister(&self.domain)?;
             }
             self.live = false;
-            self.path.counter().subtract(self.umem.len());
+            if let Some(counter) = self.path.counter() {
+                counter.subtract(self.umem.len());
+            }
         }
         Ok(())
     }

@@ -48,6 +48,15 @@ impl Umem {
         Ok(Self { buffer: buffer.id(), offset, length, iova })
     }
 
+    /// A region of another library, whose buffer is unknown.
+    pub(super) fn foreign(length: u64, iova: Iova) -> Result<Self, RegisterError> {
+        resolve_range(..length, length)?;
+        match iova.0.checked_add(length) {
+            Some(_) => Ok(Self { buffer: BufferId::UNKNOWN, offset: 0, length, iova }),
+            None => Err(RegisterError::IovaOverflow { iova, length }),
+        }
+    }
+
     /// The same range at the iova that was registered.
     pub(super) fn at(self, iova: Iova) -> Self {
         Self { iova, ..self }

@@ -3,9 +3,12 @@
 use std::ptr::{NonNull, null_mut};
 
 use dmabuf_rdma::exporter::PageKind;
+use dmabuf_rdma::mr::{Access, MemoryRegion, Path, RegisterError};
 use dmabuf_rdma::verbs::{CompletionQueue, Context, Operation, ProtectionDomain, QueuePair, WorkRequest};
+use dmabuf_rdma::{Connection, Iova};
 use ibverbs_sys as ffi;
 
+use crate::assert_refused;
 use crate::common::buffers::udmabuf;
 use crate::common::census::Census;
 use crate::common::peers::{Peers, TIMEOUT};
@@ -77,6 +80,42 @@ fn a_foreign_domain_and_queue_serve_and_stay() {
 
     region.deregister().unwrap();
     drop((sides, queue, domain, context, allocation));
+    foreign.destroy();
+    census.assert_unchanged();
+}
+
+#[test]
+fn a_foreign_region_serves_and_stays() {
+    let census = Census::take();
+    let (foreign, mut memory) = (Foreign::new(), pattern(8192, 5));
+    let (iova, access) = (Iova(memory.as_ptr() as u64), Access::REMOTE);
+    // SAFETY: the memory outlives the region, and is not used while a transfer is under way.
+    let raw = unsafe {
+        ffi::ibv_reg_mr(foreign.pd.as_ptr(), memory.as_mut_ptr().cast(), 8192, access.bits() as i32)
+    };
+    let raw = NonNull::new(raw).expect("a region");
+    // SAFETY: both live until `destroy`, after everything made of them was dropped.
+    let (domain, region) = unsafe {
+        (ProtectionDomain::from_raw(foreign.pd), MemoryRegion::from_raw(raw, iova, access).unwrap())
+    };
+    assert_eq!((region.path(), region.len(), region.iova()), (Path::Foreign, 8192, iova));
+    assert_eq!(dmabuf_rdma::observe::gauges().regions().regions, 0, "the library holds none");
+
+    let connection = Connection::new(&domain, Default::default()).unwrap();
+    connection.connect(&connection.endpoint()).unwrap();
+    let target = region.remote().slice(5000..6000).unwrap();
+    connection.write(region.slice(..1000).unwrap(), target).unwrap().wait().unwrap();
+    assert_eq!(memory[5000..6000], pattern(8192, 5)[..1000]);
+
+    // SAFETY: as above.
+    let refused = |iova, access| unsafe { MemoryRegion::from_raw(raw, iova, access) };
+    let high = Iova(u64::MAX - 8191);
+    assert_refused!(refused(high, access), RegisterError::IovaOverflow { length: 8192, .. });
+    assert_refused!(refused(iova, Access::REMOTE_WRITE), RegisterError::LocalWriteMissing { .. });
+    region.deregister().unwrap();
+    drop((connection, domain));
+    // SAFETY: nobody uses the region any more; it is still registered, or this fails.
+    assert_eq!(unsafe { ffi::ibv_dereg_mr(raw.as_ptr()) }, 0);
     foreign.destroy();
     census.assert_unchanged();
 }
