@@ -1,8 +1,9 @@
 //! `cargo xtask api`: the public API as text, one line for each item, and how large it is.
 //!
-//! `docs/api/` keeps the text, so that a change of the API shows in a review. The text comes from rustdoc's
-//! JSON. Its format and the paths inside std belong to a toolchain, so only the one that wrote the text compares.
+//! `docs/api/` keeps the text, so that a change of the API shows in a review; so does the header of the C library. The text
+//! comes from rustdoc's JSON. Its format and the paths inside std belong to a toolchain, so only the one that wrote the text compares.
 
+pub mod c;
 mod listing;
 
 use crate::{process, project, ui};
@@ -41,14 +42,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
 ///
 /// Returns the reason when this toolchain cannot compare.
 pub fn check(update: bool) -> Result<Option<String>> {
+    let mut complaints = c::check(update)?;
     let compiler = compiler()?;
     document()?;
     let header = format!("# All features, {compiler}. Written by `cargo xtask api --update`.");
-    let (mut complaints, mut not_compared) = (Vec::new(), None);
+    let mut not_compared = None;
     for &(name, most_types) in CRATES {
         let listing = match Listing::of(&documented(name)) {
             Ok(listing) => listing,
-            Err(error) if error.is::<listing::OtherFormat>() => {
+            Err(error) if error.is::<listing::OtherFormat>() && complaints.is_empty() => {
                 return Ok(Some(format!("{compiler} {error}")));
             }
             Err(error) => return Err(error.context(format!("the API of {name}"))),
