@@ -278,6 +278,26 @@ int cuMemFree_v2(uintptr_t address)
 	return OK;
 }
 
+int cuMemcpyHtoD_v2(uintptr_t to, const void *from, size_t count)
+{
+	struct memory *memory = find(to);
+
+	BEGIN(cuMemcpyHtoD);
+	NEEDS(cuMemcpyHtoD, memory && from && to + count <= memory->base + memory->size);
+	memcpy((void *)to, from, count);
+	return OK;
+}
+
+int cuMemcpyDtoH_v2(void *to, uintptr_t from, size_t count)
+{
+	struct memory *memory = find(from);
+
+	BEGIN(cuMemcpyDtoH);
+	NEEDS(cuMemcpyDtoH, memory && to && from + count <= memory->base + memory->size);
+	memcpy(to, (const void *)from, count);
+	return OK;
+}
+
 int cuMemsetD32_v2(uintptr_t address, unsigned int word, size_t count)
 {
 	struct memory *memory = find(address);

@@ -55,6 +55,8 @@ enum Program {
     Bench(&'static str),
     /// An ignored unit test of the library, by its path. It can reach what is not public.
     UnitTest(&'static str),
+    /// The same of the C library.
+    UnitTestOfC(&'static str),
 }
 
 const BENCHMARKS: &[Benchmark] = &[
@@ -87,6 +89,13 @@ const BENCHMARKS: &[Benchmark] = &[
             Part { program: Program::UnitTest("transfer::tests::post_bench::post"), guest: None },
             Part { program: Program::UnitTest("transfer::tests::future_bench::future"), guest: None },
         ],
+        chart: None,
+        packages: None,
+    },
+    Benchmark {
+        name: "c",
+        about: "calls of the C library, compared with the same in Rust",
+        parts: &[Part { program: Program::UnitTestOfC("tests::bench::calls"), guest: None }],
         chart: None,
         packages: None,
     },
@@ -242,6 +251,9 @@ impl Program {
             Self::UnitTest(_) => {
                 cargo::executable(&["test", "--release", "--no-run", "--lib"], "dmabuf_rdma")
             }
+            Self::UnitTestOfC(_) => {
+                cargo::executable(&["test", "--release", "--no-run", "--lib"], "dmabuf_rdma_capi")
+            }
         }
     }
 
@@ -249,7 +261,7 @@ impl Program {
     fn name(self) -> &'static str {
         match self {
             Self::Bench(target) => target,
-            Self::UnitTest(path) => path.rsplit("::").next().unwrap_or(path),
+            Self::UnitTest(path) | Self::UnitTestOfC(path) => path.rsplit("::").next().unwrap_or(path),
         }
     }
 
@@ -257,7 +269,7 @@ impl Program {
     fn arguments(self) -> Vec<String> {
         match self {
             Self::Bench(_) => Vec::new(),
-            Self::UnitTest(path) => {
+            Self::UnitTest(path) | Self::UnitTestOfC(path) => {
                 ["--ignored", "--exact", path, "--nocapture"].map(str::to_string).to_vec()
             }
         }

@@ -11,6 +11,7 @@ pub enum Need {
     Peers,
     BlockPeers,
     Python,
+    C,
     KernelBuild,
 }
 
@@ -22,6 +23,7 @@ impl Need {
             Need::Peers => PEERS,
             Need::BlockPeers => BLOCK_PEERS,
             Need::Python => PYTHON,
+            Need::C => C,
             Need::KernelBuild => KERNEL_BUILD,
         }
     }
@@ -93,6 +95,17 @@ const BLOCK_PEERS: &[Package] =
 
 /// For the Python package.
 const PYTHON: &[Package] = &[("python3", Some("python3")), ("python3-venv", None)];
+
+/// For the tests of the C library. AddressSanitizer comes with gcc.
+const C: &[Package] = &[
+    ("gcc", Some("gcc")),
+    ("g++", Some("g++")),
+    ("libc6-dev", None),
+    ("binutils", Some("nm")),
+    ("pkg-config", Some("pkg-config")),
+    ("python3", Some("python3")),
+    ("valgrind", Some("valgrind")),
+];
 
 /// For building a kernel.
 const KERNEL_BUILD: &[Package] = &[

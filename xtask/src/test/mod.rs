@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
+mod c;
 mod features;
 mod gpu;
 mod integration;
@@ -19,7 +20,8 @@ use std::thread;
 use std::time::Instant;
 
 /// Format, lints, features, documentation, the public API, unit tests, doctests and programs that must not
-/// compile; then the integration tests in guests, and the suite of the Python package (`python`).
+/// compile; then the integration tests in guests, and the suites of the Python package (`python`) and of the
+/// C library (`c`).
 #[derive(clap::Args)]
 pub struct Args {
     /// Run the integration tests on this machine's RDMA devices, without a guest
@@ -46,7 +48,7 @@ pub struct Args {
 
 /// The suites that are no Rust tests, by the names that a filter chooses them with.
 type Suite = fn(&Args, &mut Summary) -> Result<()>;
-const SUITES: &[(&str, Suite)] = &[("python", python::run)];
+const SUITES: &[(&str, Suite)] = &[("python", python::run), ("c", c::run)];
 
 impl Args {
     /// The filters for the integration tests; `None` if only suites are wanted.
@@ -319,7 +321,7 @@ mod tests {
         };
         assert_eq!(chosen(&[]), (Some(String::new()), SUITES.len()));
         assert_eq!(chosen(&["python"]), (None, 1));
-        assert_eq!(chosen(&["cache", "python", "sets"]), (Some("cache sets".into()), 1));
+        assert_eq!(chosen(&["cache", "python", "sets", "c"]), (Some("cache sets".into()), 2));
         assert_eq!(chosen(&["--siw"]), (Some(String::new()), 0));
     }
 }

@@ -15,6 +15,7 @@ use crate::{process, project, ui};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// What builds and tests it.
@@ -35,8 +36,7 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     })?;
     let (mut python, mut programs) = (PathBuf::new(), Vec::new());
     super::step(summary, "Build of the Python package", || {
-        python = PACKAGES.install()?;
-        python::install_ours(&python, "dev")?;
+        python = installed()?;
         // A peer in Rust.
         let example = cargo::executable(&["build", "--example", "kv_cache"], "kv_cache")?;
         programs.push(("DMABUF_RDMA_KV_CACHE", example));
@@ -77,6 +77,17 @@ pub(super) fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     }
     summary.add(&report);
     Ok(())
+}
+
+/// Installs the package, and returns the environment's Python. The suites share what the first one has built.
+pub(super) fn installed() -> Result<PathBuf> {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(python) = PYTHON.get() {
+        return Ok(python.clone());
+    }
+    let python = PACKAGES.install()?;
+    python::install_ours(&python, "dev")?;
+    Ok(PYTHON.get_or_init(|| python).clone())
 }
 
 /// Builds the stub of CUDA's driver: in the guest the compiler takes a hundred times as long.
