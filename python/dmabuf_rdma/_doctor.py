@@ -7,7 +7,7 @@ import subprocess
 from os import PathLike
 from typing import Any
 
-from ._errors import NotFoundError, SystemCallError
+from ._errors import NotFoundError, SystemCallError, TimeoutError
 
 
 def doctor(program: str | PathLike[str] | None = None, timeout: float = 60.0) -> dict[str, Any]:
@@ -20,8 +20,7 @@ def doctor(program: str | PathLike[str] | None = None, timeout: float = 60.0) ->
 
     ``program`` is the path of the program; by default it is looked for in PATH. ``timeout`` is in seconds.
 
-    Raises ``NotFoundError`` if the program is missing, ``subprocess.TimeoutExpired``, and ``SystemCallError`` if it gives
-    no answer.
+    Raises ``NotFoundError`` if the program is missing, ``TimeoutError``, and ``SystemCallError`` if it gives no answer.
     """
     found = shutil.which("dmabuf-rdma" if program is None else program)
     if found is None:
@@ -30,7 +29,14 @@ def doctor(program: str | PathLike[str] | None = None, timeout: float = 60.0) ->
             errno.ENOENT,
             "build it with `cargo install --path cli` in the project's folder, or pass its path",
         )
-    done = subprocess.run([found, "doctor", "--json"], capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        done = subprocess.run([found, "doctor", "--json"], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(
+            f"{found} doctor has not ended within {timeout} s",
+            None,
+            "pass a longer timeout, or run it in a shell to see where it waits",
+        ) from None
     try:
         # The exit status is the grade's: 0 or 1.
         return json.loads(done.stdout)

@@ -104,3 +104,6 @@ def test_a_doctor_that_is_not_there(tmp_path, monkeypatch):
     other.chmod(0o755)
     with pytest.raises(rdma.SystemCallError, match="status 2 and no answer: no such command"):
         rdma.doctor(other)
+    other.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    with pytest.raises(rdma.TimeoutError, match="has not ended within 0.1 s"):
+        rdma.doctor(other, timeout=0.1)
