@@ -317,8 +317,8 @@ enum drdma_status drdma_devices(char *buffer,
 
 // Opens a device by its name and allocates a protection domain in it. NULL opens the machine's only device.
 //
-// Errors: DRDMA_NOT_FOUND: there is no such device, or none at all, and the message compares sysfs, nodes and providers.
-// DRDMA_MISUSE: NULL, and there are several. DRDMA_PERMISSION (EACCES, EPERM): its node may not be opened. DRDMA_LIMIT
+// Errors: DRDMA_NOT_FOUND: there is no such device, and the message compares sysfs, nodes and providers. DRDMA_UNSUPPORTED
+// (ENOSYS): the kernel has no RDMA device at all. DRDMA_MISUSE: NULL, and there are several. DRDMA_PERMISSION (EACCES, EPERM): its node may not be opened. DRDMA_LIMIT
 // (EMFILE), DRDMA_OUT_OF_MEMORY (ENOMEM).
 enum drdma_status drdma_domain_open(const char *device,
                                     struct drdma_domain **domain);
@@ -502,6 +502,9 @@ enum drdma_status drdma_remote_slice(struct drdma_remote *remote,
 // Length of a peer's memory in bytes; 0 if the handle is refused.
 uint64_t drdma_remote_length(struct drdma_remote *remote);
 
+// The name of a status, such as "DRDMA_MISUSE", for a log. It is static; "unknown" for any other number.
+const char *drdma_status_name(int status);
+
 // The status of the last call of this thread that failed; DRDMA_OK if none has.
 enum drdma_status drdma_last_status(void);
 
@@ -522,8 +525,10 @@ int drdma_last_errno(void);
 // `transfer` do.
 //
 // Errors of all that start a transfer: DRDMA_MISUSE: different lengths, a region of another domain or without the right that
-// the operation needs, a peer's memory that does not permit it. DRDMA_TRANSPORT: the connection is not connected, or failed
-// before.
+// the operation needs, a peer's memory that does not permit it, a connection that is not connected yet. DRDMA_TRANSPORT: the
+// connection failed before.
+//
+// A transfer whose time is up after some of its messages were posted leaves the connection unusable: make a new one.
 enum drdma_status drdma_write(struct drdma_connection *connection,
                               struct drdma_region *local,
                               struct drdma_remote *remote,

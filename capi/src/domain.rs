@@ -44,8 +44,8 @@ pub unsafe extern "C" fn drdma_devices(buffer: *mut c_char, size: usize, length:
 
 /// Opens a device by its name and allocates a protection domain in it. NULL opens the machine's only device.
 ///
-/// Errors: DRDMA_NOT_FOUND: there is no such device, or none at all, and the message compares sysfs, nodes and providers.
-/// DRDMA_MISUSE: NULL, and there are several. DRDMA_PERMISSION (EACCES, EPERM): its node may not be opened. DRDMA_LIMIT
+/// Errors: DRDMA_NOT_FOUND: there is no such device, and the message compares sysfs, nodes and providers. DRDMA_UNSUPPORTED
+/// (ENOSYS): the kernel has no RDMA device at all. DRDMA_MISUSE: NULL, and there are several. DRDMA_PERMISSION (EACCES, EPERM): its node may not be opened. DRDMA_LIMIT
 /// (EMFILE), DRDMA_OUT_OF_MEMORY (ENOMEM).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn drdma_domain_open(

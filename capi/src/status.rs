@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dmabuf_rdma::{ErrorKind, cm, dmabuf, exporter, host, mr, transfer, verbs};
@@ -175,6 +175,35 @@ fn panicked(panic: Box<dyn Any + Send>) -> Failed {
 /// What `get` says about the thread's last error; `None` if there is none.
 fn last<T>(get: impl FnOnce(&Failed) -> T) -> Option<T> {
     LAST.try_with(|last| last.borrow().as_ref().map(get)).ok().flatten()
+}
+
+/// By their numbers.
+const NAMES: [&CStr; 16] = [
+    c"DRDMA_OK",
+    c"DRDMA_MISUSE",
+    c"DRDMA_INVALID_DATA",
+    c"DRDMA_UNSUPPORTED",
+    c"DRDMA_NOT_FOUND",
+    c"DRDMA_PERMISSION",
+    c"DRDMA_LIMIT",
+    c"DRDMA_OUT_OF_MEMORY",
+    c"DRDMA_BUSY",
+    c"DRDMA_TIMEOUT",
+    c"DRDMA_CANCELLED",
+    c"DRDMA_PEER_GONE",
+    c"DRDMA_DEVICE_GONE",
+    c"DRDMA_TRANSPORT",
+    c"DRDMA_SYSTEM",
+    c"DRDMA_PENDING",
+];
+
+/// The name of a status, such as "DRDMA_MISUSE", for a log. It is static; "unknown" for any other number.
+#[unsafe(no_mangle)]
+pub extern "C" fn drdma_status_name(status: c_int) -> *const c_char {
+    query(c"unknown".as_ptr(), || {
+        let known = usize::try_from(status).ok().and_then(|status| NAMES.get(status));
+        Ok(known.unwrap_or(&c"unknown").as_ptr())
+    })
 }
 
 /// The status of the last call of this thread that failed; DRDMA_OK if none has.

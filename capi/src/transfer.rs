@@ -43,8 +43,10 @@ pub unsafe fn start(
 /// `transfer` do.
 ///
 /// Errors of all that start a transfer: DRDMA_MISUSE: different lengths, a region of another domain or without the right that
-/// the operation needs, a peer's memory that does not permit it. DRDMA_TRANSPORT: the connection is not connected, or failed
-/// before.
+/// the operation needs, a peer's memory that does not permit it, a connection that is not connected yet. DRDMA_TRANSPORT: the
+/// connection failed before.
+///
+/// A transfer whose time is up after some of its messages were posted leaves the connection unusable: make a new one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn drdma_write(
     connection: *mut drdma_connection,

@@ -386,6 +386,9 @@ static void arguments_that_cannot_work(void)
 	CHECK(drdma_last_errno() == ENOENT);
 	memset(&odd, 1, sizeof odd);
 	MISUSE(drdma_connection_new(all.domain, &odd, &connection), "fill the struct with zeros");
+	CHECK(!strcmp(drdma_status_name(DRDMA_OK), "DRDMA_OK") && !strcmp(drdma_status_name(DRDMA_PENDING), "DRDMA_PENDING"));
+	CHECK(!strcmp(drdma_status_name(DRDMA_NOT_FOUND), "DRDMA_NOT_FOUND"));
+	CHECK(!strcmp(drdma_status_name(16), "unknown") && !strcmp(drdma_status_name(-1), "unknown"));
 	/* A text is cut to the buffer, and ends. */
 	CHECK(drdma_last_message(text, sizeof text) > sizeof text && strlen(text) == sizeof text - 1);
 	release(all, caller);

@@ -6,7 +6,8 @@ import enum
 class Access(enum.IntFlag, boundary=enum.KEEP):
     """What the device and peers may do with a region. The device may always read.
 
-    The values are those of libibverbs (``ibv_access_flags``).
+    The values are those of libibverbs (``ibv_access_flags``). ``Access.REMOTE`` is all access of a peer, and
+    ``LOCAL_WRITE``.
     """
 
     NONE = 0
@@ -21,4 +22,4 @@ class Access(enum.IntFlag, boundary=enum.KEEP):
     RELAXED_ORDERING = 1 << 20
     """The device may reorder its PCIe writes."""
     REMOTE = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ | REMOTE_ATOMIC
-    """All access of a peer."""
+    """All access of a peer, and ``LOCAL_WRITE``."""

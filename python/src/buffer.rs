@@ -72,7 +72,7 @@ fn pages(name: &str) -> Result<PageKind> {
         "transparent" => Ok(PageKind::Transparent),
         "2M" => Ok(PageKind::HUGE_2M),
         "1G" => Ok(PageKind::HUGE_1G),
-        _ => Err(Failed::wrong_value(format!(
+        _ => Err(Failed::misuse(format!(
             "pages are \"base\", \"transparent\", \"2M\" or \"1G\", not {name:?}"
         ))),
     }
@@ -255,7 +255,7 @@ impl DmaBuf {
             "w" => dmabuf::CpuAccess::Write,
             "rw" => dmabuf::CpuAccess::ReadWrite,
             _ => {
-                return Err(Failed::wrong_value(format!("the mode is \"r\", \"w\" or \"rw\", not {mode:?}")));
+                return Err(Failed::misuse(format!("the mode is \"r\", \"w\" or \"rw\", not {mode:?}")));
             }
         };
         if access != dmabuf::CpuAccess::Read && !slf.get().dmabuf.is_writable() {

@@ -1,6 +1,6 @@
 //! Connections by IP address.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,14 @@ use crate::options;
 use crate::time::{duration, end_of, interruptible, until};
 use crate::wake::{Polled, Wakes};
 
+/// The address of an interface: any port of it, unless one is named.
+fn source_address(argument: &Bound<'_, PyAny>) -> Result<SocketAddr> {
+    match argument.extract::<String>().map(|text| text.parse::<IpAddr>()) {
+        Ok(Ok(host)) => Ok((host, 0).into()),
+        _ => address(argument),
+    }
+}
+
 /// `host:port`, or a tuple of both.
 fn address(argument: &Bound<'_, PyAny>) -> Result<SocketAddr> {
     let found = if let Ok((host, port)) = argument.extract::<(String, u16)>() {
@@ -33,8 +41,8 @@ fn address(argument: &Bound<'_, PyAny>) -> Result<SocketAddr> {
     let text = argument.str()?;
     match found {
         Ok(Some(address)) => Ok(address),
-        Ok(None) => Err(Failed::wrong_value(format!("{text} has no address"))),
-        Err(error) => Err(Failed::wrong_value(format!("{text} is no address of a host and a port: {error}"))),
+        Ok(None) => Err(Failed::misuse(format!("{text} has no address"))),
+        Err(error) => Err(Failed::misuse(format!("{text} is no address of a host and a port: {error}"))),
     }
 }
 
@@ -77,7 +85,7 @@ impl Place {
 ///
 /// `on` is the `Domain` or `Worker` on which to make the connection; by default a new domain on the device of the route,
 /// `connection.domain`. `private_data` goes to the listener (52 bytes, 48 with notifications), and its answer is
-/// `connection.private_data`. `source` is the address of this host to use. `timeout` is in seconds. The options are those
+/// `connection.private_data`. `source` is the IP address of this host to use. `timeout` is in seconds. The options are those
 /// that `Connection` describes.
 ///
 /// In asyncio use `connect_async`.
@@ -95,7 +103,7 @@ pub fn connect(
     timeout: f64,
     options: Option<&Bound<'_, PyDict>>,
 ) -> Result<Connection> {
-    let (address, source) = (self::address(address)?, source.map(self::address).transpose()?);
+    let (address, source) = (self::address(address)?, source.map(source_address).transpose()?);
     let (timeout, options) = (duration(timeout)?, options::connection(options)?);
     let place = on.map(Place::of).transpose()?;
     let data = private_data.to_vec();

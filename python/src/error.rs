@@ -1,7 +1,7 @@
 //! Exceptions, one class for each kind of error, in Python's words.
 
 use dmabuf_rdma::{cm, dmabuf, exporter, host, mr, transfer, verbs};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -36,10 +36,6 @@ impl Failed {
 
     pub fn wrong_type(message: impl Into<String>) -> Self {
         Self::Python(PyTypeError::new_err(message.into()))
-    }
-
-    pub fn wrong_value(message: impl Into<String>) -> Self {
-        Self::Python(PyValueError::new_err(message.into()))
     }
 }
 

@@ -25,6 +25,11 @@ impl Integers {
         let (signed, width) = match ElementType::from_format(buffer.format()) {
             ElementType::SignedInteger { bytes } => (true, bytes),
             ElementType::UnsignedInteger { bytes } => (false, bytes),
+            ElementType::Bool => {
+                return Err(Failed::wrong_type(format!(
+                    "{what} take integers, and this array is a mask: pass numpy.flatnonzero(mask)"
+                )));
+            }
             _ => {
                 let format = buffer.format().to_string_lossy().into_owned();
                 return Err(Failed::wrong_type(format!(

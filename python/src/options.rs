@@ -28,9 +28,8 @@ pub fn connection(passed: Option<&Bound<'_, PyDict>>) -> Result<ConnectionOption
             "gid_address" => {
                 let address: Option<String> = extract(&name, &value)?;
                 let parse = |text: String| {
-                    text.parse::<IpAddr>().map_err(|_| {
-                        Failed::wrong_value(format!("gid_address is an IP address, not {text:?}"))
-                    })
+                    text.parse::<IpAddr>()
+                        .map_err(|_| Failed::misuse(format!("gid_address is an IP address, not {text:?}")))
                 };
                 pair.gid_address = address.map(parse).transpose()?;
             }

@@ -13,9 +13,8 @@ const SLICE: Duration = Duration::from_millis(250);
 
 /// Seconds, as a `float`.
 pub fn duration(seconds: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(seconds).map_err(|_| {
-        Failed::wrong_value(format!("{seconds} s is not a time: it must be finite and not negative"))
-    })
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| Failed::misuse(format!("{seconds} s is not a time: it must be finite and not negative")))
 }
 
 /// When a wait ends. `None` stands for no limit, also for a time that the clock cannot count to.

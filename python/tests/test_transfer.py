@@ -51,6 +51,8 @@ def test_tables_of_integers_of_every_kind(pair, kind):
         indices = numbers.astype(kind)
     table = near.strided(16, 16, 256).select(indices)
     assert [table[at] for at in range(4)] == [(16 * int(at), 16) for at in numbers]
+    with pytest.raises(TypeError, match="flatnonzero"):
+        near.strided(16, 16, 256).select(np.zeros(256, bool))
     there = far.remote().blocks(16, np.arange(0, 64, 16, dtype=np.uint16))
     pair.near.write(table, there).wait(timeout=30)
     assert (theirs[:64].reshape(4, 16) == ours.reshape(256, 16)[numbers]).all()
@@ -191,7 +193,7 @@ def test_connections_by_address():
 
     server = threading.Thread(target=serve)
     server.start()
-    connection = rdma.connect(listener.address, private_data=b"hello")
+    connection = rdma.connect(listener.address, private_data=b"hello", source=ADDRESS["rxe0"])
     assert connection.domain.device == "rxe0"
     remote, _ = rdma.RemoteRegion.split_from(connection.private_data)
     ours = filled(1000)
@@ -216,7 +218,7 @@ def test_connections_that_fail():
     assert time.monotonic() - start >= 0.6
     assert listener.try_accept() is None
     for wrong in ["nonsense", "192.168.77.1", ("host.invalid", 1)]:
-        with pytest.raises(ValueError, match="no address"):
+        with pytest.raises(rdma.MisuseError, match="no address"):
             rdma.connect(wrong)
     with pytest.raises(TypeError, match="host:port"):
         rdma.connect(7)
@@ -224,7 +226,7 @@ def test_connections_that_fail():
         rdma.Domain("rxe0").connection(colour=1)
     with pytest.raises(TypeError, match="option window"):
         rdma.Domain("rxe0").connection(window="many")
-    with pytest.raises(ValueError, match="-1 s is not a time"):
+    with pytest.raises(rdma.MisuseError, match="-1 s is not a time"):
         rdma.Domain("rxe0").connection(stall_timeout=-1)
 
 

@@ -22,7 +22,7 @@ pub enum Error {
         fd: RawFd,
     },
     /// The descriptor is open, but it is not a dma-buf.
-    #[error("fd {fd} is not a dma-buf but {what}: export the buffer first (see the exporter module)")]
+    #[error("fd {fd} is not a dma-buf but {what}: export the buffer first (docs/exporters.md says how)")]
     NotDmaBuf {
         /// The number that was passed.
         fd: RawFd,

@@ -13,7 +13,7 @@ use super::{Allocation, Error, Exporter, Result, memory, open_device, open_error
 use crate::dmabuf::DmaBuf;
 
 const DIRECTORY: &str = "/dev/dma_heap";
-const MISSING: &str = "the kernel lacks this heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`, Debian from 6.12 on); DmaHeap::list() returns the names of those that exist";
+const MISSING: &str = "the kernel lacks this heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`, Debian from 6.12 on); ls /dev/dma_heap lists those that exist";
 /// Whether the kernel charges the memory to the cgroup; older kernels do not have it.
 const ACCOUNTING: &str = "/sys/module/dma_heap/parameters/mem_accounting";
 const FORBIDDEN: &str = "run as root, or give your group access to the heap by a udev rule";

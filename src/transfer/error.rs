@@ -192,6 +192,7 @@ impl Error {
             Self::Request(error) => error.kind(),
             Self::ReceivePosted { .. } | Self::UnexpectedMessage { .. } => ErrorKind::Misuse,
             Self::PortDown { .. } => ErrorKind::NotFound,
+            Self::Unusable { reason, .. } if reason == NOT_CONNECTED => ErrorKind::Misuse,
             Self::Unusable { .. } => ErrorKind::Transport,
             Self::Memory(error) => error.kind(),
             Self::Verbs(error) => error.kind(),

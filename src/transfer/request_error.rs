@@ -93,7 +93,7 @@ pub enum RequestError {
     },
     /// This side or the peer receives no notifications.
     #[error(
-        "{side} receives no notifications: set ConnectionOptions::notifications, or WorkerOptions::notifications of its worker"
+        "{side} receives no notifications: set the option `notifications` of its connection, or of its worker"
     )]
     NoNotifications {
         /// "this side" or "the peer".
