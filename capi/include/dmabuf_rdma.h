@@ -16,7 +16,8 @@
  * - Pointers. NULL is permitted only where the text says so, and refused with DRDMA_MISUSE otherwise. Other pointers must be
  *   valid for the size that the text says until the function returns. Strings end with a NUL and are UTF-8.
  * - Threads. Any thread may call any function, several at once with one handle. Functions without a timeout_ms do not wait for
- *   a peer; those that start a transfer have one and do not wait either.
+ *   a peer; those that start a transfer have one and do not wait either. Beside an event loop that watches a connection's
+ *   descriptor, other threads call only functions that wait: of two that look, one may consume what the other waits for.
  * - Units. Lengths and offsets are bytes. Timeouts are milliseconds; 0 does not wait, and a negative one means no limit.
  * - fork(). A child must not use the handles of its parent.
  */
@@ -420,8 +421,9 @@ enum drdma_status drdma_register_dmabuf(struct drdma_domain *domain,
 
 // Registers `length` bytes of host memory. `release`, if it is not NULL, is called once with `context`, on any thread, when
 // no region and no transfer uses the memory any more; until then nobody may free or unmap it. If the registration fails, it is
-// called before the function returns. It must not throw. Without it, the memory must stay until the last handle of it and
-// every transfer of it are released.
+// called before the function returns. It must not throw, nor use or release a handle that the call uses in which it runs.
+// Without it, the memory must stay until the last handle of it is released and every transfer of it has ended; if a receive
+// was cancelled, timed out or released before its first message, until its connection is released too.
 //
 // Errors: DRDMA_MISUSE: no bytes, or flags that exclude each other. DRDMA_LIMIT (ENOMEM, EPERM): RLIMIT_MEMLOCK; the message
 // says the limit and the need.
@@ -435,7 +437,7 @@ enum drdma_status drdma_register_host(struct drdma_domain *domain,
 
 // Registers memory of a GPU by the pointer of a runtime that this process has loaded: CUDA, ROCm or Level Zero. The domain
 // exports and registers the allocation under the pointer once, and keeps that until it is released. The memory must stay
-// allocated while the region, a slice or a transfer of it lives.
+// allocated as long as host memory without a `release`.
 //
 // Errors: DRDMA_NOT_FOUND: no runtime is loaded, or none knows the pointer. DRDMA_MISUSE: the range leaves the allocation.
 // DRDMA_UNSUPPORTED: this kind of memory is not exported; and as drdma_register_dmabuf().
@@ -579,7 +581,8 @@ enum drdma_status drdma_send(struct drdma_connection *connection,
                              struct drdma_transfer **transfer);
 
 // Receives as many bytes as the region has, which needs DRDMA_LOCAL_WRITE. Start it before the peer sends. After
-// DRDMA_TIMEOUT before its first message it stays posted, and can be waited for again.
+// DRDMA_TIMEOUT or DRDMA_CANCELLED before its first message it stays posted, so that the peer may still write the memory;
+// receive into the same memory again, or release the connection. Only one thread may wait for it.
 enum drdma_status drdma_recv(struct drdma_connection *connection,
                              struct drdma_region *local,
                              int64_t timeout_ms,
@@ -618,7 +621,8 @@ enum drdma_status drdma_transfer_wait(struct drdma_transfer *transfer,
 enum drdma_status drdma_transfer_try(struct drdma_transfer *transfer);
 
 // Cancels the transfer: no further message is posted, and those in flight complete. Then it ends with DRDMA_CANCELLED, or with
-// DRDMA_OK if these were all, and the connection stays usable.
+// DRDMA_OK if these were all, and the connection stays usable. For a receive see drdma_recv(); after its first message the
+// connection becomes unusable.
 enum drdma_status drdma_transfer_cancel(struct drdma_transfer *transfer);
 
 // Bytes in messages that have completed; 0 if the handle is refused.

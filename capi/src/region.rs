@@ -128,8 +128,9 @@ impl Drop for Release {
 
 /// Registers `length` bytes of host memory. `release`, if it is not NULL, is called once with `context`, on any thread, when
 /// no region and no transfer uses the memory any more; until then nobody may free or unmap it. If the registration fails, it is
-/// called before the function returns. It must not throw. Without it, the memory must stay until the last handle of it and
-/// every transfer of it are released.
+/// called before the function returns. It must not throw, nor use or release a handle that the call uses in which it runs.
+/// Without it, the memory must stay until the last handle of it is released and every transfer of it has ended; if a receive
+/// was cancelled, timed out or released before its first message, until its connection is released too.
 ///
 /// Errors: DRDMA_MISUSE: no bytes, or flags that exclude each other. DRDMA_LIMIT (ENOMEM, EPERM): RLIMIT_MEMLOCK; the message
 /// says the limit and the need.
@@ -156,7 +157,7 @@ pub unsafe extern "C" fn drdma_register_host(
 
 /// Registers memory of a GPU by the pointer of a runtime that this process has loaded: CUDA, ROCm or Level Zero. The domain
 /// exports and registers the allocation under the pointer once, and keeps that until it is released. The memory must stay
-/// allocated while the region, a slice or a transfer of it lives.
+/// allocated as long as host memory without a `release`.
 ///
 /// Errors: DRDMA_NOT_FOUND: no runtime is loaded, or none knows the pointer. DRDMA_MISUSE: the range leaves the allocation.
 /// DRDMA_UNSUPPORTED: this kind of memory is not exported; and as drdma_register_dmabuf().

@@ -174,7 +174,8 @@ pub unsafe extern "C" fn drdma_send(
 }
 
 /// Receives as many bytes as the region has, which needs DRDMA_LOCAL_WRITE. Start it before the peer sends. After
-/// DRDMA_TIMEOUT before its first message it stays posted, and can be waited for again.
+/// DRDMA_TIMEOUT or DRDMA_CANCELLED before its first message it stays posted, so that the peer may still write the memory;
+/// receive into the same memory again, or release the connection. Only one thread may wait for it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn drdma_recv(
     connection: *mut drdma_connection,
@@ -284,7 +285,8 @@ pub unsafe extern "C" fn drdma_transfer_try(transfer: *mut drdma_transfer) -> dr
 }
 
 /// Cancels the transfer: no further message is posted, and those in flight complete. Then it ends with DRDMA_CANCELLED, or with
-/// DRDMA_OK if these were all, and the connection stays usable.
+/// DRDMA_OK if these were all, and the connection stays usable. For a receive see drdma_recv(); after its first message the
+/// connection becomes unusable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn drdma_transfer_cancel(transfer: *mut drdma_transfer) -> drdma_status {
     call(|| {

@@ -48,9 +48,10 @@ class _Loop:
             loop.add_reader(self.wakes.fileno(), self._woken)
         watch = self._watches.get(fd)
         if watch is None:
-            watch = self._watches[fd] = _Watch(driver)
+            watch = _Watch(driver)
             loop.add_reader(fd, self._readable, watch)
-        watch.waiting[token] = None
+            self._watches[fd] = watch
+        watch.waiting[token] = driver
         return watch
 
     def leave(self, token, watch):
@@ -58,6 +59,8 @@ class _Loop:
         self._futures.pop(token, None)
         watch.waiting.pop(token, None)
         if watch.waiting:
+            # Connections of a worker share a descriptor, and none is held longer than somebody waits for it.
+            watch.driver = next(iter(watch.waiting.values()))
             return
         if watch.timer is not None:
             watch.timer.cancel()

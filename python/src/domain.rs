@@ -195,7 +195,7 @@ impl Domain {
     ///   transfer `Region.blocks_of(view)`;
     /// - a `HostBuffer` or a `DmaBuf`;
     /// - `(pointer, nbytes)` with `unsafe=True`: host memory, or memory of a GPU runtime. Nobody may free it while the
-    ///   region, its slices or its transfers live.
+    ///   region, its slices or its transfers live, nor while a receive into it is posted.
     ///
     /// `access` says what the device and peers may do, as `Access` flags. Without flags the device only reads: enough for
     /// the source of writes and sends. `Access.REMOTE` is all that a peer can do.

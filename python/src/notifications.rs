@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -198,6 +198,10 @@ impl Arrival {
     ) -> Self {
         Self { future: Mutex::new(Some(Box::pin(future))), of: of.clone().into() }
     }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Future_>> {
+        self.future.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[pymethods]
@@ -213,23 +217,24 @@ impl Arrival {
         token: u64,
     ) -> Polled<Option<Py<Notification>>> {
         let waker = wakes.get().waker(token);
-        let mut slot = self.future.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(future) = slot.as_mut() else {
+        // Polled outside the lock, since memory of Python may be released meanwhile.
+        let Some(mut future) = self.slot().take() else {
             return Err(Failed::misuse(
                 "these notifications were awaited already: call arrived or recv again",
             ));
         };
         let Poll::Ready(ended) = future.as_mut().poll(&mut Context::from_waker(&waker)) else {
+            *self.slot() = Some(future);
             return Ok(None);
         };
-        *slot = None;
         let taken = ended?.map(|taken| to_python(py, taken)).transpose()?;
         Ok(Some((taken,)))
     }
 
     /// Leaves those that wait.
     fn _cancelled(&self) {
-        *self.future.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let left = self.slot().take();
+        drop(left);
     }
 
     fn _driver(&self) -> Driver {

@@ -62,20 +62,24 @@ pub fn byte_range(range: &Bound<'_, PyAny>, length: u64) -> Result<(u64, u64)> {
             indices.step
         )));
     }
-    // Python cuts a range at the end. Here it would transfer fewer bytes than were asked for.
-    let end = slice.getattr("stop")?;
-    let beyond = !end.is_none() && end.extract::<i64>().is_ok_and(|end| end > 0 && end as u64 > length);
-    let start = slice.getattr("start")?;
-    let beyond = beyond
-        || (!start.is_none() && start.extract::<i64>().is_ok_and(|start| start > 0 && start as u64 > length));
-    if beyond || indices.start >= indices.stop {
-        return Err(Failed::misuse(format!(
+    // Python cuts a range at both ends. Here it would transfer fewer bytes than were asked for.
+    let place = |at: &Bound<'_, PyAny>, otherwise: u64| {
+        if at.is_none() {
+            return Some(otherwise);
+        }
+        let at = at.extract::<i64>().ok()?;
+        let at = if at < 0 { length.checked_add_signed(at)? } else { at as u64 };
+        (at <= length).then_some(at)
+    };
+    let (start, end) = (slice.getattr("start")?, slice.getattr("stop")?);
+    match (place(&start, 0), place(&end, length)) {
+        (Some(start), Some(end)) if start < end => Ok((start, end)),
+        _ => Err(Failed::misuse(format!(
             "the range [{}:{}] is empty or not inside the {length} bytes",
             start.str()?,
             end.str()?
-        )));
+        ))),
     }
-    Ok((indices.start as u64, indices.stop as u64))
 }
 
 #[pymethods]

@@ -33,7 +33,15 @@ impl Source {
         if let Ok(interface) = object.getattr("__cuda_array_interface__")
             && let Ok(interface) = interface.cast::<PyDict>()
         {
-            return Self::of_interface(object, interface, true, what);
+            let mut source = Self::of_interface(object, interface, true, what)?;
+            // A tensor may be given other memory while somebody holds it. What DLPack lends is the memory itself.
+            if object.hasattr("__dlpack__")?
+                && let Ok(lent) = dlpack::borrow(object)
+                && lent.address == source.address
+            {
+                source.keeper = (source.keeper, lent.capsule).into_pyobject(object.py())?.into_any().unbind();
+            }
+            return Ok(source);
         }
         if let Ok(interface) = object.getattr("__array_interface__")
             && let Ok(interface) = interface.cast::<PyDict>()
@@ -69,7 +77,8 @@ impl Source {
         if mask.is_some() {
             return Err(Failed::misuse(format!("{what} has a mask, which would not be transferred")));
         }
-        let keeper = object.clone().unbind();
+        // Also the interface, which may hold the memory: a scalar of numpy lends a temporary copy.
+        let keeper = (object, interface).into_pyobject(object.py())?.into_any().unbind();
         Ok(Self { address, item_size, shape, strides, read_only, on_device, keeper, what })
     }
 
@@ -213,6 +222,10 @@ impl Source {
         let mut block = self.item_size;
         while let Some((size, _)) = outer.pop_if(|(_, stride)| *stride == block as i64) {
             block *= size;
+        }
+        let count = outer.iter().try_fold(1_u64, |count, (size, _)| count.checked_mul(*size));
+        if count.is_none_or(|count| count > u64::from(u32::MAX)) {
+            return Err(Failed::misuse(format!("{} has more than 2^32 - 1 blocks", self.what)));
         }
         let start = self.address.wrapping_sub(base);
         let mut offsets = vec![start];

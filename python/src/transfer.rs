@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use dmabuf_rdma::{Connection, Transfer as Inner};
 use pyo3::prelude::*;
@@ -12,7 +12,7 @@ use crate::detached::Detached;
 use crate::error::{Failed, Result};
 use crate::notifications::{Driver, Of};
 use crate::time::{end_of, until};
-use crate::wake::{Polled, Wakes};
+use crate::wake::{Everyone, Polled, Wakes};
 
 /// A transfer in flight: `wait()` for it, or `await` it in asyncio.
 ///
@@ -22,11 +22,13 @@ use crate::wake::{Polled, Wakes};
 pub struct Transfer {
     inner: Detached<Inner>,
     connection: Detached<Arc<Connection>>,
+    /// The tasks that await it.
+    waiting: Arc<Everyone>,
 }
 
 impl Transfer {
     pub fn new(inner: Inner, connection: Arc<Connection>) -> Self {
-        Self { inner: inner.into(), connection: connection.into() }
+        Self { inner: inner.into(), connection: connection.into(), waiting: Arc::default() }
     }
 }
 
@@ -57,8 +59,9 @@ impl Transfer {
 
     /// Bytes in messages that have completed.
     #[getter]
-    fn progress(&self) -> u64 {
-        self.inner.progress()
+    fn progress(&self, py: Python<'_>) -> u64 {
+        // Without the GIL, which a thread may need that takes the result.
+        py.detach(|| self.inner.progress())
     }
 
     /// Length in bytes.
@@ -78,7 +81,8 @@ impl Transfer {
     }
 
     fn _poll(&self, wakes: &Bound<'_, Wakes>, token: u64) -> Polled<u64> {
-        let waker = wakes.get().waker(token);
+        self.waiting.add(wakes.get().waker(token));
+        let waker = Waker::from(self.waiting.clone());
         match Pin::new(&mut &*self.inner).poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(ended) => Ok(Some((ended?.bytes,))),
             Poll::Pending => Ok(None),

@@ -100,6 +100,28 @@ impl Wake for Note {
     }
 }
 
+/// Wakes all tasks that wait for something that wakes one.
+#[derive(Default)]
+pub struct Everyone(Mutex<Vec<Waker>>);
+
+impl Everyone {
+    /// Adds a task until the next time. It must poll afterwards, or it may miss what came before.
+    pub fn add(&self, waker: Waker) {
+        self.lock().push(waker);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Everyone {
+    fn wake(self: Arc<Self>) {
+        let all = std::mem::take(&mut *self.lock());
+        all.into_iter().for_each(Waker::wake);
+    }
+}
+
 /// What an event loop watches: it makes progress, and tells in how many seconds the next timeout expires.
 pub fn seconds_until(next: Option<std::time::Instant>) -> Option<f64> {
     next.map(|next| next.saturating_duration_since(std::time::Instant::now()).as_secs_f64())

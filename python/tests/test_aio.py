@@ -35,6 +35,19 @@ async def await_(thing):
     return await thing
 
 
+def test_several_tasks_await_one_transfer(pair):
+    async def main():
+        _, near, theirs, far = pair.memory()
+        receiving = pair.far.recv(far[:100])
+        tasks = [asyncio.create_task(await_(receiving)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await pair.near.send(near[:100])
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*tasks) == [100] * 3
+
+    asyncio.run(main())
+
+
 def test_a_hundred_tasks(notified):
     pair = notified
 

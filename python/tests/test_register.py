@@ -238,11 +238,27 @@ def test_memory_cannot_be_freed_or_resized_while_it_is_registered(domain):
     numbers.append(2)
 
 
+def test_a_scalar_of_numpy_holds_its_copy(pair):
+    _, _, theirs, far = pair.memory(64)
+    # The array of which the scalar's interface tells is a temporary one.
+    region = pair.near_domain.register(np.arange(3, dtype=np.uint64)[2])
+    others = [np.full((), 77, np.uint64) for _ in range(1000)]
+    pair.near.write(region, far.remote()[:8]).wait(timeout=30)
+    assert theirs[:8].view(np.uint64)[0] == 2 and len(others) == 1000
+
+
+def test_blocks_without_end_are_refused(domain):
+    base = np.zeros(8, np.uint8)
+    with pytest.raises(rdma.MisuseError, match="2\\^32"):
+        domain.register(base).blocks_of(np.broadcast_to(base[0:1], (1 << 40, 1)))
+
+
 def test_slices(domain):
     region = domain.register(np.arange(100, dtype=np.uint8), rdma.Access.REMOTE)
     assert (len(region), len(region[10:]), len(region[10:20][5:]), len(region[-10:])) == (100, 90, 5, 10)
     assert (len(region[:].remote()), len(region.remote()[3:5])) == (100, 2)
-    for wrong in [slice(5, 5), slice(50, 40), slice(0, 101), slice(100, None), slice(200, 300)]:
+    beyond = [slice(0, 1 << 63), slice(-101, 10), slice(-(1 << 70), None)]
+    for wrong in [slice(5, 5), slice(50, 40), slice(0, 101), slice(100, None), slice(200, 300), *beyond]:
         with pytest.raises(rdma.MisuseError, match="empty or not inside the 100 bytes"):
             region[wrong]
         with pytest.raises(rdma.MisuseError, match="empty or not inside the 100 bytes"):

@@ -373,7 +373,9 @@ impl Engine {
             return Err(error);
         }
         let next = state.wake_overdue();
-        self.schedule(&mut state, next);
+        if state.is_before_timer(next) {
+            self.wake_drivers();
+        }
         state.timer = next;
         Ok(next)
     }
@@ -386,24 +388,28 @@ impl Engine {
         false
     }
 
-    /// A thread has taken completions, after which the stall timeout of a task's transfer may begin.
-    fn reschedule(&self, state: &mut State) {
-        if self.is_driven() {
+    /// A thread has taken completions, after which the stall timeout of another transfer may begin.
+    pub(super) fn reschedule(&self, state: &mut State) {
+        if self.is_watched(state) {
             let next = state.wake_overdue();
             self.schedule(state, next);
         }
     }
 
-    /// Has the tasks of runtimes look again by then at the latest.
+    /// Has event loops and the tasks of runtimes look again by then at the latest.
     pub(super) fn schedule(&self, state: &mut State, end: Option<Instant>) {
-        if let Some(end) = end
-            && self.is_driven()
-            && state.timer.is_none_or(|timer| end < timer)
-        {
-            state.timer = Some(end);
-            #[cfg(feature = "tokio")]
-            self.drivers.wake();
+        if self.is_watched(state) && state.is_before_timer(end) {
+            state.timer = end;
+            if state.watched {
+                self.events.notify();
+            }
+            self.wake_drivers();
         }
+    }
+
+    fn wake_drivers(&self) {
+        #[cfg(feature = "tokio")]
+        self.drivers.wake();
     }
 
     /// Fails all connections.

@@ -42,7 +42,7 @@ pub(super) struct State {
     pub followers: usize,
     /// Whether an event loop uses the engine.
     pub watched: bool,
-    /// When the task of a runtime looks again by itself.
+    /// When the event loop or the task of a runtime looks again by itself.
     pub timer: Option<Instant>,
     /// Whether the completion queue is armed, or its event was not consumed yet.
     pub armed: bool,
@@ -229,6 +229,11 @@ impl State {
     pub(super) fn abandon(&mut self, id: JobId) -> Option<Job> {
         let Self { pairs, released, .. } = self;
         pairs[id.pair].queue(id.side).abandon(id, released)
+    }
+
+    /// Whether this is earlier than the time at which somebody looks again.
+    pub(super) fn is_before_timer(&self, end: Option<Instant>) -> bool {
+        end.is_some_and(|end| self.timer.is_none_or(|timer| end < timer))
     }
 
     /// Wakes the tasks whose time is up. Returns when it is to be called again.

@@ -206,3 +206,21 @@ fn an_event_loop_is_told_of_what_a_task_has_taken() {
     assert_eq!(transfer.try_wait().unwrap().unwrap().bytes, 1 << 20);
     assert!(!setup.is_readable());
 }
+
+/// A transfer that was started after the event loop had looked, and that a thread takes up.
+#[test]
+fn an_event_loop_is_told_of_an_earlier_timeout() {
+    let setup = Setup::new(100);
+    let pair = setup.pair(5);
+    assert_eq!(setup.engine.process_events().unwrap(), None);
+    let transfer = setup.write(&pair);
+    assert!(!setup.is_readable());
+    // A thread has slept.
+    setup.engine.reschedule(&mut setup.engine.lock());
+    assert!(setup.is_readable());
+    assert!(setup.engine.process_events().unwrap().is_some());
+    assert!(!setup.is_readable());
+    let posted = setup.provider.lock().unwrap().posted[0];
+    setup.complete(posted, CompletionStatus::SUCCESS, 5);
+    transfer.try_wait().unwrap().unwrap();
+}
