@@ -181,6 +181,14 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_was_never_connected_is_misused() {
+        let kind =
+            |reason: &str| Error::from(transfer::Error::Unusable { reason: reason.into(), done: 0 }).kind();
+        assert_eq!(kind("it is not connected"), ErrorKind::Misuse);
+        assert_eq!(kind("the peer disconnected"), ErrorKind::Transport);
+    }
+
+    #[test]
     fn what_a_device_view_refuses_has_a_kind() {
         let map = |errno| {
             let source = std::io::Error::from_raw_os_error(errno);
