@@ -22,6 +22,6 @@ mod runtimes;
 mod self_check;
 mod sets;
 mod support;
-mod transfer;
+pub mod transfer;
 mod v4l2;
 mod vulkan;

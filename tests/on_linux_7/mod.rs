@@ -254,3 +254,10 @@ fn the_device_has_no_dma_handles() {
     let refused = alloc_dma_handle(&domain()).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EPROTONOSUPPORT));
 }
+
+/// This kernel's soft-RoCE reports a request that it refuses before it answers it. Who stopped the queue pair at the report
+/// would take the answer from the peer.
+#[test]
+fn a_refused_request_is_answered() {
+    crate::on_dmabuf_rxe::transfer::endings::a_wrong_key_ends_both_directions_of_both_sides();
+}

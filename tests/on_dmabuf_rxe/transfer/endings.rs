@@ -46,7 +46,7 @@ fn assert_names_a_refused_request(message: &str) {
 
 /// A window of chains is in flight behind the write that fails, and receives are posted on both sides.
 #[test]
-fn a_wrong_key_ends_both_directions_of_both_sides() {
+pub fn a_wrong_key_ends_both_directions_of_both_sides() {
     let start = Instant::now();
     let Wire { near, far } = Wire::with(ConnectionOptions::default().message_size(64 << 10));
     let ((_ours, source), (_theirs, target)) = (near.filled(4 << 20, 1), far.filled(4 << 20, 2));

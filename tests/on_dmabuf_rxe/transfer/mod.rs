@@ -4,7 +4,7 @@ mod asynchronous;
 mod blocks;
 mod connecting;
 mod device_events;
-mod endings;
+pub mod endings;
 mod faults;
 mod ibverbs_peer;
 mod in_flight;
